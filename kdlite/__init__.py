@@ -1,0 +1,116 @@
+"""Distil a trained Keras teacher into a small, proven ``.tflite`` student.
+
+The public names, each loaded when it is first used: ``import kdlite`` costs nothing, so
+that the command line answers before TensorFlow is in memory.
+
+kdlite runs on Keras 3 with the TensorFlow backend, since ``.tflite`` files come from
+TensorFlow's converter. Any other backend is an ``ImportError``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdlite import datasets
+    from kdlite.compress.qat import quantize_aware
+    from kdlite.distill import losses
+    from kdlite.distill.distiller import Distiller
+    from kdlite.distill.soft_labels import SoftLabels
+    from kdlite.lite.convert import ExportResult, export
+    from kdlite.lite.metadata import read_metadata
+    from kdlite.lite.tflite_file import inspect
+    from kdlite.lite.verify import VerificationError, verify
+    from kdlite.pipeline import PipelineResult, distill_to_tflite
+
+    __version__: str
+
+__all__ = [
+    "Distiller",
+    "ExportResult",
+    "PipelineResult",
+    "SoftLabels",
+    "VerificationError",
+    "__version__",
+    "datasets",
+    "distill_to_tflite",
+    "export",
+    "inspect",
+    "losses",
+    "quantize_aware",
+    "read_metadata",
+    "verify",
+]
+
+# Where each comes from: `module:name`, or `module:` for the module itself.
+_HOMES = {
+    "Distiller": "kdlite.distill.distiller:Distiller",
+    "ExportResult": "kdlite.lite.convert:ExportResult",
+    "PipelineResult": "kdlite.pipeline:PipelineResult",
+    "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
+    "VerificationError": "kdlite.lite.verify:VerificationError",
+    "datasets": "kdlite.datasets:",
+    "distill_to_tflite": "kdlite.pipeline:distill_to_tflite",
+    "export": "kdlite.lite.convert:export",
+    "inspect": "kdlite.lite.tflite_file:inspect",
+    "losses": "kdlite.distill.losses:",
+    "quantize_aware": "kdlite.compress.qat:quantize_aware",
+    "read_metadata": "kdlite.lite.metadata:read_metadata",
+    "verify": "kdlite.lite.verify:verify",
+}
+
+
+def _keras_backend() -> str:
+    """Keras's backend, known without importing Keras (which takes seconds).
+
+    Keras itself is asked if it is loaded; else the places it will look in.
+    """
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "backend"):
+        return str(keras.backend.backend())
+    if named := os.environ.get("KERAS_BACKEND"):
+        return named
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    try:
+        config = json.loads((home / "keras.json").read_text())
+        return str(config.get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"
+
+
+def _require_tensorflow() -> None:
+    backend = _keras_backend()
+    if backend != "tensorflow":
+        raise ImportError(
+            "kdlite needs Keras on the TensorFlow backend. "
+            f"Received: backend={backend!r}. Set the environment variable "
+            'KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in '
+            "~/.keras/keras.json, before Keras is imported."
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # slow, and rarely asked for
+
+        value: Any = version("kdlite")
+    elif name in _HOMES:
+        # Keras may have been loaded, on another backend, since kdlite was.
+        _require_tensorflow()
+        value = resolve_name(_HOMES[name])
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_require_tensorflow()

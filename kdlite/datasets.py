@@ -1,0 +1,364 @@
+"""Data to try kdlite on: Fashion-MNIST, whole and checked.
+
+Nothing here needs TensorFlow, except Keras's download where the files are nowhere near.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_VALIDATION_IMAGES = 5_000
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_FIX = (
+    "Delete it and fetch it again, or install Debian's package dataset-fashion-mnist, "
+    "or set KDLITE_DATA_DIR to a folder with the four published .gz files."
+)
+
+
+class _PublishedFile(NamedTuple):
+    """What a file of the data set must be, to the byte."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    shape: tuple[int, ...]
+
+
+_TRAIN_IMAGES = _PublishedFile(
+    "train-images-idx3-ubyte.gz",
+    26_421_856,
+    "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    (60_000, 28, 28, 1),
+)
+_TRAIN_LABELS = _PublishedFile(
+    "train-labels-idx1-ubyte.gz",
+    29_491,
+    "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    (60_000,),
+)
+_TEST_IMAGES = _PublishedFile(
+    "t10k-images-idx3-ubyte.gz",
+    4_422_079,
+    "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    (10_000, 28, 28, 1),
+)
+_TEST_LABELS = _PublishedFile(
+    "t10k-labels-idx1-ubyte.gz",
+    5_125,
+    "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+    (10_000,),
+)
+_FILES = (_TRAIN_IMAGES, _TRAIN_LABELS, _TEST_IMAGES, _TEST_LABELS)
+
+
+class Split(NamedTuple):
+    """One part of a data set; ``model.fit(*split)`` takes it as it is.
+
+    Attributes:
+        x: Images, uint8 in 0 to 255, shape ``(images, height, width, channels)``.
+        y: Class indices, int64, shape ``(images,)``.
+    """
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class FashionMNIST:
+    """Fashion-MNIST in three parts, so that nothing is chosen on the test set.
+
+    Attributes:
+        train: The first 55,000 images of the published training set.
+        validation: Its last 5,000 images: for every choice that is made.
+        test: The published test set, 10,000 images: to be looked at once, at the end.
+        class_names: The ten names, in the order of the labels.
+        folder: Where the files lie.
+    """
+
+    train: Split = field(repr=False)
+    validation: Split = field(repr=False)
+    test: Split = field(repr=False)
+    class_names: tuple[str, ...]
+    folder: Path
+
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{len(split.y):,} {name}" for name, split in self._splits().items()
+        )
+        return (
+            f"Fashion-MNIST: {parts} images of 28x28x1, "
+            f"{len(self.class_names)} classes, from {self.folder}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the sizes, the names and the folder, as JSON takes them."""
+        return {
+            **{name: len(split.y) for name, split in self._splits().items()},
+            "class_names": list(self.class_names),
+            "folder": str(self.folder),
+        }
+
+    def _splits(self) -> dict[str, Split]:
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+
+
+def fashion_mnist() -> FashionMNIST:
+    """Reads Fashion-MNIST from the nearest place, each file checked.
+
+    The places, in order: the folder that the environment variable ``KDLITE_DATA_DIR``
+    names (the files themselves, or a subfolder ``fashion-mnist`` with them), Debian's
+    package ``dataset-fashion-mnist``, Keras's cache, and last a download by
+    ``keras.datasets``.
+
+    Returns:
+        The images, uint8 of shape ``(images, 28, 28, 1)`` in 0 to 255 on black, with
+        int64 labels in 0 to 9, split into 55,000 for training, 5,000 for validation
+        and 10,000 for testing.
+
+    Raises:
+        ValueError: If a file has another size or checksum than the published one, or
+            ``KDLITE_DATA_DIR`` lacks a file.
+        OSError: If the files are nowhere and Keras cannot download them.
+
+    Example:
+        >>> data = fashion_mnist()
+        >>> data.train.x.shape, data.train.x.dtype
+        ((55000, 28, 28, 1), dtype('uint8'))
+        >>> data.class_names[data.test.y[0]]
+        'Ankle boot'
+
+    Reference:
+        Xiao, Rasul, Vollgraf (2017). Fashion-MNIST: a novel image dataset for
+        benchmarking machine learning algorithms. arXiv:1708.07747. Licence: MIT.
+    """
+    folder = find_fashion_mnist() or _download()
+    x, y = _read(folder, _TRAIN_IMAGES), _read(folder, _TRAIN_LABELS)
+    x_test, y_test = _read(folder, _TEST_IMAGES), _read(folder, _TEST_LABELS)
+    cut = len(x) - _VALIDATION_IMAGES
+    return FashionMNIST(
+        train=Split(x[:cut], y[:cut].astype(np.int64)),
+        validation=Split(x[cut:], y[cut:].astype(np.int64)),
+        test=Split(x_test, y_test.astype(np.int64)),
+        class_names=_CLASS_NAMES,
+        folder=folder,
+    )
+
+
+def find_fashion_mnist() -> Path | None:
+    """Returns the nearest folder with all four files, or None; reads none of them.
+
+    Raises:
+        ValueError: If ``KDLITE_DATA_DIR`` is set, and a file is missing there.
+    """
+    if named := os.environ.get("KDLITE_DATA_DIR"):
+        folder = Path(named).expanduser()
+        if (folder / "fashion-mnist").is_dir():
+            folder /= "fashion-mnist"
+        if missing := _missing(folder):
+            raise ValueError(
+                "KDLITE_DATA_DIR must name a folder with Fashion-MNIST's four files. "
+                f"Received: KDLITE_DATA_DIR={named!r}, where {missing[0]} is missing. "
+                "Put the published .gz files there, or unset the variable."
+            )
+        return folder
+    for folder in (_DEBIAN_FOLDER, _keras_cache()):
+        if not _missing(folder):
+            return folder
+    return None
+
+
+def _missing(folder: Path) -> list[str]:
+    return [file.name for file in _FILES if not (folder / file.name).is_file()]
+
+
+def _keras_cache() -> Path:
+    """The folder that ``keras.datasets`` downloads into, known without Keras."""
+    home = os.environ.get("KERAS_HOME")
+    if home is None:
+        user = os.path.expanduser("~")
+        base = user if os.access(user, os.W_OK) else tempfile.gettempdir()
+        home = os.path.join(base, ".keras")
+    return Path(home).expanduser() / "datasets" / "fashion-mnist"
+
+
+def _download() -> Path:
+    import keras
+
+    folder = _keras_cache()
+    try:
+        # For the files it leaves behind: the arrays it returns are not checked.
+        keras.datasets.fashion_mnist.load_data()
+    except Exception as err:  # Keras raises a bare Exception for a failed download
+        if _missing(folder):
+            raise OSError(
+                "Fashion-MNIST was found nowhere and Keras could not download it. "
+                f"Received: {err} Install Debian's package dataset-fashion-mnist, or "
+                "set KDLITE_DATA_DIR to a folder with the four published .gz files."
+            ) from err
+    return folder
+
+
+def _read(folder: Path, file: _PublishedFile) -> NDArray[np.uint8]:
+    path = folder / file.name
+    data = path.read_bytes()
+    if len(data) != file.size_bytes:
+        raise ValueError(
+            f"{file.name} must have {file.size_bytes} bytes. "
+            f"Received: {path} with {len(data)} bytes. {_FIX}"
+        )
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != file.sha256:
+        raise ValueError(
+            f"{file.name} must have the sha256 {file.sha256}. "
+            f"Received: {path} with {sha256}. {_FIX}"
+        )
+    # The idx form: a magic number and the length of each axis (an image has two), each
+    # of 4 bytes, then the values.
+    header_bytes = 4 + 4 * min(len(file.shape), 3)
+    values = np.frombuffer(gzip.decompress(data), np.uint8, offset=header_bytes)
+    return values.reshape(file.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A user's own data, as arrays.
+
+    Attributes:
+        x: Inputs, ``(samples, ...)``.
+        y: Class indices, ``(samples,)``, or None where there are none.
+        class_names: The names of the classes, where the data tell them.
+    """
+
+    x: NDArray[Any] = field(repr=False)
+    y: NDArray[Any] | None = field(repr=False)
+    class_names: tuple[str, ...] | None = None
+
+    def split(self, share: float) -> tuple[Samples, Samples]:
+        """Holds back an evenly spread part, the same in every run.
+
+        Args:
+            share: The part to hold back, in 0..0.5.
+
+        Returns:
+            The rest, and the part held back.
+        """
+        held = np.arange(len(self.x)) % round(1 / share) == 0
+
+        def part(rows: NDArray[np.bool_]) -> Samples:
+            y = None if self.y is None else self.y[rows]
+            return Samples(self.x[rows], y, self.class_names)
+
+        return part(~held), part(held)
+
+
+def load(
+    path: str | Path,
+    shape: tuple[int | None, ...],
+    class_names: Sequence[str] | None = None,
+    needs_y: bool = True,
+) -> Samples:
+    """Reads samples from an ``.npz`` file or a folder of images.
+
+    Args:
+        path: An ``.npz`` with an array ``x`` (and ``y``), or a folder with one
+            subfolder of images (PNG, JPEG, BMP, GIF) a class.
+        shape: One sample's shape, as the model takes it; images are resized to it
+            (bilinear), to grey or colour by its channels, as float32 in 0..255.
+        class_names: The subfolders' names in the order of the class indices;
+            alphabetical by default.
+        needs_y: Whether an ``.npz`` without ``y`` is an error.
+
+    Returns:
+        The samples.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ValueError: The file is no ``.npz``, lacks an array, or the folder has no
+            images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, shape, class_names)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Data must exist. Received: {path}, which is not there. Name an .npz file "
+            "or a folder with one subfolder of images a class."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else {}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
+        raise ValueError(
+            f"A data file must be an .npz of plain arrays. Received: {path}, and numpy "
+            f"says: {err} Write it with np.savez(path, x=x, y=y)."
+        ) from err
+    for name in ("x", "y") if needs_y else ("x",):
+        if name not in arrays:
+            raise ValueError(
+                f"A data file must have the array {name!r}. Received: {path} with "
+                f"{sorted(arrays)}. Write it with np.savez(path, x=x, y=y)."
+            )
+    y = arrays.get("y")
+    return Samples(arrays["x"], None if y is None else np.squeeze(y))
+
+
+def _load_folder(
+    path: Path, shape: tuple[int | None, ...], class_names: Sequence[str] | None
+) -> Samples:
+    import keras
+
+    if len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
+        raise ValueError(
+            "A folder of images needs a model that takes (height, width, 1 or 3). "
+            f"Received: a model that takes {shape}. Give an .npz instead."
+        )
+    found = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    if not found or (class_names is not None and set(class_names) != set(found)):
+        raise ValueError(
+            "A folder of images must have one subfolder a class. Received: "
+            f"{path} with {found}"
+            + (f", where {list(class_names)} were named. " if class_names else ". ")
+            + "Sort the images into subfolders named like the classes."
+        )
+    dataset = keras.utils.image_dataset_from_directory(
+        path,
+        label_mode="int",
+        class_names=list(class_names) if class_names else None,
+        color_mode="grayscale" if shape[-1] == 1 else "rgb",
+        image_size=shape[:2],
+        shuffle=False,
+        verbose=False,
+    )
+    batches = list(dataset.as_numpy_iterator())
+    return Samples(
+        np.concatenate([x for x, _ in batches]),
+        np.concatenate([y for _, y in batches]),
+        tuple(dataset.class_names),
+    )

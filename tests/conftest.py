@@ -1,0 +1,39 @@
+"""What every test shares: quiet, few threads, fixed seeds.
+
+The environment is set before TensorFlow is imported, here and in the processes that
+tests start.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random
+import sys
+
+import numpy as np
+import pytest
+
+SEED = 20240229
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same random numbers in each test, in any order and on its own."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    # Tests of modules without TensorFlow stay quick: seeded only once it is loaded.
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(SEED)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A random generator of the test's own."""
+    return np.random.default_rng(SEED)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdlite import datasets
+
+NAMES = [file.name for file in datasets._FILES]
+
+
+@pytest.fixture(scope="module")
+def data() -> datasets.FashionMNIST:
+    return datasets.fashion_mnist()
+
+
+@pytest.fixture(scope="module")
+def real_folder(data: datasets.FashionMNIST) -> Path:
+    return data.folder
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No data in any place; returns Keras's cache, not yet made."""
+    monkeypatch.delenv("KDLITE_DATA_DIR", raising=False)
+    monkeypatch.setattr(datasets, "_DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras" / "datasets" / "fashion-mnist"
+
+
+def link_all(source: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in NAMES:
+        (folder / name).symlink_to(source / name)
+    return folder
+
+
+def keras_whose_download(
+    acts: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Puts a Keras in place that has only `datasets.fashion_mnist.load_data`."""
+    keras = types.ModuleType("keras")
+    loader = types.SimpleNamespace(load_data=acts)
+    keras.datasets = types.SimpleNamespace(fashion_mnist=loader)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keras", keras)
+
+
+def test_images_and_labels(data: datasets.FashionMNIST) -> None:
+    for split, images in [
+        (data.train, 55_000),
+        (data.validation, 5_000),
+        (data.test, 10_000),
+    ]:
+        assert split.x.shape == (images, 28, 28, 1)
+        assert split.x.dtype == np.uint8
+        assert (split.x.min(), split.x.max()) == (0, 255)
+        assert split.y.shape == (images,)
+        assert split.y.dtype == np.int64
+        assert set(split.y) == set(range(10))
+    assert np.all(np.bincount(data.test.y) == 1_000)
+    both = np.bincount(data.train.y) + np.bincount(data.validation.y)
+    assert np.all(both == 6_000)
+    # Published facts: the mean pixel of the training set, and the first labels.
+    mean = (data.train.x.mean() * 55 + data.validation.x.mean() * 5) / 60 / 255
+    assert mean == pytest.approx(0.2860, abs=1e-4)
+    assert data.train.y[:5].tolist() == [9, 0, 0, 3, 0]
+    assert data.test.y[:5].tolist() == [9, 2, 1, 1, 6]
+    assert [data.class_names[label] for label in data.test.y[:3]] == [
+        "Ankle boot",
+        "Pullover",
+        "Trouser",
+    ]
+
+
+def test_the_three_parts_share_no_position(data: datasets.FashionMNIST) -> None:
+    raw = datasets._read(data.folder, datasets._TRAIN_IMAGES)
+    np.testing.assert_array_equal(raw[:55_000], data.train.x)
+    np.testing.assert_array_equal(raw[55_000:], data.validation.x)
+
+
+def test_result_prints_and_goes_to_json(data: datasets.FashionMNIST) -> None:
+    assert str(data) == (
+        "Fashion-MNIST: 55,000 train, 5,000 validation, 10,000 test images of 28x28x1, "
+        f"10 classes, from {data.folder}"
+    )
+    plain = json.loads(json.dumps(data.to_dict()))
+    assert plain["train"] == 55_000
+    assert plain["class_names"] == list(data.class_names)
+    assert len(repr(data)) < 400
+    with pytest.raises(AttributeError):
+        data.train = data.test  # type: ignore[misc]
+
+
+def test_places_are_asked_in_order(
+    nowhere: Path, real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert datasets.find_fashion_mnist() is None
+    link_all(real_folder, nowhere)
+    assert datasets.find_fashion_mnist() == nowhere
+    debian = link_all(real_folder, tmp_path / "debian")
+    assert datasets.find_fashion_mnist() == debian
+    named = link_all(real_folder, tmp_path / "named")
+    monkeypatch.setenv("KDLITE_DATA_DIR", str(named))
+    assert datasets.find_fashion_mnist() == named
+    nested = link_all(real_folder, named / "fashion-mnist")
+    assert datasets.find_fashion_mnist() == nested
+
+
+def test_a_folder_that_is_not_whole_is_passed_over(
+    nowhere: Path, real_folder: Path, tmp_path: Path
+) -> None:
+    debian = link_all(real_folder, tmp_path / "debian")
+    (debian / NAMES[2]).unlink()
+    link_all(real_folder, nowhere)
+    assert datasets.find_fashion_mnist() == nowhere
+
+
+def test_keras_cache_is_where_keras_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tail = Path(".keras", "datasets", "fashion-mnist")
+    assert datasets._keras_cache() == tmp_path / tail
+    # Keras turns to the folder for temporary files where home cannot be written.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert datasets._keras_cache().parts[-3:] == tail.parts
+    assert not datasets._keras_cache().is_relative_to(tmp_path)
+
+
+def test_data_dir_without_the_files_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDLITE_DATA_DIR", str(tmp_path))
+    with pytest.raises(
+        ValueError,
+        match="KDLITE_DATA_DIR must name a folder with Fashion-MNIST's four files. "
+        "Received: KDLITE_DATA_DIR='.*', where train-images-idx3-ubyte.gz is missing. "
+        "Put the published",
+    ):
+        datasets.fashion_mnist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_size_names_the_file(
+    name: str, real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = link_all(real_folder, tmp_path / "data")
+    (folder / name).unlink()
+    (folder / name).write_bytes((real_folder / name).read_bytes()[:-1])
+    monkeypatch.setenv("KDLITE_DATA_DIR", str(folder))
+    with pytest.raises(
+        ValueError,
+        match=rf"{name} must have \d+ bytes. Received: .*{name} with \d+ bytes. Delete",
+    ):
+        datasets.fashion_mnist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_checksum_names_the_file(
+    name: str, real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = link_all(real_folder, tmp_path / "data")
+    planted = bytearray((real_folder / name).read_bytes())
+    planted[len(planted) // 2] ^= 1
+    (folder / name).unlink()
+    (folder / name).write_bytes(planted)
+    monkeypatch.setenv("KDLITE_DATA_DIR", str(folder))
+    with pytest.raises(
+        ValueError,
+        match=f"{name} must have the sha256 [0-9a-f]{{64}}. Received: .*{name} with "
+        "[0-9a-f]{64}. Delete",
+    ):
+        datasets.fashion_mnist()
+
+
+def test_keras_downloads_what_is_nowhere(
+    nowhere: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keras_whose_download(lambda: link_all(real_folder, nowhere) and None, monkeypatch)
+    data = datasets.fashion_mnist()
+    assert data.folder == nowhere
+    assert len(data.train.y) == 55_000
+
+
+def test_a_failed_download_says_what_to_do(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise Exception("URL fetch failure: no route to host.")
+
+    keras_whose_download(fail, monkeypatch)
+    with pytest.raises(
+        OSError,
+        match="found nowhere and Keras could not download it. Received: URL fetch "
+        "failure: no route to host. Install Debian's package dataset-fashion-mnist, or "
+        "set KDLITE_DATA_DIR",
+    ):
+        datasets.fashion_mnist()
+
+
+def test_a_broken_download_names_the_file(
+    nowhere: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off() -> None:
+        link_all(real_folder, nowhere)
+        (nowhere / NAMES[0]).unlink()
+        (nowhere / NAMES[0]).write_bytes(b"\x1f\x8b")
+        raise EOFError("Compressed file ended before the end-of-stream marker")
+
+    keras_whose_download(break_off, monkeypatch)
+    with pytest.raises(ValueError, match=f"{NAMES[0]} must have 26421856 bytes"):
+        datasets.fashion_mnist()
+
+
+def write_images(folder: Path, names: str = "ba", count: int = 3) -> None:
+    import keras
+
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            grey = np.full((6, 8, 1), 40 * (ord(name) - 96) + index, "uint8")
+            keras.utils.save_img(folder / name / f"{index}.png", grey, scale=False)
+
+
+def test_folder_of_images_has_one_class_a_subfolder(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    samples = datasets.load(tmp_path, (6, 8, 1))
+    assert samples.x.shape == (6, 6, 8, 1)
+    assert samples.class_names == ("a", "b")
+    assert samples.y is not None and samples.y.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(samples.x[:, 0, 0, 0], [40, 41, 42, 80, 81, 82])
+
+
+def test_folder_takes_the_models_size_colours_and_order(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    samples = datasets.load(tmp_path, (3, 4, 3), class_names=["b", "a"])
+    assert samples.x.shape == (6, 3, 4, 3)
+    assert samples.class_names == ("b", "a")
+    assert samples.x[0, 0, 0].tolist() == [80, 80, 80]
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must have one subfolder a class"):
+        datasets.load(tmp_path, (6, 8, 1))
+    write_images(tmp_path)
+    with pytest.raises(ValueError, match=r"where \['a', 'c'\] were named"):
+        datasets.load(tmp_path, (6, 8, 1), class_names=["a", "c"])
+    with pytest.raises(ValueError, match=r"takes \(height, width, 1 or 3\).*\(4,\)"):
+        datasets.load(tmp_path, (4,))
+
+
+def test_npz_is_read_with_and_without_y(tmp_path: Path) -> None:
+    x, y = np.arange(8.0).reshape(4, 2), np.arange(4)
+    np.savez(tmp_path / "xy.npz", x=x, y=y[:, None])
+    samples = datasets.load(tmp_path / "xy.npz", (2,))
+    np.testing.assert_array_equal(samples.x, x)
+    np.testing.assert_array_equal(samples.y, y)
+    np.savez(tmp_path / "x.npz", x=x)
+    assert datasets.load(tmp_path / "x.npz", (2,), needs_y=False).y is None
+    with pytest.raises(ValueError, match=r"must have the array 'y'.*\['x'\]"):
+        datasets.load(tmp_path / "x.npz", (2,))
+
+
+def test_files_that_are_no_npz_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="Data must exist.*none.npz"):
+        datasets.load(tmp_path / "none.npz", (2,))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("words")
+    (tmp_path / "cut.npz").write_bytes(b"PK\3\4" + bytes(40))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object), y=np.zeros(1))
+    for name in ("array.npy", "text.npz", "cut.npz", "objects.npz"):
+        with pytest.raises(ValueError, match=name):
+            datasets.load(tmp_path / name, (2,))
+
+
+def test_held_back_part_is_spread_and_the_same_each_time() -> None:
+    samples = datasets.Samples(np.arange(50), np.arange(50), ("a",))
+    rest, held = samples.split(0.1)
+    assert held.x.tolist() == [0, 10, 20, 30, 40]
+    assert sorted([*rest.x, *held.x]) == list(range(50))
+    assert rest.class_names == ("a",)

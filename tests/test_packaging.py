@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import kdlite
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = sorted((ROOT / "kdlite").rglob("*.py"))
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# --- one source for each fact
+
+
+def test_version_is_the_top_entry_of_the_changelog() -> None:
+    entries = re.findall(
+        r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE
+    )
+    assert entries[0] == PYPROJECT["project"]["version"] == kdlite.__version__
+
+
+def test_no_tool_is_set_up_in_two_files() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    in_setup = {re.split("[:-]", section)[0] for section in setup.sections()}
+    assert in_setup == {"mypy", "coverage"}
+    assert not in_setup & set(PYPROJECT["tool"])
+    assert {"ruff", "pytest"} <= set(PYPROJECT["tool"])
+
+
+def test_constraints_pin_versions_of_every_requirement() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+
+    def plain(name: str) -> str:
+        return re.sub("[-_.]+", "-", name).lower()
+
+    pinned = {plain(pin.split("==")[0]) for pin in pins}
+    project = PYPROJECT["project"]
+    required = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        required += extra
+    names = {plain(re.split("[<>=~!;[ ]", line)[0]) for line in required}
+    assert names <= pinned
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "kdlite" / "py.typed").is_file()
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["kdlite"]
+
+
+# --- imports go one way
+
+# Room -> the rooms that it may import from.
+_BELOW_LITE = {"compress", "fingerprint"}
+_BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
+_BELOW_PIPELINE = {"doctor", "report", "android", *_BELOW_REPORT}
+_BELOW_CLI = {"pipeline", "demo", "datasets", *_BELOW_PIPELINE}
+MAY_IMPORT = {
+    "fingerprint": set(),
+    "datasets": set(),
+    "distill": {"fingerprint"},
+    "compress": {"fingerprint"},
+    "lite": _BELOW_LITE,
+    "doctor": _BELOW_REPORT,
+    "report": _BELOW_REPORT,
+    "android": _BELOW_REPORT,
+    "pipeline": _BELOW_PIPELINE,
+    "demo": _BELOW_CLI,
+    "cli": _BELOW_CLI,
+    "__main__": {"cli"},
+    # The public names: those that type checkers see, and nothing loaded at import.
+    "__init__": {*_BELOW_CLI},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of all that a module imports, also inside functions."""
+    package = ("kdlite", *path.relative_to(ROOT / "kdlite").parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "kdlite"))
+)
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT / "kdlite").with_suffix("").parts[0]
+    rooms = {
+        name.split(".")[1] for name in imported(path) if name.startswith("kdlite.")
+    }
+    # `from kdlite import __version__` is every room's.
+    assert rooms - {"__version__", room} <= MAY_IMPORT[room]
+
+
+def modules_that_import(package: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT / "kdlite"))
+        for path in MODULES
+        if any(f"{name}.".startswith(f"{package}.") for name in imported(path))
+    }
+
+
+def test_litert_has_one_door() -> None:
+    assert modules_that_import("ai_edge_litert") <= {
+        "lite/runtime.py",
+        # Both read the file's schema, which comes with LiteRT; neither runs a model.
+        "lite/tflite_file.py",
+        "lite/metadata.py",
+    }
+
+
+def test_only_convert_knows_the_converter() -> None:
+    knowing = {
+        str(path.relative_to(ROOT / "kdlite"))
+        for path in MODULES
+        if "TFLiteConverter" in path.read_text()
+    }
+    assert knowing <= {"lite/convert.py"}
+
+
+# --- nothing of one machine
+
+
+def test_no_file_names_a_folder_of_one_machine_or_a_registry() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    folder = r"(?<![\w./~$}-])/(?:tmp|root|work|home|Users)/[\w.-]+"
+    registry = "|".join(
+        [
+            r"python" + r"hosted\.org",
+            r"pypi\." + r"org",
+            r"registry\." + r"npmjs",
+            r"repo1?\." + r"maven",
+            r"maven\." + r"org",
+            r"deb\." + r"debian",
+            r"crates\." + r"io",
+        ]
+    )
+    found = []
+    for name in listed.stdout.decode().split("\0"):
+        path = ROOT / name
+        if not name or not path.is_file():
+            continue
+        data = path.read_bytes()
+        if b"\0" in data[:8192]:
+            continue
+        for match in re.finditer(f"{folder}|{registry}", data.decode()):
+            found.append(f"{name}: {match[0]}")
+    assert found == []
+
+
+# --- the public names
+
+
+def test_public_names_are_all_there() -> None:
+    for name in kdlite.__all__:
+        assert getattr(kdlite, name) is not None
+        assert name in dir(kdlite)
+
+
+def test_public_names_are_the_ones_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "kdlite" / "__init__.py").read_text())
+    blocks = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {"__version__"}
+    for node in ast.walk(blocks[0]):
+        if isinstance(node, ast.ImportFrom):
+            seen |= {alias.name for alias in node.names}
+    assert seen == set(kdlite.__all__) == {"__version__", *kdlite._HOMES}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'kdlite' has no attribute 'no_"):
+        kdlite.no_such_name  # noqa: B018
+
+
+def test_importing_kdlite_loads_no_heavy_library() -> None:
+    done = run_python(
+        "import kdlite, sys\n"
+        "heavy = {'keras', 'tensorflow', 'numpy', 'matplotlib', 'ai_edge_litert'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+# --- the backend
+
+REFUSED = (
+    "ImportError: kdlite needs Keras on the TensorFlow backend. Received: "
+    "backend='jax'. Set the environment variable KERAS_BACKEND=tensorflow, or "
+    '"backend": "tensorflow" in ~/.keras/keras.json, before Keras is imported.'
+)
+
+
+def test_another_backend_in_the_environment_is_refused_at_import() -> None:
+    done = run_python("import kdlite", KERAS_BACKEND="jax")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(REFUSED)
+
+
+def test_another_backend_in_keras_json_is_refused_at_import(tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    env = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": ""}
+    done = run_python("import kdlite", **env)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(REFUSED)
+    # The environment goes before the file, as in Keras.
+    env["KERAS_BACKEND"] = "tensorflow"
+    assert run_python("import kdlite", **env).returncode == 0
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}"])
+def test_keras_json_that_names_no_backend_means_tensorflow(
+    tmp_path: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "keras.json").write_text(text)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    assert kdlite._keras_backend() == "tensorflow"
+
+
+def test_another_backend_loaded_later_is_refused_at_first_use() -> None:
+    # A stand-in for Keras: the other backends' libraries are not installed.
+    done = run_python(
+        "import sys, types, kdlite\n"
+        "keras = sys.modules['keras'] = types.ModuleType('keras')\n"
+        "keras.backend = types.SimpleNamespace(backend=lambda: 'jax')\n"
+        "kdlite.datasets",
+        KERAS_BACKEND="tensorflow",
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(REFUSED)
+
+
+def test_kdlite_agrees_with_keras_on_its_backend() -> None:
+    done = run_python(
+        "import kdlite\n"
+        "before = kdlite._keras_backend()\n"
+        "import keras\n"
+        "print(before, kdlite._keras_backend(), keras.backend.backend())"
+    )
+    assert done.stdout.split() == ["tensorflow"] * 3
