@@ -1,0 +1,514 @@
+"""The distiller: a student taught by a teacher, trained with Keras's own `fit()`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from kdlite.distill.losses.outputs import (
+    SoftTargets,
+    compatible_shapes,
+    weighted_loss,
+)
+from kdlite.distill.taps import (
+    INPUTS_KEY,
+    SOFT_LABELS_KEY,
+    LogitsModel,
+    Outputs,
+    logits_model,
+)
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="kdlite")
+class Distiller(keras.Model):
+    r"""A student that learns from labels and from a teacher's class distributions.
+
+    A `keras.Model` whose `call` is the student's, used through Keras's own `compile()`,
+    `fit()`, `evaluate()` and `predict()`, with every data form they take. Training
+    minimises, in one student forward pass a step,
+
+    $$ w_h \, L_h(y, s) + w_s \, L_s(t, s) + \text{regularization of the student} $$
+
+    with the loss given to `compile()` as $L_h$ (it gets the student's own output, so
+    `from_logits` is chosen there as ever) and `soft_loss` as $L_s$, over teacher logits
+    `t` and student logits `s`. Where a model ends in a softmax, the logits before it
+    are taken. `sample_weight` and `class_weight` act on both losses. Without labels
+    (`y=None`) the soft loss alone is minimised.
+
+    The teacher's word comes from one of two places:
+
+    - a `teacher`: it runs in inference mode, in training only, and is never changed,
+      tracked or saved;
+    - the data, when there is no teacher: `x` is the dict `{"inputs": <the student's
+      inputs>, "soft_labels": <teacher logits>}`, with `y` and `sample_weight` in their
+      usual places, as `kdlite.SoftLabels.attach` makes it.
+
+    Logs: `loss`, `hard_loss`, `soft_loss` (both before weighting) and the metrics of
+    `compile()`; without labels `loss` and `soft_loss`. In `evaluate()` and validation
+    `loss` is what `student.evaluate()` gives, the hard loss with the regularization,
+    free of the weights, and there is no `soft_loss`.
+
+    Saved (`.keras`), a distiller holds student, losses, weights, optimizer and the
+    state of the student's random layers, and no teacher: `loaded.teacher = teacher`
+    goes on where it was. `distiller.student.save(...)` is a plain Keras model.
+
+    Args:
+        student: The model to train. One output, classes on the last axis.
+        teacher: A `keras.Model` with the same classes that takes the student's inputs,
+            or a `LogitsModel`, or `None` if the data bring soft labels.
+        soft_loss: Any `keras.distillation.DistillationLoss`; it is given logits. If it
+            returns one value for the batch, sample weights cannot act on it and are
+            refused. Defaults to `SoftTargets(temperature=4.0)`.
+        hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels.
+        soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs.
+        student_outputs: What a student without a graph (a subclassed model) returns:
+            `"logits"` or `"probabilities"`. `None` finds out from the graph.
+        teacher_outputs: The same for the teacher.
+        **kwargs: `name`, `trainable` and `dtype`, as for every `keras.Model`; `dtype`
+            is by default the student's.
+
+    Attributes:
+        student: The student, a plain `keras.Model`: the thing to save and export.
+        teacher: The teacher, or `None`. May be set.
+        soft_loss: The loss on the teacher's outputs.
+        hard_loss_weight: A variable; assigning it acts at once, in compiled code too.
+        soft_loss_weight: A variable, as above.
+
+    Raises:
+        TypeError: If a model or loss is not of its type.
+        ValueError: If student and teacher do not fit together, if it cannot be known
+            what one of them returns, or if a weight is negative or not finite.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> student = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3, activation="softmax")]
+        ... )
+        >>> distiller = Distiller(student, teacher)
+        >>> distiller.compile(
+        ...     "adam", "sparse_categorical_crossentropy", metrics=["accuracy"]
+        ... )
+        >>> x, y = np.ones((8, 4), "float32"), np.zeros(8, "int32")
+        >>> history = distiller.fit(x, y, epochs=2, verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'hard_loss', 'loss', 'soft_loss']
+
+    Reference:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015,
+        arXiv:1503.02531.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | LogitsModel | None = None,
+        soft_loss: keras.distillation.DistillationLoss | None = None,
+        hard_loss_weight: float = 0.1,
+        soft_loss_weight: float = 0.9,
+        *,
+        student_outputs: Outputs | None = None,
+        teacher_outputs: Outputs | None = None,
+        **kwargs: Any,
+    ) -> None:
+        student_logits = logits_model(student, student_outputs, role="student")
+        if student_logits is student:
+            raise TypeError(
+                f"`student` must be a keras.Model. Received: student={student!r}. Fix: "
+                f"give its model, and what it returns as student_outputs."
+            )
+        if soft_loss is None:
+            soft_loss = SoftTargets()
+        if not isinstance(soft_loss, keras.distillation.DistillationLoss):
+            raise TypeError(
+                f"`soft_loss` must be a keras.distillation.DistillationLoss. Received: "
+                f"soft_loss={soft_loss!r}. Fix: kdlite.losses.SoftTargets(), or "
+                f"student.fit() to train without a teacher."
+            )
+        # The student's policy, so that compile() scales the loss as for the student.
+        # But inputs and soft labels must not be rounded to half precision on the way.
+        kwargs.setdefault("dtype", student.dtype_policy)
+        super().__init__(autocast=False, **kwargs)
+        self.student = student
+        self.soft_loss = soft_loss
+        # What such a loss holds to be trained, a projection say, is trained here.
+        self._soft_loss_layers = [
+            value
+            for value in vars(soft_loss).values()
+            if isinstance(value, keras.layers.Layer)
+        ]
+        self._student_logits = student_logits
+        self._declared_outputs = (student_outputs, teacher_outputs)
+        self._hard_loss_weight = self._loss_weight("hard_loss_weight", hard_loss_weight)
+        self._soft_loss_weight = self._loss_weight("soft_loss_weight", soft_loss_weight)
+        self._hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
+        self._soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
+        self._teacher_logits: LogitsModel | None = None
+        self.teacher = teacher
+        if student.built:
+            self.built = True
+
+    # --- what it is made of
+
+    @property
+    def teacher(self) -> keras.Model | None:
+        """The teacher, or `None` when the data bring its logits."""
+        return None if self._teacher_logits is None else self._teacher_logits.model
+
+    @teacher.setter
+    def teacher(self, teacher: keras.Model | LogitsModel | None) -> None:
+        if teacher is not None:
+            declared = self._declared_outputs[1]
+            teacher = logits_model(teacher, declared, role="teacher")
+            _check_pair(self._student_logits, teacher)
+        self._teacher_logits = teacher
+        self.train_function = None  # a traced one would go on with the old teacher
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; the teacher past Keras's tracking, so it is not a part."""
+        if name == "teacher":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """Lists attributes but the teacher: Keras saves every model it finds here."""
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    @property
+    def hard_loss_weight(self) -> keras.Variable:
+        """Weight of the hard loss, a variable; assigning a number sets its value."""
+        return self._hard_loss_weight
+
+    @hard_loss_weight.setter
+    def hard_loss_weight(self, value: float) -> None:
+        self._hard_loss_weight.assign(_checked_weight("hard_loss_weight", value))
+
+    @property
+    def soft_loss_weight(self) -> keras.Variable:
+        """Weight of the soft loss, a variable; assigning a number sets its value."""
+        return self._soft_loss_weight
+
+    @soft_loss_weight.setter
+    def soft_loss_weight(self, value: float) -> None:
+        self._soft_loss_weight.assign(_checked_weight("soft_loss_weight", value))
+
+    def _loss_weight(self, name: str, value: float) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            initializer=keras.initializers.Constant(_checked_weight(name, value)),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+
+    @property
+    def output_names(self) -> list[str]:
+        """The student's output names, by which `compile()` takes losses and metrics."""
+        return self.student.output_names
+
+    # --- the forward pass and the losses, called by Keras's train and test steps
+
+    def build(self, input_shape: Any) -> None:
+        """Leaves building to the student, which builds when it is first called."""
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Runs the student.
+
+        Args:
+            inputs: The student's inputs, or, if there is no teacher, the dict of those
+                and soft labels.
+            training: Passed to the student.
+
+        Returns:
+            The student's output.
+        """
+        return self.student(self._split(inputs)[0], training=training)
+
+    def compute_loss(
+        self,
+        x: Tensor = None,
+        y: Tensor = None,
+        y_pred: Tensor = None,
+        sample_weight: Tensor = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Returns a batch's loss: distillation in training, else the student's own.
+
+        Args:
+            x: The batch as `fit()` got it, which the student has seen already.
+            y: Labels, or `None`.
+            y_pred: The student's output.
+            sample_weight: Weights, or `None`.
+            training: Whether this is a training step.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: Before the first step, if there is no source of soft labels, no
+                loss for the labels, or a weight or mask that `soft_loss` cannot use.
+        """
+        hard_loss = self._hard_loss(y, y_pred, sample_weight, training)
+        # Read before the teacher runs: its call begins anew to collect such losses.
+        losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        if training:
+            soft_loss = self._soft_loss(x, y_pred, sample_weight)
+            losses.append(_product(self._soft_loss_weight, soft_loss))
+        if hard_loss is not None:
+            weight = self._hard_loss_weight
+            losses.append(_product(weight, hard_loss) if training else hard_loss)
+        # A half-precision student adds half-precision losses of its own.
+        total, *others = (ops.cast(loss, keras.config.floatx()) for loss in losses)
+        return sum(others, total)
+
+    def _hard_loss(
+        self, y: Tensor, y_pred: Tensor, sample_weight: Tensor, training: bool
+    ) -> Tensor | None:
+        if y is None and training:
+            return None
+        if y is None:
+            raise ValueError(
+                "`evaluate()` and validation compare with labels. Received: y=None. "
+                "Fix: give labels, or train without validation data."
+            )
+        if self._compile_loss is None:
+            raise ValueError(
+                "Labels need a loss. Received: compile(loss=None) and data with y. "
+                "Fix: distiller.compile(optimizer, loss=...), or give data without y "
+                "to learn from the teacher alone."
+            )
+        loss = self._compile_loss(y, y_pred, sample_weight)
+        self._hard_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
+        return loss
+
+    def _soft_loss(self, x: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        student_logits = self._student_logits.read(y_pred)
+        teacher_logits = ops.stop_gradient(self._teachers_word(x))
+        _check_logits(teacher_logits, student_logits)
+        self.soft_loss.validate_outputs(teacher_logits, student_logits)
+        loss = weighted_loss(
+            self.soft_loss, teacher_logits, student_logits, sample_weight
+        )
+        self._soft_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
+        return loss
+
+    def _teachers_word(self, x: Tensor) -> Tensor:
+        inputs, soft_labels = self._split(x)
+        if soft_labels is not None:
+            return ops.cast(soft_labels, "float32")
+        if self._teacher_logits is not None:
+            return self._teacher_logits(inputs, training=False)
+        raise ValueError(
+            f"Training needs a teacher or soft labels. Received: teacher=None and data "
+            f"without soft labels. Fix: distiller.teacher = teacher, or let x be a "
+            f"dict with the keys '{INPUTS_KEY}' and '{SOFT_LABELS_KEY}', as "
+            f"SoftLabels.attach() makes it."
+        )
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the student's inputs and the soft labels that came with them."""
+        keys = {INPUTS_KEY, SOFT_LABELS_KEY}
+        if not isinstance(x, dict) or set(x) != keys:
+            return x, None
+        own_keys = _input_names(self.student) == keys
+        teacher = self._teacher_logits
+        if teacher is None and not own_keys:
+            return x[INPUTS_KEY], x[SOFT_LABELS_KEY]
+        if teacher is None:
+            raise ValueError(
+                f"Without a teacher, a dict with the keys '{INPUTS_KEY}' and "
+                f"'{SOFT_LABELS_KEY}' is student inputs with soft labels. Received: "
+                f"student '{self.student.name}', whose own inputs have these names. "
+                f"Fix: set distiller.teacher, or rename the student's inputs."
+            )
+        if not own_keys:
+            raise ValueError(
+                f"Soft labels in the data take the place of a teacher. Received: both, "
+                f"with teacher '{teacher.name}'. Fix: distiller.teacher = None, or "
+                f"give the data without soft labels."
+            )
+        return x, None
+
+    # --- what is logged
+
+    def compute_metrics(
+        self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> dict[str, Tensor]:
+        """Updates and returns the metrics; without labels those that need none."""
+        if y is not None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        trackers = (self._loss_tracker, self._soft_loss_tracker)
+        return {tracker.name: tracker.result() for tracker in trackers}
+
+    def get_metrics_result(self) -> dict[str, Tensor]:
+        """Returns the values of all metrics that have seen data of their kind."""
+        results: dict[str, Tensor] = {}
+        for metric in self.metrics:
+            if metric is self._compile_metrics and not metric.built:
+                continue  # never given labels
+            result = metric.result()
+            results.update(
+                result if isinstance(result, dict) else {metric.name: result}
+            )
+        return results
+
+    def test_step(self, data: Any) -> dict[str, Tensor]:
+        """Evaluates the student on a batch; the teacher has no part in it."""
+        logs = super().test_step(data)
+        logs.pop(self._soft_loss_tracker.name)
+        return logs
+
+    # --- saving and going on
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns all but the teacher: it is not a part of what is trained."""
+        return {
+            **super().get_config(),
+            "student": keras.saving.serialize_keras_object(self.student),
+            "soft_loss": keras.saving.serialize_keras_object(self.soft_loss),
+            "hard_loss_weight": float(self._hard_loss_weight.numpy()),
+            "soft_loss_weight": float(self._soft_loss_weight.numpy()),
+            "student_outputs": self._declared_outputs[0],
+            "teacher_outputs": self._declared_outputs[1],
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Distiller:
+        """Returns a distiller from its config, without a teacher."""
+        config = dict(config)
+        for name in ("student", "soft_loss"):
+            config[name] = keras.saving.deserialize_keras_object(
+                config[name], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the weights of the losses, and where the student's randomness is.
+
+        Keras saves no seed state, and without it a run that is taken up again draws
+        other dropout masks than one that was never stopped.
+        """
+        super().save_own_variables(store)
+        for index, state in enumerate(self._seed_states()):
+            store[f"seed_state_{index}"] = state.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote."""
+        states = self._seed_states()
+        saved = sorted(key for key in store.keys() if key.startswith("seed_state_"))
+        if len(saved) != len(states):
+            raise ValueError(
+                f"A distiller goes on with the student it was saved with. Received: "
+                f"{len(saved)} saved random states for the {len(states)} random layers "
+                f"of student '{self.student.name}'. Fix: make the same student."
+            )
+        super().load_own_variables(
+            {key: store[key] for key in store.keys() if key not in saved}
+        )
+        for index, state in enumerate(states):
+            state.assign(store[f"seed_state_{index}"])
+
+    def _seed_states(self) -> list[keras.Variable]:
+        weights = {id(weight) for weight in self.student.weights}
+        return [v for v in self.student.variables if id(v) not in weights]
+
+
+def _product(weight: keras.Variable, loss: Tensor) -> Tensor:
+    return ops.multiply(ops.cast(weight, loss.dtype), loss)
+
+
+def _batch_size(y_pred: Tensor) -> Tensor:
+    return ops.shape(keras.tree.flatten(y_pred)[0])[0]
+
+
+def _checked_weight(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {name}={value!r}."
+        ) from None
+    if not math.isfinite(number) or number < 0.0:
+        raise ValueError(
+            f"`{name}` must be finite and not negative. Received: {name}={value}."
+        )
+    return number
+
+
+def _check_logits(teacher_logits: Tensor, student_logits: Tensor) -> None:
+    """Checks the shapes in a batch: broadcasting would hide that they do not match."""
+    shapes = tuple(teacher_logits.shape), tuple(student_logits.shape)
+    if not compatible_shapes(*shapes):
+        raise ValueError(
+            f"The teacher's logits must have the shape of the student's. Received: "
+            f"teacher logits or soft labels {shapes[0]}, student logits {shapes[1]}. "
+            f"Fix: use the soft labels of the same classes."
+        )
+
+
+def _input_names(model: keras.Model) -> set[str]:
+    return {tensor.name for tensor in getattr(model, "inputs", None) or ()}
+
+
+def _check_pair(student: LogitsModel, teacher: LogitsModel) -> None:
+    """Checks that a teacher can teach a student, as far as their shapes are known."""
+    pair = f"student '{student.name}'", f"teacher '{teacher.name}'"
+    parts = {id(layer) for layer in student.model._flatten_layers()}
+    if id(teacher.model) in parts:
+        raise ValueError(
+            f"The teacher must be another model than the student or a part of it. "
+            f"Received: teacher '{teacher.name}' in student '{student.name}'. Fix: "
+            f"teach with a copy, keras.models.clone_model() with the weights set."
+        )
+    trained = {id(variable) for variable in student.model.trainable_variables}
+    shared = [v.path for v in teacher.model.variables if id(v) in trained]
+    if shared:
+        raise ValueError(
+            f"The student must not train weights of the teacher. Received: {pair[0]} "
+            f"and {pair[1]}, which share {shared[0]}. Fix: freeze the shared layers, "
+            f"or clone them."
+        )
+    taught, teaching = (_shapes(model.model, "outputs") for model in (student, teacher))
+    if taught and teaching:
+        _check_outputs(pair, taught[0], teaching[0])
+    taken, needed = (_shapes(model.model, "inputs") for model in (student, teacher))
+    if (taken and needed) and (
+        len(taken) != len(needed) or not all(map(compatible_shapes, taken, needed))
+    ):
+        raise ValueError(
+            f"The teacher must take the student's inputs. Received: {pair[0]} with "
+            f"inputs {taken}, {pair[1]} with inputs {needed}. Fix: put the "
+            f"resizing or the selection of inputs into one of the models."
+        )
+
+
+def _check_outputs(pair: tuple[str, str], student: Any, teacher: Any) -> None:
+    received = f"Received: {pair[0]} with {student}, {pair[1]} with {teacher}."
+    if student[-1] == 1 or teacher[-1] == 1:
+        raise ValueError(
+            f"Soft targets are over two classes or more. {received} Fix: give two "
+            f"logits, or distil a single probability with a loss for binary outputs."
+        )
+    if not compatible_shapes(student[-1:], teacher[-1:]):
+        raise ValueError(
+            f"Student and teacher must have the same number of classes. {received} "
+            f"Fix: give both the last axis of the same classes in the same order."
+        )
+    if not compatible_shapes(student, teacher):
+        raise ValueError(
+            f"Student and teacher outputs must have the same shape. {received} Fix: "
+            f"pool or resize one of them to the positions of the other."
+        )
+
+
+def _shapes(model: keras.Model, side: str) -> list[tuple[int | None, ...]]:
+    """Returns the shapes of a model's "inputs" or "outputs"; none without a graph."""
+    return [tuple(tensor.shape) for tensor in getattr(model, side, None) or ()]

@@ -1,0 +1,3 @@
+"""Distillation losses."""
+
+from kdlite.distill.losses.outputs import SoftTargets as SoftTargets
