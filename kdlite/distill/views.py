@@ -1,0 +1,161 @@
+"""Augmented views of samples, the same for teacher and student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kdlite.fingerprint import data_fingerprint
+
+Tensor = Any
+Array = np.ndarray[Any, Any]
+Structure = Any  # a tensor or array, or a dict or tuple of such
+Augment = Callable[[Structure, Tensor], Structure]
+
+# So often is it tried whether an augmentation is stateless, for each of a few samples:
+# even one that but flips a coin is caught.
+_PROBED_VIEWS = 2
+_PROBED_TIMES = 4
+
+
+@dataclass(frozen=True)
+class Views:
+    """Augmented views of samples: functions of sample, place and view number.
+
+    Attributes:
+        augment: `augment(x, seed)` on one sample, stateless; `None`: the
+            samples as they are.
+        count: Number of views.
+        seed: From which all seeds are drawn.
+    """
+
+    augment: Augment | None
+    count: int
+    seed: int
+
+    def view(self, place: Tensor, view: Tensor, x: Structure) -> Structure:
+        """Returns a view of a sample.
+
+        Args:
+            place: The sample's place in the data set, int64.
+            view: The view's number, int64.
+            x: The sample.
+        """
+        if self.augment is None:
+            return x
+        seed = tf.stack([tf.constant(self.seed, tf.int64), view])
+        seed = tf.random.experimental.stateless_fold_in(seed, place, alg="philox")
+        seed = tf.random.stateless_uniform(  # both words mixed, for use on their own
+            [2], seed, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+        )
+        augmented = self.augment(x, seed)
+        return tf.nest.map_structure(
+            lambda after, before: tf.ensure_shape(after, before.shape), augmented, x
+        )
+
+    def check(self, x: Structure) -> None:
+        """Checks on a few samples that `augment` is what it should be.
+
+        Args:
+            x: The first samples of the data set.
+
+        Raises:
+            ValueError: If `augment` changes type, shape or structure, or does not give
+                the same view for the same seed.
+        """
+        if self.augment is None:
+            return
+        # Traced twice, and each view made several times in a trace: so neither what is
+        # drawn in each call nor what is drawn once and frozen in the trace goes unseen.
+        first, second = (self._probe(x, _PROBED_TIMES) for _ in range(2))
+        expected = [
+            view for view in first[::_PROBED_TIMES] for _ in range(_PROBED_TIMES)
+        ]
+        prints = [list(map(data_fingerprint, v)) for v in (expected, first, second)]
+        if not prints[0] == prints[1] == prints[2]:
+            raise ValueError(
+                f"`augment` must be stateless: the same sample and seed must give the "
+                f"same result. Received: augment={_called(self.augment)}, which gave "
+                f"two. Fix: draw with tf.image.stateless_random_* or "
+                f"tf.random.stateless_*, and the given seed."
+            )
+
+    def fingerprint(self, x: Structure) -> str | None:
+        """Fingerprints views of a few samples: by them an augmentation is known again.
+
+        Args:
+            x: The first samples of the data set.
+
+        Returns:
+            64 hexadecimal digits, or `None` if there is no `augment`.
+
+        Raises:
+            ValueError: If `augment` changes type, shape or structure.
+        """
+        return None if self.augment is None else data_fingerprint(self._probe(x, 1))
+
+    def _probe(self, x: Structure, times: int) -> list[tuple[Array, ...]]:
+        """Makes the first views of each sample, each so many times."""
+        probes = [
+            (place, view)
+            for place in range(len(tf.nest.flatten(x)[0]))
+            for view in range(min(self.count, _PROBED_VIEWS))
+            for _ in range(times)
+        ]
+        with tf.device("CPU:0"):
+            held = tf.nest.map_structure(tf.constant, x)
+
+        def made(place: Tensor, view: Tensor) -> Structure:
+            sample = tf.nest.map_structure(lambda array: array[place], held)
+            seen: list[Structure] = []
+
+            def recorded(x: Structure, seed: Tensor) -> Structure:
+                seen.append(self.augment(x, seed))  # type: ignore[misc]
+                _check_augmented(self.augment, x, seen[0])
+                return x
+
+            Views(recorded, self.count, self.seed).view(place, view, sample)
+            return tuple(tf.nest.flatten(seen[0]))
+
+        pairs = tf.data.Dataset.from_tensor_slices(np.array(probes, np.int64))
+        pairs = pairs.map(lambda pair: made(pair[0], pair[1]))
+        results = [tuple(leaf.numpy() for leaf in result) for result in pairs]
+        shapes = [array.shape[1:] for array in tf.nest.flatten(held)]
+        for result in results:
+            if [leaf.shape for leaf in result] != shapes:
+                raise ValueError(
+                    f"`augment` must keep the shape of a sample. Received: {shapes[0]} "
+                    f"in, {result[0].shape} out. Fix: crop and resize to the shape it "
+                    f"came in."
+                )
+        return results
+
+
+def _called(function: Any) -> str:
+    return getattr(function, "__name__", None) or repr(function)
+
+
+def _check_augmented(augment: Any, before: Structure, after: Structure) -> None:
+    try:
+        tf.nest.assert_same_structure(before, after)
+        after = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(after)]
+        kept = [t.dtype for t in tf.nest.flatten(before)] == [t.dtype for t in after]
+    except (TypeError, ValueError):
+        kept = False
+    if not kept:
+        described = [
+            ", ".join(
+                getattr(getattr(leaf, "dtype", None), "name", type(leaf).__name__)
+                for leaf in tf.nest.flatten(structure)
+            )
+            for structure in (before, after)
+        ]
+        raise ValueError(
+            f"`augment` must keep the structure and type of a sample. Received: "
+            f"augment={_called(augment)}, {described[0]} in, {described[1]} out. Fix: "
+            f"cast back what it returns."
+        )

@@ -1,0 +1,290 @@
+"""The store on disk: killed anywhere it tells the truth, changed it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdlite.distill import label_store
+from kdlite.distill.label_store import LabelWriter, Manifest, Origin, read_store
+
+ORIGIN = Origin("t" * 64, [["uint8", [2]]], "f" * 64, views=2, seed=0, augment="a")
+SAMPLES, VIEWS, CLASSES = 12, 2, 3
+LOGITS = np.arange(SAMPLES * VIEWS * CLASSES, dtype="float32").reshape(-1, 2, 3)
+PRINTS = np.arange(100, 100 + SAMPLES, dtype="uint64")
+
+# Writes a store four samples at a time and safe after each, in a process that kills
+# itself (as by `kill -9`) at the n-th call that touches the disk. The module is loaded
+# by its path, as the package takes seconds to load.
+WRITER = """
+import importlib.util, json, os, signal, sys
+import numpy as np
+source, path, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+spec = importlib.util.spec_from_file_location("label_store", source)
+store = sys.modules["label_store"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(store)
+store._SECONDS_BETWEEN_COMMITS = 0.0
+calls = 0
+def deadly(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+os.replace, os.fsync = deadly(os.replace), deadly(os.fsync)
+store.json.dump = deadly(json.dump)
+append = store.LabelWriter.append
+def torn_append(writer, logits, prints):
+    stream, _ = writer._files["logits.f32"]
+    deadly(lambda: None)()
+    at = stream.tell()
+    stream.write(b"half a row")
+    stream.flush()
+    deadly(lambda: None)()
+    stream.seek(at)
+    append(writer, logits, prints)
+store.LabelWriter.append = torn_append
+origin = store.Origin(**json.loads(sys.argv[4]))
+logits = np.arange(72, dtype="float32").reshape(-1, 2, 3)
+prints = np.arange(100, 112, dtype="uint64")
+from pathlib import Path
+with store.LabelWriter(Path(path), origin) as writer:
+    for at in range(writer.manifest.samples, 12, 4):
+        writer.append(logits[at : at + 4], prints[at : at + 4])
+    writer.commit(finished=True)
+print(calls)
+"""
+
+
+def write_in_a_process(path: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+    origin = json.dumps(dataclasses.asdict(ORIGIN))
+    source = label_store.__file__
+    return subprocess.run(
+        [sys.executable, "-c", WRITER, source, str(path), str(kill_at), origin],
+        capture_output=True,
+        text=True,
+    )
+
+
+def write(path: Path, samples: int = SAMPLES, finished: bool = True) -> None:
+    with LabelWriter(path, ORIGIN) as writer:
+        if writer.manifest.finished:
+            return
+        for at in range(writer.manifest.samples, samples, 4):
+            writer.append(LOGITS[at : at + 4], PRINTS[at : at + 4])
+        writer.commit(finished)
+
+
+def check_whole(path: Path) -> None:
+    manifest, logits, prints = read_store(path)
+    assert manifest.finished and manifest.samples == SAMPLES
+    np.testing.assert_array_equal(logits, LOGITS)
+    np.testing.assert_array_equal(prints, PRINTS)
+    assert prints.dtype == np.uint64 and not logits.flags.writeable
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    whole = write_in_a_process(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    check_whole(tmp_path / "whole")
+    moments = int(whole.stdout)
+    assert moments > 20
+    done = set()
+    for kill_at in range(1, moments + 1):
+        path = tmp_path / str(kill_at)
+        killed = write_in_a_process(path, kill_at)
+        assert killed.returncode == -signal.SIGKILL
+        manifest = Manifest.read(path)
+        if manifest is None or not manifest.finished:
+            with pytest.raises((ValueError, FileNotFoundError)):
+                read_store(path)
+        done.add(manifest.samples if manifest else None)
+        with LabelWriter(path, ORIGIN) as writer:
+            # What is kept is right, and what is after it was cut off.
+            np.testing.assert_array_equal(writer.known, PRINTS[: len(writer.known)])
+        write(path)
+        check_whole(path)
+    assert done == {None, 0, 4, 8, 12}
+
+
+def test_killed_again_and_again_it_ends(tmp_path):
+    for _ in range(30):
+        # In this many calls a process gets its first samples safe, hardly more.
+        if write_in_a_process(tmp_path, 12).returncode == 0:
+            break
+    check_whole(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["logits.f32", "samples.u64"])
+def test_a_file_that_was_tampered_with(tmp_path, name):
+    write(tmp_path)
+    file = tmp_path / name
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"must have the SHA-256.*{name} with"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["logits.f32", "samples.u64"])
+@pytest.mark.parametrize("size", [0, -1, 1, None])
+def test_a_file_of_another_length(tmp_path, name, size):
+    write(tmp_path)
+    file = tmp_path / name
+    content = file.read_bytes()
+    file.unlink()
+    if size is not None:
+        file.write_bytes((content + b"x")[: len(content) + size] if size else b"")
+    with pytest.raises(ValueError, match=f"as long as its manifest says.*{name} with"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_what_is_safe_is_checked_before_going_on(tmp_path, damage):
+    write(tmp_path, samples=8, finished=False)
+    file = tmp_path / "logits.f32"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content if damage == "flip" else content[:-1])
+    expected = "SHA-256" if damage == "flip" else "as long as"
+    with pytest.raises(ValueError, match=expected):
+        write(tmp_path)
+    with LabelWriter(tmp_path, ORIGIN, overwrite=True) as writer:
+        assert writer.manifest.samples == 0
+    write(tmp_path)
+    check_whole(tmp_path)
+
+
+def test_unfinished_and_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder that SoftLabels.build made"):
+        read_store(tmp_path)
+    with pytest.raises(FileNotFoundError, match="Received: path="):
+        read_store(tmp_path / "nowhere")
+    write(tmp_path, samples=8, finished=False)
+    with pytest.raises(ValueError, match="Only finished.*first 8 samples are done"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        b"\xff",
+        '{"format": "other 1"}',
+        {"samples": -1},
+        {"logits_shape": [0]},
+        {"logits_shape": ["x"]},
+        {"sha256": {}},
+        {"origin": {}},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_manifest(tmp_path, text):
+    write(tmp_path)
+    file = tmp_path / "manifest.json"
+    if isinstance(text, dict):
+        text = json.dumps({**json.loads(file.read_text()), **text})
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for use in (read_store, write):
+        with pytest.raises(ValueError, match="need a manifest of the format"):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"teacher": "x"}, "another teacher, for"),
+        (
+            {"sample_spec": [["float32", [3]]]},
+            r"another data set \(samples of float32 \(3,\), stored uint8 \(2,\)\), for",
+        ),
+        ({"first_samples": "x"}, r"another data set \(other first samples\), for"),
+        ({"views": 3}, r"another views \(views=3, stored 2\), for"),
+        ({"seed": 1, "augment": "b"}, r"another seed \(seed=1, stored 0\), for"),
+        ({"augment": "b"}, "Received: another augment, for"),
+        ({"augment": None}, r"another augment \(none, stored one\), for"),
+        ({"augment": "b", "teacher": "x"}, "another teacher, another augment, for"),
+        # Views of other samples are others: that says nothing about the augmentation.
+        ({"augment": "b", "first_samples": "x"}, "other first samples.?, for"),
+    ],
+)
+def test_another_origin(tmp_path, change, text):
+    origin = dataclasses.replace(ORIGIN, **change)
+    for finished in (False, True):
+        write(tmp_path, samples=8 if not finished else 12, finished=finished)
+        with pytest.raises(ValueError, match=text):
+            LabelWriter(tmp_path, origin).__enter__()
+    with LabelWriter(tmp_path, origin, overwrite=True) as writer:
+        assert writer.manifest == Manifest(origin)
+
+
+def test_nothing_is_lost_when_nothing_was_done(tmp_path):
+    with LabelWriter(tmp_path, ORIGIN):
+        pass
+    origin = dataclasses.replace(ORIGIN, teacher="x")
+    with LabelWriter(tmp_path, origin) as writer:
+        assert writer.manifest.origin == origin
+
+
+def test_logits_of_another_shape(tmp_path):
+    with LabelWriter(tmp_path, ORIGIN) as writer:
+        writer.append(LOGITS[:4], PRINTS[:4])
+        with pytest.raises(
+            ValueError, match=r"one shape. Received: \(2,\) after \(3,\)"
+        ):
+            writer.append(LOGITS[4:8, :, :2], PRINTS[4:8])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_place_with_something_else(tmp_path, overwrite):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(FileExistsError, match="in a folder of their own"):
+            LabelWriter(path, ORIGIN, overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_two_writers(tmp_path):
+    with LabelWriter(tmp_path, ORIGIN) as writer:
+        with pytest.raises(RuntimeError, match="by one process at a time"):
+            LabelWriter(tmp_path, ORIGIN).__enter__()
+        writer.append(LOGITS, PRINTS)
+        writer.commit(finished=True)
+    check_whole(tmp_path)
+
+
+def test_an_interrupt_keeps_what_was_done(tmp_path):
+    with pytest.raises(KeyboardInterrupt), LabelWriter(tmp_path, ORIGIN) as writer:
+        writer.append(LOGITS[:4], PRINTS[:4])
+        raise KeyboardInterrupt
+    assert Manifest.read(tmp_path).samples == 4
+    write(tmp_path)
+    check_whole(tmp_path)
+
+
+def test_it_is_safe_every_few_seconds(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(label_store.time, "monotonic", lambda: now)
+    with LabelWriter(tmp_path, ORIGIN) as writer:
+        for at, now in ((0, 3.0), (4, 5.0), (8, 9.9)):  # noqa: B007
+            writer.append(LOGITS[at : at + 4], PRINTS[at : at + 4])
+        assert Manifest.read(tmp_path).samples == 8
+
+
+def test_nothing_is_pickled(tmp_path):
+    write(tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"manifest.json", "logits.f32", "samples.u64", "lock"}
+    assert os.path.getsize(tmp_path / "logits.f32") == LOGITS.nbytes

@@ -1,0 +1,751 @@
+"""Stored soft labels: each sample has its own teacher logits, always, or is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from kdlite.distill import label_store, soft_labels
+from kdlite.distill.distiller import Distiller
+from kdlite.distill.label_store import LabelWriter, Manifest
+from kdlite.distill.soft_labels import SoftLabels
+from kdlite.distill.taps import LogitsModel
+
+N, SIDE, CLASSES, VIEWS = 50, 4, 3, 3
+rng = np.random.default_rng(0)
+X = rng.integers(0, 256, (N, SIDE, SIDE, 1), dtype="uint8")
+Y = rng.integers(0, CLASSES, N)
+W = rng.uniform(0.5, 2.0, N).astype("float32")
+
+
+def shift(x, seed):
+    return tf.image.stateless_random_flip_left_right(
+        tf.roll(x, tf.random.stateless_uniform([2], seed, 0, SIDE, tf.int32), [0, 1]),
+        seed + 1,
+    )
+
+
+def other_shift(x, seed):
+    return tf.roll(x, 1 + tf.random.stateless_uniform([], seed, 0, 2, tf.int32), 0)
+
+
+def linear(activation=None, seed=0, name=None):
+    """A teacher whose logits reveal which sample, and which view of it, it saw."""
+    return keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dropout(0.5, seed=1),
+            layers.Dense(
+                CLASSES,
+                activation=activation,
+                kernel_initializer=keras.initializers.RandomNormal(seed=seed),
+            ),
+        ],
+        name=name,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return linear(name="teacher")
+
+
+@pytest.fixture(scope="module")
+def oracle(teacher):
+    """What the teacher says, in float64 numpy."""
+    kernel, bias = (w.numpy().astype("float64") for w in teacher.weights)
+    return lambda x: np.reshape(x, (len(x), -1)) / 255.0 @ kernel + bias
+
+
+@pytest.fixture(scope="module")
+def plain(teacher, tmp_path_factory):
+    return SoftLabels.build(teacher, (X, Y), tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def viewed(teacher, tmp_path_factory):
+    path = tmp_path_factory.mktemp("viewed")
+    return SoftLabels.build(teacher, X, path, augment=shift, views=VIEWS)
+
+
+def batches(*parts, size=8):
+    parts = parts if len(parts) > 1 else parts[0]
+    return tf.data.Dataset.from_tensor_slices(parts).batch(size)
+
+
+class Batches(keras.utils.PyDataset):
+    def __getitem__(self, index):
+        rows = slice(7 * index, 7 * index + 7)
+        return X[rows], Y[rows]
+
+    def __len__(self):
+        return -(-N // 7)
+
+
+def check_aligned(train, oracle):
+    """Every batch of an epoch: the logits are the teacher's for these very inputs."""
+    inputs, samples = [], 0
+    for batch in train.as_numpy_iterator():
+        x = batch[0]["inputs"]
+        np.testing.assert_allclose(batch[0]["soft_labels"], oracle(x), atol=1e-5)
+        inputs.append(x)
+        samples += len(x)
+    return np.concatenate(inputs)
+
+
+class TestBuild:
+    def test_logits_are_the_teachers(self, plain, viewed, oracle):
+        assert len(plain) == N and plain.views == 1 and plain.classes == CLASSES
+        np.testing.assert_allclose(plain.logits(), oracle(X), atol=1e-5)
+        assert plain.logits().shape == (N, CLASSES)
+        assert plain.logits().dtype == np.float32
+        assert viewed.views == VIEWS
+        for view in range(VIEWS):  # all are augmented, the first as well
+            assert np.abs(viewed.logits(view) - oracle(X)).max() > 1e-2
+        assert np.abs(viewed.logits(0) - viewed.logits(1)).max() > 1e-2
+
+    def test_a_softmax_head_is_not_stored(self, tmp_path, oracle, teacher):
+        softmax = linear("softmax")
+        softmax.set_weights(teacher.get_weights())
+        soft = SoftLabels.build(softmax, X, tmp_path)
+        np.testing.assert_allclose(soft.logits(), oracle(X), atol=1e-5)
+
+    def test_a_subclassed_teacher(self, tmp_path, oracle, teacher):
+        class Subclassed(keras.Model):
+            def call(self, x):
+                return teacher(x)
+
+        model = Subclassed()
+        model(X[:1])
+        soft = SoftLabels.build(LogitsModel(model, "logits"), X, tmp_path)
+        np.testing.assert_allclose(soft.logits(), oracle(X), atol=1e-5)
+        SoftLabels.load(tmp_path, LogitsModel(model, "logits"))
+
+    @pytest.mark.parametrize(
+        "dataset",
+        [
+            batches(X, Y),
+            batches(X, Y).unbatch(),
+            tf.data.Dataset.from_tensor_slices(X),
+            batches(X, Y, W, size=N),
+            Batches(),
+            (X, Y, W),
+            tf.constant(X),
+        ],
+        ids="batched unbatched x one-batch PyDataset weighted tensor".split(),
+    )
+    def test_every_form_gives_the_same_store(self, dataset, plain, teacher, tmp_path):
+        soft = SoftLabels.build(teacher, dataset, tmp_path, batch_size=16)
+        np.testing.assert_allclose(soft.logits(), plain.logits(), atol=1e-6)
+        check = soft.attach((X, Y), batch_size=N)
+        assert len(list(check)) == 1
+
+    def test_views_do_not_depend_on_batches_or_form(self, teacher, viewed, tmp_path):
+        for size, dataset in ((1, batches(X)), (7, X), (1000, Batches())):
+            soft = SoftLabels.build(
+                teacher, dataset, tmp_path / str(size), shift, VIEWS, size
+            )
+            for view in range(VIEWS):
+                ours = soft.logits(view)
+                np.testing.assert_allclose(ours, viewed.logits(view), atol=1e-6)
+
+    def test_several_inputs_and_dense_predictions(self, tmp_path):
+        a, b = keras.Input((5, 2), name="a"), keras.Input((5, 1), name="b")
+        outputs = layers.Dense(4)(layers.Concatenate()([a, b]))
+        model = keras.Model({"a": a, "b": b}, outputs)
+        x = {"b": rng.normal(size=(6, 5, 1)), "a": rng.normal(size=(6, 5, 2))}
+        soft = SoftLabels.build(model, x, tmp_path)
+        assert soft.logits().shape == (6, 5, 4) and soft.classes == 4
+        (batch,) = soft.attach((x, np.arange(6)), batch_size=6)
+        inputs, y = batch
+        expected = model.predict_on_batch(inputs["inputs"])
+        np.testing.assert_allclose(inputs["soft_labels"], expected, atol=1e-5)
+        np.testing.assert_allclose(inputs["inputs"]["a"], x["a"][y], rtol=1e-6)
+        stream = tf.data.Dataset.from_tensor_slices(x)
+        x32 = {key: value.astype("float32") for key, value in x.items()}
+        stream = tf.data.Dataset.from_tensor_slices(x32)
+        SoftLabels.build(model, stream, tmp_path)  # not batched: found by the names
+
+    def test_the_teacher_is_traced_once_and_not_changed(
+        self, teacher, tmp_path, monkeypatch
+    ):
+        traces = []
+        call = LogitsModel.__call__
+
+        def counted(self, x, training=False):
+            traces.append((tuple(x.shape), training))
+            return call(self, x, training)
+
+        monkeypatch.setattr(LogitsModel, "__call__", counted)
+        before = [v.numpy() for v in teacher.variables], teacher.trainable
+        SoftLabels.build(teacher, batches(X, size=9), tmp_path, batch_size=16)
+        assert traces == [((16, SIDE, SIDE, 1), False)]  # 50 is no multiple of 16
+        for variable, value in zip(teacher.variables, before[0], strict=True):
+            np.testing.assert_array_equal(variable, value)
+        assert teacher.trainable == before[1]
+
+    def test_again_it_checks_and_returns(self, teacher, plain, monkeypatch):
+        monkeypatch.setattr(LabelWriter, "append", None)
+        files = {f.name: f.stat().st_mtime_ns for f in plain.path.iterdir()}
+        files.pop("lock")
+        soft = SoftLabels.build(teacher, X, plain.path)
+        assert len(soft) == N
+        SoftLabels.build(teacher, batches(X), plain.path)
+        for name, time in files.items():
+            assert (plain.path / name).stat().st_mtime_ns == time
+        for other, text in ((X[:9], "9 samples, labelled 50"), (X[:9], "must be the")):
+            with pytest.raises(ValueError, match=text):
+                SoftLabels.build(teacher, other, plain.path)
+        late = X.copy()
+        late[-1] += 1
+        with pytest.raises(ValueError, match="1 of 50 samples .* at 49"):
+            SoftLabels.build(teacher, late, plain.path)
+
+    def test_overwriting(self, teacher, tmp_path, oracle):
+        SoftLabels.build(linear(seed=5), X[:7], tmp_path)
+        with pytest.raises(ValueError, match="another teacher, for the store at"):
+            SoftLabels.build(teacher, X, tmp_path)
+        soft = SoftLabels.build(teacher, X, tmp_path, overwrite=True)
+        np.testing.assert_allclose(soft.logits(), oracle(X), atol=1e-5)
+
+    def test_the_progress_bar(self, teacher, tmp_path, capsys):
+        SoftLabels.build(teacher, X, tmp_path / "quiet")
+        assert capsys.readouterr().out == ""
+        SoftLabels.build(teacher, X, tmp_path / "1", verbose=1)
+        assert "50/50" in capsys.readouterr().out
+        SoftLabels.build(teacher, batches(X), tmp_path / "2", shift, 2, verbose=1)
+        assert "100/Unknown" in capsys.readouterr().out
+
+    def test_a_pipeline_that_shuffles_is_found(self, teacher, tmp_path):
+        shuffled = batches(X).unbatch().shuffle(N, seed=1)
+        with pytest.raises(ValueError, match="data set|same order"):
+            SoftLabels.build(teacher, shuffled, tmp_path)
+            SoftLabels.build(teacher, shuffled, tmp_path)
+
+
+ARGUMENTS = dict(augment=shift, views=2, batch_size=10)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(teacher, tmp_path_factory):
+    """A store that was stopped after 20 of 50 samples."""
+    path = tmp_path_factory.mktemp("stopped")
+    append, count = LabelWriter.append, 0
+
+    def interrupted(writer, *rows):
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError("no space left")
+        append(writer, *rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_store, "_SECONDS_BETWEEN_COMMITS", 0.0)
+        patch.setattr(LabelWriter, "append", interrupted)
+        with pytest.raises(OSError, match="no space"):
+            SoftLabels.build(teacher, X, path, **ARGUMENTS)
+    assert Manifest.read(path).samples == 20
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    return SoftLabels.build(teacher, X, path, **ARGUMENTS)
+
+
+class TestGoingOn:
+    """Interrupted builds; what the files go through is in test_label_store.py."""
+
+    @pytest.fixture
+    def stopped(self, stopped_once, tmp_path):
+        return shutil.copytree(stopped_once, tmp_path / "stopped")
+
+    @pytest.mark.parametrize("form", [lambda x: x, batches])
+    def test_only_the_rest_is_labelled(
+        self, form, stopped, whole, teacher, monkeypatch
+    ):
+        with pytest.raises(ValueError, match="first 20 samples are done"):
+            SoftLabels.load(stopped)
+        append, sizes = LabelWriter.append, []
+
+        def counted(writer, logits, prints):
+            sizes.append(len(logits))
+            append(writer, logits, prints)
+
+        monkeypatch.setattr(LabelWriter, "append", counted)
+        soft = SoftLabels.build(teacher, form(X), stopped, **ARGUMENTS)
+        assert sum(sizes) == 30
+        for name in ("logits.f32", "samples.u64"):
+            ours, theirs = (s.path / name for s in (soft, whole))
+            assert ours.read_bytes() == theirs.read_bytes()
+
+    @pytest.mark.parametrize(
+        "change, text",
+        [
+            ({"views": 3}, "another views"),
+            ({"seed": 1}, "another seed"),
+            ({"augment": other_shift}, "another augment, for"),
+            ({"augment": None, "views": 1}, "another views.*another augment"),
+        ],
+    )
+    def test_other_arguments(self, change, text, stopped, teacher):
+        with pytest.raises(ValueError, match=f"{text}.*overwrite=True"):
+            SoftLabels.build(teacher, X, stopped, **{**ARGUMENTS, **change})
+
+    @pytest.mark.parametrize(
+        "changed, form",
+        [
+            ("teacher", np.asarray),
+            (0, np.asarray),
+            (15, np.asarray),
+            (15, batches),
+            ("shorter", np.asarray),
+            ("shorter", batches),
+            ("type", batches),
+        ],
+    )
+    def test_another_teacher_or_data_set(self, changed, form, stopped, teacher):
+        x, text = X.copy(), "another data set"
+        if changed == "teacher":
+            teacher, text = linear(seed=3), "another teacher"
+        elif changed == "shorter":
+            x, text = x[:15], "15 samples, when 20 are labelled"
+        elif changed == "type":
+            x = x.astype("float32")
+        else:
+            x[changed] += 1
+            text = text if changed == 0 else "another sample 15 than before"
+        with pytest.raises(ValueError, match=text):
+            SoftLabels.build(teacher, form(x), stopped, **ARGUMENTS)
+
+    def test_killed(self, teacher, oracle, tmp_path):
+        """`kill -9` at several places of real builds, each going on from the last."""
+        teacher.save(tmp_path / "teacher.keras")
+        np.save(tmp_path / "x.npy", X)
+        code = """
+import os, signal, sys
+import keras, numpy as np
+from kdlite.distill import label_store
+from kdlite.distill.soft_labels import SoftLabels
+folder, kill_after = sys.argv[1], int(sys.argv[2])
+label_store._SECONDS_BETWEEN_COMMITS = 0.0
+append = label_store.LabelWriter.append
+calls = 0
+def deadly(writer, *rows):
+    global calls
+    calls += 1
+    append(writer, *rows)
+    if calls == kill_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+label_store.LabelWriter.append = deadly
+teacher = keras.models.load_model(folder + "/teacher.keras")
+SoftLabels.build(teacher, np.load(folder + "/x.npy"), folder + "/labels", batch_size=8)
+"""
+        done = []
+        for kill_after in (1, 3):
+            command = [sys.executable, "-c", code, str(tmp_path), str(kill_after)]
+            killed = subprocess.run(command, capture_output=True, env=os.environ)
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            done.append(Manifest.read(tmp_path / "labels").samples)
+            with pytest.raises(ValueError, match="Only finished"):
+                SoftLabels.load(tmp_path / "labels")
+        assert done == [8, 32]
+        soft = SoftLabels.build(teacher, X, tmp_path / "labels", batch_size=8)
+        np.testing.assert_allclose(soft.logits(), oracle(X), atol=1e-5)
+
+
+class TestLoad:
+    def test_it_is_the_same(self, plain, teacher):
+        soft = SoftLabels.load(str(plain.path), teacher)
+        np.testing.assert_array_equal(soft.logits(), plain.logits())
+        assert isinstance(soft.logits(), np.memmap)
+        assert soft.teacher_fingerprint == plain.teacher_fingerprint
+        with pytest.raises(ValueError, match="read-only"):
+            soft.logits()[0] = 0
+
+    def test_a_reloaded_teacher_is_the_same(self, plain, teacher, tmp_path):
+        teacher.save(tmp_path / "teacher.keras")
+        SoftLabels.load(plain.path, keras.models.load_model(tmp_path / "teacher.keras"))
+
+    def test_another_teacher(self, plain):
+        with pytest.raises(ValueError, match="the given teacher's.*teacher 'other'"):
+            SoftLabels.load(plain.path, linear(seed=9, name="other"))
+
+    def test_what_it_says(self, plain, viewed):
+        print12 = plain.teacher_fingerprint[:12]
+        assert repr(plain) == (
+            f"SoftLabels('{plain.path}', samples=50, views=1, classes=3, "
+            f"teacher='{print12}')"
+        )
+        assert str(viewed).startswith(
+            f"Soft labels of 50 samples x 3 views, 3 classes, by teacher {print12}: "
+        )
+        assert json.loads(json.dumps(viewed.to_dict())) == {
+            "path": str(viewed.path),
+            "samples": 50,
+            "views": 3,
+            "classes": 3,
+            "augmented": True,
+            "bytes": 50 * 3 * 3 * 4,
+            "teacher": viewed.teacher_fingerprint,
+        }
+
+    def test_views_that_are_not_there(self, viewed):
+        with pytest.raises(ValueError, match="one of those stored.*view=3, stored 0"):
+            viewed.logits(3)
+        with pytest.raises(ValueError, match="`view` must be at least 0"):
+            viewed.logits(-1)
+
+
+FORMS = {
+    "arrays": (X, Y),
+    "batched": batches(X, Y),
+    "unbatched": batches(X, Y).unbatch(),
+    "PyDataset": Batches(),
+}
+
+
+class TestAlignment:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_each_epoch(self, form, plain, oracle):
+        train, orders = plain.attach(FORMS[form], batch_size=7, seed=3), set()
+        for _ in range(3):
+            x = check_aligned(train, oracle)
+            assert x.shape == X.shape and x.dtype == X.dtype
+            orders.add(x.tobytes())
+            np.testing.assert_array_equal(np.sort(x, 0), np.sort(X, 0))
+        assert len(orders) == 3 and X.tobytes() not in orders
+
+    @pytest.mark.parametrize("form", ["arrays", "batched"])
+    def test_labels_go_with_their_samples(self, form, plain):
+        of = {x.tobytes(): y for x, y in zip(X, Y, strict=True)}
+        for _ in range(2):
+            for inputs, y in plain.attach(FORMS[form]).as_numpy_iterator():
+                assert [of[x.tobytes()] for x in inputs["inputs"]] == y.tolist()
+
+    @pytest.mark.parametrize("form", ["arrays", "batched"])
+    def test_views_of_each_epoch(self, form, viewed, oracle):
+        train = viewed.attach(FORMS[form], 7, seed=1, augment=shift, shuffle=False)
+        seen = np.stack([check_aligned(train, oracle) for _ in range(2 * VIEWS)])
+        for sample in range(N):
+            shown = [seen[epoch, sample].tobytes() for epoch in range(2 * VIEWS)]
+            logits = np.sort([viewed.logits(v)[sample] for v in range(VIEWS)], 0)
+            np.testing.assert_allclose(
+                np.sort(oracle(seen[:VIEWS, sample]), 0), logits, atol=1e-5
+            )
+            assert shown[:VIEWS] == shown[VIEWS:]
+        shuffled = viewed.attach(FORMS[form], 7, seed=1, augment=shift)
+        for _ in range(VIEWS + 1):
+            check_aligned(shuffled, oracle)
+
+    @pytest.mark.parametrize("form", ["arrays", "batched"])
+    def test_repeat(self, form, viewed, oracle):
+        train = viewed.attach(FORMS[form], 8, augment=shift).repeat(2)
+        assert len(check_aligned(train, oracle)) == 2 * N
+
+    @pytest.mark.parametrize("form", ["arrays", "batched"])
+    def test_it_is_deterministic(self, form, viewed):
+        def epochs(**arguments):
+            tf.random.set_seed(arguments.pop("global_seed", 0))
+            train = viewed.attach(FORMS[form], 8, augment=shift, **arguments)
+            return [
+                [(x["inputs"].tobytes(), y.tolist()) for x, y in epoch]
+                for epoch in (list(train.as_numpy_iterator()) for _ in range(3))
+            ]
+
+        first = epochs(seed=4)
+        assert epochs(seed=4, global_seed=77) == first
+        assert epochs(seed=4, initial_epoch=1)[:2] == first[1:]
+        assert epochs(seed=5)[0] != first[0]
+
+
+class TestAttach:
+    def test_a_planted_misalignment_is_found(self, plain, oracle, monkeypatch):
+        """The check above does see logits that are shifted by one sample."""
+        rows = SoftLabels._rows
+        monkeypatch.setattr(
+            SoftLabels, "_rows", lambda self, i, v: rows(self, (i + 1) % N, v)
+        )
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            check_aligned(plain.attach((X, Y)), oracle)
+
+    def test_a_planted_wrong_view_is_found(self, viewed, oracle, monkeypatch):
+        rows = SoftLabels._rows
+        monkeypatch.setattr(
+            SoftLabels, "_rows", lambda self, i, v: rows(self, i, (v + 1) % VIEWS)
+        )
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            check_aligned(viewed.attach((X, Y), augment=shift), oracle)
+
+    @pytest.mark.parametrize("parts", [(X,), (X, Y), (X, Y, W)])
+    @pytest.mark.parametrize(
+        "form, augmented", [(None, False), (None, True), (batches, False)]
+    )
+    def test_elements(self, parts, form, augmented, plain, viewed):
+        soft = viewed if augmented else plain
+        augment = shift if augmented else None
+        data = form(*parts) if form else parts
+        train = soft.attach(data, 8, augment=augment, drop_remainder=True)
+        inputs, *others = train.element_spec
+        assert inputs == {
+            "inputs": tf.TensorSpec((8, SIDE, SIDE, 1), tf.uint8),
+            "soft_labels": tf.TensorSpec((8, CLASSES), tf.float32),
+        }
+        assert [spec.shape for spec in others] == [(8,)] * (len(parts) - 1)
+        batch = next(iter(train))
+        assert isinstance(batch, tuple) and len(batch) == len(parts)
+
+    @pytest.mark.parametrize(
+        "dataset, given, expected",
+        [
+            ((X, Y), None, 32),
+            ((X, Y), 5, 5),
+            (batches(X), None, 8),
+            (batches(X).unbatch(), None, 32),
+            (Batches(), None, 7),
+        ],
+    )
+    def test_batch_size_and_remainder(self, dataset, given, expected, plain):
+        for drop in (False, True):
+            train = plain.attach(dataset, given, drop_remainder=drop)
+            sizes = [len(batch[0]["inputs"]) for batch in train.as_numpy_iterator()]
+            full, rest = divmod(N, expected)
+            assert sizes == [expected] * full + ([rest] if rest and not drop else [])
+            assert int(train.cardinality()) == len(sizes)
+
+    def test_other_labels_are_free(self, plain):
+        unknown = np.full(N, -1)
+        labels = [y for _, y in plain.attach((X, unknown)).as_numpy_iterator()]
+        assert (np.concatenate(labels) == -1).all()
+
+    @pytest.mark.parametrize(
+        "x, text",
+        [
+            (X[:40], "Received: 40 samples, labelled 50. Fix: give the same samples"),
+            (X[::-1], "the same samples in another order.*leave shuffling"),
+            (np.concatenate([X[:-1], X[:1]]), "1 of 50 samples that are others"),
+            (X.astype("float32"), r"samples of float32 \(4, 4, 1\), labelled uint8"),
+        ],
+    )
+    @pytest.mark.parametrize("form", [lambda x: (x, np.zeros(len(x))), batches])
+    def test_another_data_set(self, x, text, form, plain):
+        with pytest.raises(ValueError, match=f"the one that was labelled.*{text}"):
+            plain.attach(form(x))
+
+    def test_a_pipeline_that_shuffles_each_pass(self, plain):
+        shuffled = batches(X, Y).unbatch().shuffle(N)
+        with pytest.raises(ValueError, match="another order.*reshuffle_each_iteration"):
+            plain.attach(shuffled)
+
+    def test_a_pipeline_that_augments(self, plain):
+        augmented = batches(X, Y).map(
+            lambda x, y: (tf.image.random_brightness(x, 9), y)
+        )
+        with pytest.raises(ValueError, match="samples that are others"):
+            plain.attach(augmented)
+
+    def test_a_pipeline_that_changes_later_stops_the_training(self, plain):
+        passes = iter(range(9))  # opened, compared, begun again, then trained on
+        changing = tf.data.Dataset.range(1).flat_map(
+            lambda _: tf.data.Dataset.from_tensor_slices(
+                tf.roll(
+                    X, tf.numpy_function(lambda: next(passes) // 4, [], tf.int64), 0
+                )
+            )
+        )
+        train = plain.attach(changing)
+        assert len(list(train)) == 2
+        with pytest.raises(tf.errors.InvalidArgumentError, match="another sample 0"):
+            list(train)
+
+    @pytest.mark.parametrize(
+        "augment, text",
+        [
+            (None, "augment=None, for labels of augmented views"),
+            (other_shift, "an augment that makes other views of the first samples"),
+        ],
+    )
+    def test_another_augment(self, augment, text, viewed):
+        with pytest.raises(ValueError, match=f"must be the one.*: {text}. Fix"):
+            viewed.attach((X, Y), augment=augment)
+
+    def test_an_augment_for_plain_samples(self, plain):
+        with pytest.raises(ValueError, match="an augment, for labels of the plain"):
+            plain.attach((X, Y), augment=shift)
+
+    @pytest.mark.parametrize(
+        "arguments, error, text",
+        [
+            (
+                {"batch_size": 0},
+                ValueError,
+                "`batch_size` must be at least 1 and below",
+            ),
+            ({"batch_size": 2.5}, TypeError, "`batch_size` must be an integer. Receiv"),
+            ({"seed": -1}, ValueError, "`seed` must be .*Received: seed=-1"),
+            ({"initial_epoch": True}, TypeError, "`initial_epoch` must be an integer"),
+            ({"augment": 3}, TypeError, "`augment` must be a function.*augment=3"),
+            (
+                {"batch_size": 64, "drop_remainder": True},
+                ValueError,
+                "must be a full batch if the rest is left out. Received: batch_size=64",
+            ),
+        ],
+    )
+    def test_arguments(self, arguments, error, text, plain):
+        with pytest.raises(error, match=text):
+            plain.attach((X, Y), **arguments)
+
+    def test_the_buffer_holds_so_many_bytes(self, plain, monkeypatch):
+        sizes = []
+        shuffle = tf.data.Dataset.shuffle
+
+        def spied(self, buffer_size, *args, **kwargs):
+            sizes.append(buffer_size)
+            return shuffle(self, buffer_size, *args, **kwargs)
+
+        monkeypatch.setattr(tf.data.Dataset, "shuffle", spied)
+        plain.attach(batches(X))
+        monkeypatch.setattr(soft_labels, "_SHUFFLE_BUFFER_BYTES", 10 * SIDE * SIDE)
+        monkeypatch.setattr(soft_labels, "_SHUFFLE_BUFFER_SAMPLES", 2)
+        plain.attach(batches(X))
+        assert sizes == [N, 10]
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        "arguments, error, text",
+        [
+            (
+                {"views": 2},
+                ValueError,
+                "differ by augmentation. Received: views=2, aug",
+            ),
+            ({"views": 0}, ValueError, "`views` must be .*Received: views=0"),
+            ({"batch_size": "8"}, TypeError, "`batch_size` must be an integer. Receiv"),
+            ({"seed": 2**63}, ValueError, "`seed` must be at least 0 and below 2"),
+            (
+                {"augment": "flip"},
+                TypeError,
+                "`augment` must be a function of a sample",
+            ),
+            ({"verbose": "yes"}, ValueError, "`verbose` must be 'auto', 0, 1 or 2"),
+            ({"augment": lambda x, s: x[1:]}, ValueError, "must keep the shape"),
+            (
+                {"augment": lambda x, s: x / 2},
+                ValueError,
+                "structure and type",
+            ),
+        ],
+    )
+    def test_refused_before_anything_is_written(
+        self, arguments, error, text, teacher, tmp_path
+    ):
+        with pytest.raises(error, match=text):
+            SoftLabels.build(teacher, X, tmp_path / "labels", **arguments)
+        assert not (tmp_path / "labels").exists()
+
+    def test_a_folder_of_something_else(self, teacher, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        with pytest.raises(FileExistsError, match="in a folder of their own"):
+            SoftLabels.build(teacher, X, tmp_path, overwrite=True)
+
+    def test_a_teacher_that_is_none(self, tmp_path):
+        with pytest.raises(TypeError, match="`teacher` must be a keras.Model"):
+            SoftLabels.build("teacher", X, tmp_path)
+        unbuilt = keras.Sequential([layers.Dense(3)])
+        with pytest.raises(ValueError, match="must be built"):
+            SoftLabels.build(unbuilt, X, tmp_path)
+
+    def test_logits_that_are_none(self, tmp_path, teacher):
+        broken = linear()
+        broken.layers[-1].bias.assign([0.0, np.nan, 0.0])
+        with pytest.raises(ValueError, match="must be finite. Received: NaN or inf"):
+            SoftLabels.build(broken, X, tmp_path)
+        single = keras.Sequential(
+            [keras.Input((SIDE, SIDE, 1)), layers.Flatten(), layers.Dense(1)]
+        )
+        # Nothing was labelled yet, so another teacher may take the place.
+        with pytest.raises(ValueError, match=r"over two classes or more.*\(50, 1\)"):
+            SoftLabels.build(single, X, tmp_path)
+        SoftLabels.build(teacher, X, tmp_path)
+
+
+def student():
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(2, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def distiller(teacher=None, steps_per_execution=1):
+    model = Distiller(student(), teacher)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(
+        optimizer, loss, jit_compile=False, steps_per_execution=steps_per_execution
+    )
+    return model
+
+
+class TestTraining:
+    @pytest.mark.parametrize("parts", [(X,), (X, Y, W)])
+    def test_it_equals_training_with_the_teacher(self, parts, plain, teacher):
+        online, stored = distiller(teacher), distiller()
+        online.fit(
+            batches(*parts) if len(parts) > 1 else batches((X,)), epochs=2, **FIT
+        )
+        stored.fit(plain.attach(parts, 8, shuffle=False), epochs=2, **FIT)
+        check_equal(online, stored)
+
+    def test_each_epoch_of_fit_is_an_epoch(self, viewed):
+        """Keras opens iterators that it does not read; they must not count."""
+        by_hand = distiller()
+        for epoch in range(3):
+            single = viewed.attach(
+                (X, Y), 8, seed=2, augment=shift, initial_epoch=epoch
+            )
+            for x, y in single:
+                by_hand.train_on_batch(x, y)
+        for steps_per_execution in (1, 3):
+            train = viewed.attach((X, Y), 8, seed=2, augment=shift)
+            fitted = distiller(steps_per_execution=steps_per_execution)
+            fitted.fit(train, epochs=3, **FIT)
+            check_equal(fitted, by_hand)
+
+    def test_going_on_at_an_epoch(self, viewed, tmp_path):
+        def run(model, epochs, initial_epoch=0):
+            train = viewed.attach((X, Y), 8, augment=shift, initial_epoch=initial_epoch)
+            model.fit(train, epochs=epochs, initial_epoch=initial_epoch, **FIT)
+            return model
+
+        whole = run(distiller(), 4)
+        run(distiller(), 2).save(tmp_path / "half.keras")
+        check_equal(whole, run(keras.models.load_model(tmp_path / "half.keras"), 4, 2))
+
+
+FIT = {"shuffle": False, "verbose": 0}
+
+
+def check_equal(one, other):
+    for a, b in zip(one.student.weights, other.student.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)

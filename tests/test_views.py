@@ -1,0 +1,154 @@
+"""Views: the same sample, place and number give the same view, in any process."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kdlite.distill.views import Views
+
+IMAGES = np.arange(4 * 4 * 4 * 2, dtype="uint8").reshape(4, 4, 4, 2)
+
+
+def flip(x, seed):
+    return tf.image.stateless_random_flip_left_right(x, seed)
+
+
+def noise(x, seed):
+    return x + tf.random.stateless_normal(tf.shape(x), seed)
+
+
+def made(views, place, view, x):
+    data = tf.data.Dataset.from_tensors((np.int64(place), np.int64(view), x))
+    return next(data.map(views.view).as_numpy_iterator())
+
+
+def test_each_view_is_its_own_and_stays_the_same():
+    x = np.zeros(3, "float32")
+    keys = [(s, p, v) for s in (0, 1) for p in (0, 2**40) for v in (0, 1)]
+    first = [made(Views(noise, 3, s), p, v, x) for s, p, v in keys]
+    again = [made(Views(noise, 3, s), p, v, x) for s, p, v in keys]
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(np.array(first), axis=0)) == len(keys)
+
+
+def test_the_seeds_stay_the_same_between_versions():
+    # A store made today must be usable tomorrow: these numbers are part of its format.
+    seeds = []
+
+    def keep(x, seed):
+        return x * 0 + tf.reshape(seed, [2])
+
+    for place, view in ((0, 0), (5, 1)):
+        seeds.append(made(Views(keep, 2, 7), place, view, np.zeros(2, "int64")))
+    golden = [
+        [1557711037311944855, -291427413299729767],
+        [990685627532567464, 4866000924852831279],
+    ]
+    np.testing.assert_array_equal(seeds, golden)
+
+
+def test_no_augment_is_the_sample_itself():
+    image = IMAGES[0]
+    assert Views(None, 1, 0).view(0, 0, image) is image
+    assert Views(None, 1, 0).fingerprint(IMAGES) is None
+    Views(None, 1, 0).check(IMAGES)
+
+
+def test_structures_and_static_shapes():
+    def both(x, seed):
+        return {"image": flip(x["image"], seed), "other": noise(x["other"], seed)}
+
+    x = {"image": IMAGES, "other": np.zeros((4, 3), "float32")}
+    Views(both, 2, 0).check(x)
+    assert len(Views(both, 2, 0).fingerprint(x)) == 64
+
+    def cropped(x, seed):
+        return tf.image.stateless_random_crop(
+            tf.pad(x, [[1, 1]] * 2 + [[0, 0]]), x.shape, seed
+        )
+
+    data = tf.data.Dataset.from_tensor_slices(IMAGES).enumerate()
+    views = Views(lambda x, seed: tf.reshape(cropped(x, seed), tf.shape(x)), 1, 0)
+    seen = data.map(lambda place, x: views.view(place, place * 0, x))
+    assert seen.element_spec == tf.TensorSpec((4, 4, 2), tf.uint8)
+
+
+def test_the_fingerprint_tells_augmentations_apart():
+    prints = [
+        Views(flip, 2, 0).fingerprint(IMAGES),
+        Views(flip, 2, 1).fingerprint(IMAGES),
+        Views(lambda x, seed: x, 2, 0).fingerprint(IMAGES),
+        Views(lambda x, seed: x + tf.constant(1, x.dtype), 2, 0).fingerprint(IMAGES),
+    ]
+    assert len(set(prints)) == 4
+    assert prints[0] == Views(flip, 2, 0).fingerprint(IMAGES)
+
+
+def with_python_branches(x, seed):
+    if tf.random.stateless_uniform([], seed) > 0.5:
+        x = tf.reverse(x, [0])
+    return x
+
+
+def test_an_augment_may_branch_as_in_any_tf_function():
+    views = Views(with_python_branches, 2, 0)
+    views.check(IMAGES)
+    upright = [(made(views, i, 0, IMAGES[0]) == IMAGES[0]).all() for i in range(9)]
+    assert len(set(upright)) == 2
+
+
+def drawn(x, seed):
+    return tf.image.random_flip_left_right(x)
+
+
+def drawn_by_numpy(x, seed):
+    return x + tf.cast(
+        tf.numpy_function(lambda: np.float64(random.randrange(9)), [], "float64"),
+        x.dtype,
+    )
+
+
+def drawn_while_traced(x, seed):
+    return x + tf.constant(random.randrange(200), x.dtype)
+
+
+@pytest.mark.parametrize("augment", [drawn, drawn_by_numpy, drawn_while_traced])
+@pytest.mark.parametrize("global_seed", [None, 3])
+def test_a_stateful_augment(augment, global_seed):
+    if global_seed is not None:
+        tf.random.set_seed(global_seed)
+    with pytest.raises(
+        ValueError, match=f"must be stateless.*augment={augment.__name__}"
+    ):
+        Views(augment, 1, 0).check(IMAGES)
+
+
+@pytest.mark.parametrize(
+    "augment, text",
+    [
+        (
+            lambda x, seed: tf.cast(x, "float32"),
+            "uint8 in, float32 out. Fix: cast back",
+        ),
+        (lambda x, seed: {"x": x}, "keep the structure and type.*uint8 in, uint8 out"),
+        (lambda x, seed: None, "keep the structure and type.*uint8 in, NoneType out"),
+        (lambda x, seed: x[:2], r"keep the shape.*\(4, 4, 2\) in, \(2, 4, 2\) out"),
+        (
+            lambda x, seed: x[None],
+            r"keep the shape.*\(4, 4, 2\) in, \(1, 4, 4, 2\) out",
+        ),
+        (
+            lambda x, seed: x[
+                : 1 + tf.random.stateless_uniform([], seed, 0, 3, tf.int32)
+            ],
+            r"keep the shape.*\(4, 4, 2\) in",
+        ),
+    ],
+)
+def test_an_augment_that_changes_the_kind_of_sample(augment, text):
+    with pytest.raises(ValueError, match=text):
+        Views(augment, 2, 0).check(IMAGES)
