@@ -1,0 +1,412 @@
+"""Quantization-aware training in Keras 3, without tensorflow-model-optimization.
+
+`quantize_aware()` builds a student again as a Functional model that rounds, with a
+`FakeQuant` wherever an integer tensor has a range of its own; `for_export()` turns the
+trained result into the plain model from which the converter makes integer operations,
+without calibration data.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdlite.compress.fake_quant import FakeQuant, FoldedLayer, checked_range
+from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
+from kdlite.compress.recipes import Recipe
+from kdlite.compress.recipes import recipe as find_recipe
+
+Tensor = Any
+Range = tuple[float, float]
+
+# The mean reaches over some 20 batches: it follows the weights, and even a short
+# training forgets the ranges of its first batch.
+_MOMENTUM = 0.95
+# Integer operations that have a ReLU built in.
+_WITH_RELU = ("kernel", "add")
+# Softmax and sigmoid have a range by definition: [0, 1) in steps of 1/256.
+_UNROUNDED = "head"
+
+
+def quantize_aware(
+    student: keras.Model,
+    recipe: str | Recipe = "int8",
+    input_range: Range | Mapping[str, Range] | None = None,
+) -> keras.Model:
+    """Returns a trainable copy of `student` that rounds as its integer model will.
+
+    The result is a Functional model with the student's inputs, outputs and weights;
+    the student itself is neither changed nor shared. Train it for a short time, with
+    `fit()` or in a `Distiller`, at a small learning rate; exporting it then needs no
+    calibration data.
+
+    Weights are int8 per output channel, symmetric; activations int8 per tensor; a ReLU
+    or ReLU6 is fused with the layer before it, and batch normalization folded into it
+    (`FoldedLayer` says how; `freeze_batch_norm` fixes its statistics). A layer keeps
+    its name where its output keeps its meaning: of `conv -> bn -> relu` remain `bn` and
+    `relu`, and the logits of `Dense(name="p", activation="softmax")` are `p_linear`. A
+    final softmax or sigmoid is left unrounded, since a loss must not see a probability
+    rounded to zero; the integer model rounds it to multiples of 1/256.
+
+    Activation ranges are measured in training. Until the first training step there are
+    none, the model computes in float what the student does, and exporting it is an
+    error. Only a fixed `input_range` applies from the start.
+
+    Supported layers: Conv2D, DepthwiseConv2D, SeparableConv2D, Dense,
+    BatchNormalization, ReLU, Activation (relu, relu6, linear; softmax and sigmoid at
+    the end), Softmax, Add, Concatenate, MaxPooling2D, AveragePooling2D,
+    GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, Reshape,
+    Dropout, SpatialDropout2D, Rescaling, Normalization, Identity, and models of these.
+
+    Args:
+        student: A built Functional or Sequential model in float32.
+        recipe: The recipe's name; `"int8"` is the one there is.
+        input_range: `(lo, hi)` of the input's values, or a mapping from input name to
+            it. `(0.0, 255.0)` suits raw pixels: the integer input then is the pixel
+            itself. Without it, the smallest and largest value seen in training count;
+            for an input of dtype uint8 it is `(0.0, 255.0)`.
+
+    Returns:
+        The quantization-aware `keras.Model`, not compiled.
+
+    Raises:
+        TypeError: If `student` is not a Keras model.
+        ValueError: If the recipe has no integer activations, or the student is
+            subclassed, not built, not float32, quantization-aware already, or has a
+            layer that is not supported.
+
+    Example:
+        >>> student = keras.Sequential([
+        ...     keras.Input((8, 8, 1)),
+        ...     keras.layers.Rescaling(1 / 255),
+        ...     keras.layers.Conv2D(4, 3, activation="relu"),
+        ...     keras.layers.GlobalAveragePooling2D(),
+        ...     keras.layers.Dense(2),
+        ... ])
+        >>> qat = quantize_aware(student, input_range=(0.0, 255.0))
+        >>> qat.compile("sgd", "mse")
+        >>> images = np.full((2, 8, 8, 1), 128.0)
+        >>> history = qat.fit(images, np.zeros((2, 2)), verbose=0)
+        >>> ready = for_export(qat)
+
+    Reference:
+        Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference", arXiv:1712.05877.
+    """
+    chosen = find_recipe(recipe)
+    if not chosen.integer:
+        raise ValueError(
+            "Quantization-aware training needs a recipe with integer activations. "
+            f"Received: recipe={chosen.name!r}. Use 'int8', or export the student "
+            "directly."
+        )
+    policy = keras.config.dtype_policy().name
+    if policy != "float32":
+        raise ValueError(
+            "Quantization-aware training needs the global dtype policy float32. "
+            f"Received: {policy!r}. Call `keras.config.set_dtype_policy('float32')`."
+        )
+    if not isinstance(student, keras.Model):
+        raise TypeError(
+            "`student` must be a Keras model. Received: "
+            f"student={type(student).__name__}. Pass the `keras.Model` to quantize."
+        )
+    if is_quantize_aware(student):
+        raise ValueError(
+            "`student` is quantization-aware already. Received: "
+            f"student={student.name!r}. Pass the float student."
+        )
+    graph = IntegerGraph(student)
+    ranges = _input_ranges(graph.functional.inputs, input_range)
+    return _Builder(graph, chosen, ranges).build(student.name)
+
+
+def is_quantize_aware(model: keras.Model) -> bool:
+    """Whether `model` has layers that `quantize_aware()` made.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        True for the result of `quantize_aware()`, trained or not, and models around it;
+        False for a float model and for the result of `for_export()`.
+
+    Example:
+        >>> is_quantize_aware(keras.Sequential([keras.Input((2,))]))
+        False
+    """
+    return any(
+        isinstance(layer, FoldedLayer)
+        or (isinstance(layer, FakeQuant) and layer.sites > 0)
+        for layer in model._flatten_layers()
+    )
+
+
+def freeze_batch_norm(model: keras.Model) -> None:
+    """Makes training use the moving statistics of batch normalization, from now on.
+
+    Gamma and beta go on learning. Good for the last part of quantization-aware
+    training, and for small batches: training then computes just what the exported model
+    will. Call `compile()` after it.
+
+    Args:
+        model: A model from `quantize_aware()`; changed in place.
+
+    Raises:
+        ValueError: If the model is not quantization-aware.
+
+    Example:
+        >>> student = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     keras.layers.Dense(2),
+        ...     keras.layers.BatchNormalization(),
+        ... ])
+        >>> freeze_batch_norm(quantize_aware(student))
+    """
+    _require_quantize_aware(model)
+    for layer in model._flatten_layers():
+        if isinstance(layer, FoldedLayer):
+            layer.frozen_statistics = True
+
+
+def for_export(model: keras.Model) -> keras.Model:
+    """Returns the plain model that the converter turns into integer operations.
+
+    It computes what `model` computes in inference: every `FoldedLayer` has become one
+    Keras layer with a bias, its kernel on the integer levels and without fake
+    quantization (of which the converter finds the same levels, per channel, and which
+    it refuses on the kernel of a Dense), and every range is a constant. Inputs are
+    float32. `model` stays as it is.
+
+    Args:
+        model: A trained model from `quantize_aware()`.
+
+    Returns:
+        A Functional model with the same inputs and outputs.
+
+    Raises:
+        ValueError: If the model is not quantization-aware, or a range was never
+            measured because it was not trained.
+    """
+    _require_quantize_aware(model)
+    unset = [
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, FakeQuant) and not layer.has_range
+    ]
+    if unset:
+        raise ValueError(
+            "Every activation range must have been measured in training. Received: "
+            f"model={model.name!r} with {len(unset)} ranges not set, the first of "
+            f"{unset[0]!r}. Train it with `fit()` for one batch at least."
+        )
+    weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
+
+    def plain(layer: keras.Layer) -> keras.Layer:
+        if isinstance(layer, FakeQuant):
+            return layer.frozen()
+        if isinstance(layer, FoldedLayer):
+            clone, values = layer.plain()
+        else:
+            clone, values = _clone(layer, layer.name), layer.get_weights()
+        weights.append((clone, values))
+        return clone
+
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype="float32", name=x.name),
+        model.input,
+    )
+    exported = keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=plain, recursive=True
+    )
+    for clone, values in weights:
+        clone.set_weights(values)
+    return exported
+
+
+def _require_quantize_aware(model: keras.Model) -> None:
+    if not is_quantize_aware(model):
+        raise ValueError(
+            "`model` must be quantization-aware. Received: "
+            f"model={model.name!r}. Make it with `kdlite.quantize_aware(student)`."
+        )
+
+
+def _clone(layer: keras.Layer, name: str) -> keras.Layer:
+    return type(layer).from_config({**layer.get_config(), "name": name})
+
+
+def _input_ranges(
+    inputs: list[Tensor], given: Range | Mapping[str, Range] | None
+) -> list[Range | None]:
+    by_name: dict[str, Any] = {
+        x.name: (0.0, 255.0) for x in inputs if x.dtype == "uint8"
+    }
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - {x.name for x in inputs})
+        if unknown:
+            raise ValueError(
+                "`input_range` names an input the student does not have. Received: "
+                f"{unknown[0]!r}. Inputs: {', '.join(repr(x.name) for x in inputs)}."
+            )
+        by_name.update(given)
+    elif given is not None:
+        by_name.update({x.name: given for x in inputs})
+    return [
+        checked_range(by_name[x.name]) if x.name in by_name else None for x in inputs
+    ]
+
+
+class _Builder:
+    """Calls the operations of a graph again, with rounding between them."""
+
+    def __init__(
+        self, graph: IntegerGraph, recipe: Recipe, ranges: list[Range | None]
+    ) -> None:
+        self._graph = graph
+        self._recipe = recipe
+        self._fixed = {
+            x: fixed
+            for x, fixed in zip(graph.inputs, ranges, strict=True)
+            if fixed is not None
+        }
+        self._output_names = graph.functional.output_names
+        self._used_names: set[str] = set()
+        self._folded: dict[int, FoldedLayer] = {}
+        self._quantizers: dict[int, FakeQuant] = {}
+        self._group = self._range_groups()
+        self._measured = self._measured_tensors()
+
+    def _range_groups(self) -> dict[int, int]:
+        """Returns for each tensor the group of tensors with one range that it is in."""
+        group = {x: x for x in self._graph.inputs}
+        for op in self._graph.ops:
+            group[op.output] = op.output
+            if op.kind in ONE_RANGE:
+                merged = {group[x] for x in (*op.inputs, op.output)}
+                group.update({x: min(merged) for x in group if group[x] in merged})
+        return group
+
+    def _measured_tensors(self) -> dict[int, list[int]]:
+        """Returns for each group the tensors whose values make its range."""
+        measured = collections.defaultdict(list)
+        for x in self._graph.inputs:
+            if x not in self._fixed:
+                measured[self._group[x]].append(x)
+        unrounded: set[int] = set()
+        for op in self._graph.ops:
+            if op.kind == "pass" and op.inputs[0] in unrounded:
+                unrounded.add(op.output)
+            elif unrounded.intersection(op.inputs):
+                raise ValueError(
+                    "Softmax and sigmoid can only be at the end of a model. Received: "
+                    f"layer {op.name!r}, which computes with their output. Let it take "
+                    "the logits, or quantize after training."
+                )
+            elif op.kind == _UNROUNDED:
+                unrounded.add(op.output)
+            elif op.kind not in ONE_RANGE and not self._rounded_later(op):
+                measured[self._group[op.output]].append(op.output)
+        return measured
+
+    def _rounded_later(self, op: Op) -> bool:
+        """Whether the ReLU that follows is part of the same integer operation."""
+        user = self._graph.sole_user(op.output)
+        return op.kind in _WITH_RELU and user is not None and user.kind == "relu"
+
+    def build(self, name: str) -> keras.Model:
+        """Returns the quantization-aware model, with the student's weights."""
+        graph = self._graph
+        inputs = [
+            keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self._name(x.name))
+            for x in graph.functional.inputs
+        ]
+        values: dict[int, Tensor] = {}
+        for x, value in zip(graph.inputs, inputs, strict=True):
+            values[x] = self._round(x, value, value.name)
+        for op in graph.ops:
+            values[op.output] = self._call(op, [values[x] for x in op.inputs])
+        outputs = [
+            self._named(values[x], output_name)
+            for x, output_name in zip(graph.outputs, self._output_names, strict=True)
+        ]
+        pack = keras.tree.pack_sequence_as
+        model = keras.Model(
+            pack(graph.functional._inputs_struct, inputs),
+            pack(graph.functional._outputs_struct, outputs),
+            name=name,
+        )
+        for layer, weights in graph.weights:
+            layer.set_weights(weights)
+        return model
+
+    def _call(self, op: Op, inputs: list[Tensor]) -> Tensor:
+        unrounded = op.kind in ("pass", "concatenate", _UNROUNDED)
+        if op.kind == "kernel":
+            outputs = self._folded_layer(op)(inputs[0])
+        else:
+            final = unrounded and op.output in self._graph.outputs
+            layer = _clone(op.layer, self._name(op.name, final))
+            outputs = layer(inputs if len(inputs) > 1 else inputs[0])
+        if unrounded or self._rounded_later(op):
+            return outputs
+        return self._round(op.output, outputs, op.name)
+
+    def _folded_layer(self, op: Op) -> FoldedLayer:
+        if id(op.layer) not in self._folded:
+            self._folded[id(op.layer)] = FoldedLayer(
+                op.layer,
+                op.batch_norm,
+                input_scale=np.asarray(op.scale).tolist(),
+                input_offset=np.asarray(op.offset).tolist(),
+                bits=self._recipe.weight_bits,
+                frozen_statistics=op.frozen_statistics,
+                name=self._name(op.name),
+            )
+        return self._folded[id(op.layer)]
+
+    def _round(self, x: int, value: Tensor, name: str) -> Tensor:
+        group = self._group[x]
+        measured = self._measured[group]
+        if group not in self._quantizers:
+            fixed = [self._fixed[i] for i in self._fixed if self._group[i] == group]
+            only_inputs = set(measured) <= set(self._graph.inputs)
+            self._quantizers[group] = FakeQuant(
+                bits=self._recipe.activation_bits,
+                sites=len(measured),
+                fixed_range=(
+                    (min(lo for lo, _ in fixed), max(hi for _, hi in fixed))
+                    if fixed
+                    else None
+                ),
+                # Weights do not move the range of an input, so all of it counts.
+                momentum=None if only_inputs else _MOMENTUM,
+                margin=max(
+                    (op.margin for op in self._graph.ops if op.output in measured),
+                    default=0.0,
+                ),
+                name=self._name(f"{name}_fake_quant"),
+            )
+        site = measured.index(x) if x in measured else None
+        return self._quantizers[group](value, site=site)
+
+    def _named(self, value: Tensor, name: str) -> Tensor:
+        """Returns the output under its name, by which losses and exports find it."""
+        if value._keras_history.operation.name == name:
+            return value
+        return keras.layers.Identity(name=self._name(name, final=True))(value)
+
+    def _name(self, name: str, final: bool = False) -> str:
+        # The student's output names are kept for the layers that end the model.
+        if name in self._output_names and not final:
+            name = f"{name}_float"
+        unique, count = name, 0
+        while unique in self._used_names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._used_names.add(unique)
+        return unique

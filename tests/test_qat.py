@@ -1,0 +1,606 @@
+"""Quantization-aware training: the trained Keras model is the integer model."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+
+from kdlite.compress.fake_quant import FakeQuant, FoldedLayer
+from kdlite.compress.qat import (
+    for_export,
+    freeze_batch_norm,
+    is_quantize_aware,
+    quantize_aware,
+)
+from kdlite.compress.recipes import recipe
+
+# --- a student, its integer model, and the two side by side
+
+
+def randomize(model, rng):
+    """Gives biases and batch normalization values that a trained model could have."""
+    for variable in model.variables:
+        path, shape = variable.path.rsplit("/", 1)[-1], variable.shape
+        if path == "gamma":
+            variable.assign(rng.uniform(0.7, 1.3, shape) * rng.choice([-1, 1], shape))
+        elif path == "moving_variance":
+            variable.assign(rng.uniform(0.5, 1.5, shape))
+        elif path in ("beta", "bias", "moving_mean"):
+            variable.assign(rng.normal(0, 0.2, shape))
+
+
+def calibrate(model, *batches):
+    """Sets the ranges, and nothing else, by steps in training mode."""
+    freeze_batch_norm(model)
+    for batch in batches:
+        model(batch, training=True)
+
+
+def convert(model, folder, io=tf.int8):
+    """Converts a plain model; no calibration data, one signature of batch 1."""
+    module = tf.Module()
+    module.state = [variable.value for variable in model.variables]
+    names = [f"in_{k}" for k in range(len(model.inputs))]
+
+    @tf.function
+    def run(**values):
+        flat = [values[name] for name in names]
+        outputs = model(keras.tree.pack_sequence_as(model.input, flat), training=False)
+        return {f"out_{k}": y for k, y in enumerate(keras.tree.flatten(outputs))}
+
+    specs = {
+        name: tf.TensorSpec((1, *x.shape[1:]), tf.float32)
+        for name, x in zip(names, model.inputs, strict=True)
+    }
+    run = run.get_concrete_function(**specs)
+    tf.saved_model.save(module, folder, signatures=run)
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = io
+    return converter.convert()
+
+
+def operations(content):
+    """Operation names, and the dtypes of all tensors they touch."""
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    dtypes = {
+        tensor["index"]: np.dtype(tensor["dtype"]).name
+        for tensor in interpreter.get_tensor_details()
+    }
+    found = [op for op in interpreter._get_ops_details() if op["op_name"] != "DELEGATE"]
+    used = {
+        dtypes[i] for op in found for i in (*op["inputs"], *op["outputs"]) if i >= 0
+    }
+    return [op["op_name"] for op in found], used
+
+
+def run_lite(content, *inputs):
+    """Returns for each output its values as real numbers, scale and zero point."""
+    interpreter = Interpreter(model_content=content)
+    runner = interpreter.get_signature_runner()
+    details = runner.get_input_details()
+    samples = []
+    for sample in zip(*inputs, strict=True):
+        feed = {}
+        for k, x in enumerate(sample):
+            scale, zero = details[f"in_{k}"]["quantization"]
+            dtype = details[f"in_{k}"]["dtype"]
+            q = np.floor(x[None] / np.float32(scale) + 0.5) + zero
+            limits = np.iinfo(dtype)
+            feed[f"in_{k}"] = np.clip(q, limits.min, limits.max).astype(dtype)
+        samples.append(runner(**feed))
+    results = []
+    for k in range(len(samples[0])):
+        scale, zero = runner.get_output_details()[f"out_{k}"]["quantization"]
+        q = np.concatenate([sample[f"out_{k}"] for sample in samples])
+        results.append(((np.float64(q) - zero) * scale, scale, zero))
+    return results, details
+
+
+def assert_same_within_one_step(qat, content, *inputs):
+    """The integer model's outputs are at most one step off, in 99 % of the values.
+
+    Not all: the converter rounds biases to int32 and the runtime rescales by an
+    integer multiplier, so that a value close to a tie falls to the other level, and
+    what follows it may make two of that.
+    """
+    struct = keras.tree.pack_sequence_as(qat.input, list(inputs))
+    expected = keras.tree.flatten(qat(struct, training=False))
+    for y, (values, scale, _) in zip(
+        expected, run_lite(content, *inputs)[0], strict=True
+    ):
+        steps = np.abs(values - y.numpy()) / scale
+        assert np.mean(steps < 1.01) >= 0.99
+        assert steps.max() < 4
+        assert len(np.unique(values)) > 8
+
+
+def separable_block(x, filters, strides, name):
+    x = layers.DepthwiseConv2D(
+        3, strides=strides, padding="same", use_bias=False, name=f"{name}_dw"
+    )(x)
+    x = layers.BatchNormalization(name=f"{name}_bn1")(x)
+    x = layers.ReLU(6.0, name=f"{name}_relu")(x)
+    x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pw")(x)
+    return layers.BatchNormalization(name=f"{name}_bn2")(x)
+
+
+def mobile_net():
+    """A small residual depthwise net on raw pixels, with a softmax at the end."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+    x = layers.Conv2D(8, 3, 2, padding="same", use_bias=False, name="stem")(x)
+    x = layers.BatchNormalization(name="stem_bn")(x)
+    x = layers.ReLU(6.0, name="stem_relu")(x)
+    x = layers.Add(name="sum")([x, separable_block(x, 8, 1, "block1")])
+    x = layers.ReLU(name="last")(separable_block(x, 16, 2, "block2"))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dropout(0.1, name="dropout")(x)
+    x = layers.Dense(5, activation="softmax", name="classes")(x)
+    return keras.Model(inputs, x, name="mobile")
+
+
+def pixels(rng, count, shape=(16, 16, 3)):
+    return rng.integers(0, 256, (count, *shape)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def mobile(tmp_path_factory):
+    """The student, it trained quantization-aware, data, and the `.tflite`."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(1)
+    x = pixels(rng, 256)
+    # Learnable: the class is how bright the noise is.
+    y = rng.integers(0, 5, 256)
+    x = np.floor(x * (y[:, None, None, None] + 1) / 5)
+    student = mobile_net()
+    student.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    student.fit(x, y, epochs=8, verbose=0)
+    before = [value.copy() for value in student.get_weights()]
+    qat = quantize_aware(student, input_range=(0.0, 255.0))
+    unset = qat.predict(x, verbose=0)
+    qat.compile(
+        keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy", metrics=["acc"]
+    )
+    history = qat.fit(x, y, epochs=4, verbose=0).history
+    folder = tmp_path_factory.mktemp("mobile")
+    content = convert(for_export(qat), str(folder), tf.uint8)
+    return {
+        "student": student,
+        "before": before,
+        "unset": unset,
+        "qat": qat,
+        "loss": history["loss"],
+        "data": (x, y),
+        "content": content,
+    }
+
+
+# --- the trained residual depthwise net
+
+
+def test_until_training_it_computes_what_the_student_does(mobile):
+    x, _ = mobile["data"]
+    expected = mobile["student"].predict(x, verbose=0)
+    np.testing.assert_allclose(mobile["unset"], expected, atol=1e-5)
+
+
+def test_the_student_is_neither_changed_nor_shared(mobile):
+    student, qat = mobile["student"], mobile["qat"]
+    for now, before in zip(student.get_weights(), mobile["before"], strict=True):
+        np.testing.assert_array_equal(now, before)
+    assert not {id(v) for v in student.variables} & {id(v) for v in qat.variables}
+    assert student.count_params() < qat.count_params()
+    shapes = [
+        sorted(tuple(v.shape) for v in model.trainable_variables)
+        for model in (student, qat)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_quantization_aware_training_lowers_the_loss(mobile):
+    student, qat = mobile["student"], mobile["qat"]
+    x, y = mobile["data"]
+    assert mobile["loss"][-1] < mobile["loss"][0]
+    loss, accuracy = qat.evaluate(x, y, verbose=0)
+    assert loss < student.evaluate(x, y, verbose=0)
+    assert accuracy > 0.9
+
+
+def test_the_converted_model_is_integer_and_equal(mobile):
+    x, _ = mobile["data"]
+    names, dtypes = operations(mobile["content"])
+    # Batch normalization, ReLU6 and the rescaling have left no operation.
+    assert names == [
+        "QUANTIZE",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "CONV_2D",
+        "ADD",
+        "DEPTHWISE_CONV_2D",
+        "CONV_2D",
+        "MEAN",
+        "FULLY_CONNECTED",
+        "SOFTMAX",
+        "QUANTIZE",
+    ]
+    assert dtypes == {"uint8", "int8", "int32"}
+    assert_same_within_one_step(mobile["qat"], mobile["content"], x[:64])
+
+
+def test_raw_pixels_are_the_integer_input(mobile):
+    _, details = run_lite(mobile["content"], mobile["data"][0][:1])
+    assert details["in_0"]["quantization"] == (1.0, 0)
+
+
+def test_the_exported_model_computes_the_same_in_float(mobile):
+    x, _ = mobile["data"]
+    qat = mobile["qat"]
+    exported = for_export(qat)
+    assert not is_quantize_aware(exported)
+    assert not [layer for layer in exported.layers if isinstance(layer, FoldedLayer)]
+    # Folding is exact up to float32, and that moves few values over a tie.
+    difference = np.abs(exported.predict(x, verbose=0) - qat.predict(x, verbose=0))
+    assert np.mean(difference < 1e-5) > 0.98
+    assert qat.count_params() > exported.count_params()
+
+
+def test_ranges_stay_in_inference(mobile):
+    x, y = mobile["data"]
+    qat = mobile["qat"]
+    before = [value.copy() for value in qat.get_weights()]
+    qat.evaluate(2 * x, y, verbose=0)
+    qat.predict(2 * x, verbose=0)
+    for now, value in zip(qat.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, value)
+
+
+def test_gradients_reach_every_trainable_variable(mobile):
+    x, y = mobile["data"]
+    qat = mobile["qat"]
+    with tf.GradientTape() as tape:
+        probabilities = qat(x[:32], training=False)
+        loss = tf.reduce_mean(
+            keras.losses.sparse_categorical_crossentropy(y[:32], probabilities)
+        )
+    gradients = tape.gradient(loss, [v.value for v in qat.trainable_variables])
+    for gradient in gradients:
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_it_survives_a_keras_file_and_trains_on(mobile, tmp_path):
+    x, y = mobile["data"]
+    mobile["qat"].save(tmp_path / "qat.keras")
+    loaded = keras.saving.load_model(tmp_path / "qat.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), mobile["qat"].predict(x, verbose=0)
+    )
+    assert is_quantize_aware(loaded)
+    ranges = [
+        [
+            layer.fixed_range
+            for layer in for_export(model).layers
+            if isinstance(layer, FakeQuant)
+        ]
+        for model in (loaded, mobile["qat"])
+    ]
+    assert ranges[0] == ranges[1]
+    loaded.fit(x, y, epochs=1, verbose=0)
+
+
+def test_names_and_the_logits_before_the_softmax_are_where_they_were(mobile):
+    student, qat = mobile["student"], mobile["qat"]
+    assert qat.name == student.name
+    assert [x.name for x in qat.inputs] == ["image"]
+    assert qat.output_names == student.output_names == ["classes"]
+    softmax = qat.get_layer("classes")
+    assert isinstance(softmax, layers.Softmax)
+    x, _ = mobile["data"]
+    logits = keras.Model(qat.input, softmax.input)(x[:8])
+    np.testing.assert_allclose(keras.ops.softmax(logits), qat(x[:8]), atol=1e-6)
+    names = {layer.name for layer in qat.layers}
+    assert {"stem_bn", "stem_relu", "block1_bn2", "sum", "last", "pool"} <= names
+    # Their outputs are no longer what these names meant.
+    assert not {"stem", "rescale", "block1_dw"} & names
+
+
+def test_compiled_by_xla_it_does_the_same(mobile):
+    x, y = mobile["data"]
+    losses = []
+    for jit_compile in (False, True):
+        qat = quantize_aware(mobile["student"], input_range=(0.0, 255.0))
+        for layer in qat.layers:
+            if isinstance(layer, layers.Dropout):
+                layer.rate = 0.0
+        qat.compile(
+            keras.optimizers.SGD(0.01),
+            "sparse_categorical_crossentropy",
+            jit_compile=jit_compile,
+        )
+        history = qat.fit(x[:64], y[:64], batch_size=32, shuffle=False, verbose=0)
+        losses.append(history.history["loss"][0])
+        assert all(
+            layer.has_range for layer in qat.layers if isinstance(layer, FakeQuant)
+        )
+    # Other float32 kernels round a few values to the next level.
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+# --- every other layer, in a few models
+
+
+def zoo():
+    """All places where layers fuse and fold; outputs by name, none very deep."""
+    inputs = keras.Input((10, 10, 4), name="features")
+    first = layers.BatchNormalization(name="first")(inputs)
+    x = layers.SeparableConv2D(
+        8, 3, padding="same", depth_multiplier=2, activation="relu", name="separable"
+    )(first)
+    separable = layers.BatchNormalization(name="after_relu")(x)
+    a = layers.Conv2D(8, 3, padding="same", groups=2, name="grouped")(first)
+    b = layers.Conv2D(
+        8, 3, padding="same", dilation_rate=2, activation="relu6", name="dilated"
+    )(first)
+    c = layers.Conv2D(8, 1, use_bias=False, name="pointwise")(first)
+    x = layers.Activation("relu", name="sum_relu")(layers.Add(name="sum")([a, b, c]))
+    most = layers.ReLU(6.0, name="most")(layers.MaxPooling2D(2)(x))
+    mean = layers.AveragePooling2D(3, strides=2, padding="same", name="mean")(x)
+    both = layers.Concatenate(name="both")([most, layers.ReLU()(mean)])
+    x = layers.DepthwiseConv2D(2, dilation_rate=2, activation="relu", name="dw")(inputs)
+    x = layers.Flatten()(layers.ZeroPadding2D(1)(layers.MaxPooling2D(2)(x)))
+    x = layers.Dense(12, activation="relu", name="hidden")(x)
+    flat = layers.BatchNormalization(name="flat_norm")(x)
+    return keras.Model(
+        inputs,
+        {
+            "separable": separable,
+            "both": both,
+            "largest": layers.GlobalMaxPooling2D(name="g")(both),
+            "reshaped": layers.Reshape((3, 4), name="r")(layers.Dense(12)(flat)),
+            "sigmoid": layers.Dense(1, activation="sigmoid", name="p")(flat),
+        },
+        name="zoo",
+    )
+
+
+def nested():
+    """Nested and shared layers, a skip over a concatenation, an affine kept apart."""
+    base_inputs = keras.Input((8, 8, 8))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(base_inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization()(x))
+    base = keras.Model(base_inputs, x, name="base")
+    norm_after = keras.Sequential(
+        [
+            keras.Input((8, 8, 20)),
+            layers.Conv2D(8, 1, activation="relu6", name="conv"),
+            layers.BatchNormalization(),
+        ],
+        name="norm_after",
+    )
+    inputs = [
+        keras.Input((16, 16, 3), name="zeta"),
+        keras.Input((8, 8, 8), name="alpha"),
+    ]
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(inputs[0])
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="stem")(x)
+    x = layers.Add()([x, layers.ReLU(name="apart")(x)])
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    pooled = layers.Dense(3, name="pooled")(layers.Flatten()(layers.ReLU()(pooled)))
+    skip = base(inputs[1], training=False)
+    low = layers.Conv2D(4, 1, activation="relu")(layers.MaxPooling2D(2)(skip))
+    low = layers.ZeroPadding2D(((3, 1), (2, 2)))(low)
+    joined = norm_after(layers.Concatenate(name="joined")([skip, low, inputs[1]]))
+    twice = layers.Conv2D(
+        8, 1, name="twice", activation="relu", kernel_regularizer="l2"
+    )
+    x = layers.Reshape((64, 8))(twice(twice(inputs[1])))
+    x = layers.Softmax()(layers.Dense(4, name="dense_3d")(x))
+    segments = layers.Reshape((8, 8, 4), name="segments")(x)
+    return keras.Model(inputs, [segments, pooled, joined], name="nested")
+
+
+@pytest.mark.parametrize("make", [zoo, nested])
+def test_every_layer_becomes_integer_and_equal(make, tmp_path, rng):
+    student = make()
+    randomize(student, rng)
+    x = [
+        pixels(rng, 48, (16, 16, 3))
+        if y.shape[1] == 16
+        else rng.uniform(-2, 2, (48, *y.shape[1:])).astype("float32")
+        for y in student.inputs
+    ]
+    struct = keras.tree.pack_sequence_as(student.input, x)
+    qat = quantize_aware(student)
+    expected = keras.tree.flatten(student(struct))
+    for y, z in zip(expected, keras.tree.flatten(qat(struct)), strict=True):
+        np.testing.assert_allclose(y, z, atol=1e-5)
+    assert qat.output_names == student.output_names
+    assert [y.name for y in qat.inputs] == [y.name for y in student.inputs]
+    keras.tree.assert_same_structure(qat.output, student.output)
+    assert len(qat.losses) == len(student.losses)
+    calibrate(qat, struct)
+    content = convert(for_export(qat), str(tmp_path))
+    names, dtypes = operations(content)
+    assert dtypes <= {"int8", "int32"}
+    # No conversion between integer ranges: those that must be one are one.
+    assert not {"QUANTIZE", "DEQUANTIZE", "MUL", "TRANSPOSE"} & set(names)
+    assert_same_within_one_step(qat, content, *x)
+    # And rounding has changed little: a few percent of the values' spread.
+    for y, z in zip(expected, keras.tree.flatten(qat(struct)), strict=True):
+        assert np.abs(y - z).mean() < 0.05 * np.std(y)
+
+
+def test_shared_layers_stay_shared():
+    inputs = keras.Input((4,))
+    dense = layers.Dense(4, name="twice")
+    qat = quantize_aware(keras.Model(inputs, dense(dense(inputs))))
+    assert len(qat.trainable_variables) == 2
+    assert sum(isinstance(layer, FoldedLayer) for layer in qat.layers) == 1
+
+
+def test_tensors_that_meet_in_a_concatenation_have_one_range():
+    inputs = keras.Input((4,))
+    a, b = layers.Dense(4, name="a")(inputs), layers.Dense(4, name="b")(inputs)
+    qat = quantize_aware(keras.Model(inputs, layers.Concatenate()([a, b])))
+    (shared,) = [
+        layer
+        for layer in qat.layers
+        if isinstance(layer, FakeQuant) and layer.sites == 2
+    ]
+    assert len(shared._inbound_nodes) == 2
+
+
+def test_batch_statistics_move_until_they_are_frozen(rng):
+    student = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()]
+    )
+    x = rng.normal(3, 1, (64, 4)).astype("float32")
+    qat = quantize_aware(student)
+    (folded,) = [layer for layer in qat.layers if isinstance(layer, FoldedLayer)]
+    start = folded.batch_norm.moving_mean.numpy()
+    qat.compile("sgd", "mse")
+    qat.fit(x, x, verbose=0)
+    moved = folded.batch_norm.moving_mean.numpy()
+    assert np.abs(moved - start).max() > 0.01
+    freeze_batch_norm(qat)
+    qat.compile("sgd", "mse")
+    gamma = folded.batch_norm.gamma.numpy()
+    qat.fit(x, x, verbose=0)
+    np.testing.assert_array_equal(folded.batch_norm.moving_mean, moved)
+    assert np.abs(folded.batch_norm.gamma.numpy() - gamma).max() > 0
+
+
+def test_layers_that_do_not_train_stay_so():
+    base = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()]
+    )
+    base.trainable = False
+    student = keras.Sequential([keras.Input((4,)), base, layers.Dense(2, name="head")])
+    qat = quantize_aware(student)
+    assert [v.shape for v in qat.trainable_variables] == [(4, 2), (2,)]
+
+
+def test_ranges_follow_few_steps(rng):
+    # Ranges that start at zero or at [-6, 6] would be far off after three batches.
+    student = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="d")])
+    x = rng.normal(0, 50, (96, 4)).astype("float32")
+    qat = quantize_aware(student)
+    qat.compile(keras.optimizers.SGD(0.0), "mse")
+    qat.fit(x, x, batch_size=32, epochs=1, verbose=0)
+    lowest, highest = for_export(qat).get_layer("d_fake_quant").fixed_range
+    y = student.predict(x, verbose=0)
+    assert 0.7 * y.min() > lowest > 1.1 * y.min()
+    assert 0.7 * y.max() < highest < 1.1 * y.max()
+
+
+def test_integer_inputs_are_raw_bytes(rng):
+    inputs = keras.Input((6, 6, 1), dtype="uint8")
+    x = layers.Conv2D(2, 3)(layers.Rescaling(1 / 255)(inputs))
+    student = keras.Model(inputs, layers.Flatten()(x))
+    qat = quantize_aware(student)
+    x = rng.integers(0, 256, (4, 6, 6, 1), dtype="uint8")
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    calibrate(qat, x)
+    exported = for_export(qat)
+    assert exported.inputs[0].dtype == "float32"
+    assert exported.layers[1].fixed_range == (0.0, 255.0)
+    np.testing.assert_allclose(exported(x.astype("float32")), qat(x), atol=1e-5)
+
+
+def test_input_ranges_by_name_and_measured():
+    inputs = [keras.Input((2,), name="zeta"), keras.Input((2,), name="alpha")]
+    outputs = layers.Add()([layers.Dense(2)(x) for x in inputs])
+    qat = quantize_aware(keras.Model(inputs, outputs), input_range={"alpha": (-1, 3)})
+    for top in (5.0, 1.0):
+        qat([np.array([[-top, top]])] * 2, training=True)
+    exported = for_export(qat)
+    assert exported.get_layer("alpha_fake_quant").fixed_range == (-1.0, 3.0)
+    assert exported.get_layer("zeta_fake_quant").fixed_range == (-5.0, 5.0)
+
+
+def test_output_names_survive_fake_quantization():
+    inputs = keras.Input((4,))
+    logits = layers.Dense(2, name="logits")(inputs)
+    student = keras.Model(
+        inputs, [logits, layers.Dense(3, name="other")(logits), logits]
+    )
+    qat = quantize_aware(student)
+    assert qat.output_names[:2] == student.output_names[:2]
+    qat = quantize_aware(keras.Model(inputs, [logits, student.outputs[1]]))
+    qat.compile("sgd", {"logits": "mse", "other": "mse"})
+    qat.fit(
+        np.ones((2, 4)),
+        {"logits": np.ones((2, 2)), "other": np.ones((2, 3))},
+        verbose=0,
+    )
+
+
+# --- what is refused
+
+
+def tiny():
+    return keras.Sequential([keras.Input((4,)), layers.Dense(2, name="d")], name="tiny")
+
+
+def softmax_inside():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, activation="softmax")(inputs)
+    return keras.Model(inputs, layers.Dense(2, name="after")(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: quantize_aware(tiny(), "float32"),
+            "needs a recipe with integer activations. Received: recipe='float32'",
+        ),
+        (lambda: quantize_aware(tiny(), "int3"), "No recipe.*'int3'"),
+        (
+            lambda: quantize_aware(quantize_aware(tiny())),
+            "quantization-aware already. Received: student='tiny'",
+        ),
+        (
+            lambda: quantize_aware(softmax_inside()),
+            "only be at the end of a model. Received: layer 'after'",
+        ),
+        (
+            lambda: quantize_aware(tiny(), input_range={"nope": (0, 1)}),
+            "an input the student does not have. Received: 'nope'. Inputs: ",
+        ),
+        (lambda: quantize_aware(tiny(), input_range=(1, 0)), r"range=\(1, 0\)"),
+        (lambda: for_export(tiny()), "must be quantization-aware. .*model='tiny'"),
+        (lambda: freeze_batch_norm(tiny()), "must be quantization-aware"),
+        (
+            lambda: for_export(quantize_aware(tiny(), input_range=(0, 1))),
+            "must have been measured in training. Received: model='tiny' with 1 ranges "
+            "not set, the first of 'd_fake_quant'. Train it",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_a_student_is_a_keras_model():
+    with pytest.raises(TypeError, match="must be a Keras model. Received: student=str"):
+        quantize_aware("student.keras")
+
+
+def test_mixed_precision_is_refused():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with pytest.raises(ValueError, match="global dtype policy.*'mixed_float16'"):
+            quantize_aware(tiny())
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_recipe_may_be_given_itself():
+    assert is_quantize_aware(quantize_aware(tiny(), recipe("int8")))
