@@ -162,11 +162,6 @@ class SoftLabels:
         seed = _checked_int("seed", seed, least=0)
         show = _checked_verbose(verbose)
         _check_callable(augment)
-        if views > 1 and augment is None:
-            raise ValueError(
-                f"Several views of a sample differ by augmentation. Received: "
-                f"views={views}, augment=None. Fix: give augment, or views=1."
-            )
         logits = logits_model(teacher, role="teacher")
         fingerprint = model_fingerprint(logits.model)
         check_place(path)

@@ -65,9 +65,14 @@ class Views:
 
         Raises:
             ValueError: If `augment` changes type, shape or structure, or does not give
-                the same view for the same seed.
+                the same view for the same seed; if there is none for several views.
         """
         if self.augment is None:
+            if self.count > 1:
+                raise ValueError(
+                    f"Several views of a sample differ by augmentation. Received: "
+                    f"views={self.count}, augment=None. Fix: give augment, or views=1."
+                )
             return
         # Traced twice, and each view made several times in a trace: so neither what is
         # drawn in each call nor what is drawn once and frozen in the trace goes unseen.

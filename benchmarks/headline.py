@@ -1,0 +1,84 @@
+"""The headline run: how far a patient student gets, against an equal-budget baseline.
+
+    python benchmarks/headline.py --out headline [--seeds 3] [--epochs 30] ...
+
+Hours on two cores. A run that was stopped goes on where it was with the same arguments.
+Prints the table of the report, and per-seed figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+import kdlite
+from kdlite.datasets import fashion_mnist
+from kdlite.demo.augment import shift_and_flip
+from kdlite.demo.models import build_student
+from kdlite.demo.teacher import load_teacher
+from kdlite.gates import Gates
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--width", type=float, default=1.5)
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--hard-loss-weight", type=float, default=0.1)
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args()
+    data = fashion_mnist()
+    result = kdlite.distill_to_tflite(
+        load_teacher(),
+        tuple(data.train),
+        lambda: build_student(args.width),
+        validation=tuple(data.validation),
+        test=tuple(data.test),
+        labels=data.class_names,
+        epochs=args.epochs,
+        qat_epochs=2,
+        temperature=args.temperature,
+        hard_loss_weight=args.hard_loss_weight,
+        soft_loss_weight=1.0 - args.hard_loss_weight,
+        augment=shift_and_flip,
+        views=args.views,
+        seeds=args.seeds,
+        gates=Gates(
+            teacher_drop_points=1.0,
+            quantization_drop_points=0.3,
+            size_ratio=50,
+            speed_ratio=10,
+        ),
+        out=args.out,
+        overwrite=args.overwrite,
+        verbose=2,
+    )
+    print(result)
+    for scores in result.report["seeds"]:
+        words = ", ".join(
+            f"{name} {100 * scores[name]['top1']:.2f}"
+            for name in ("baseline", "student", "float32", "int8")
+        )
+        print(f"seed {scores['seed']}: {words}")
+    gains = [
+        100 * (scores["student"]["top1"] - scores["baseline"]["top1"])
+        for scores in result.report["seeds"]
+    ]
+    print(
+        f"gain over the baseline by seed: {np.mean(gains):+.2f} points, "
+        f"from {min(gains):+.2f} to {max(gains):+.2f}"
+    )
+    return 0 if result.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

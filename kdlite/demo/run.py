@@ -1,0 +1,100 @@
+"""`kdlite demo`: `distill_to_tflite` on Fashion-MNIST."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdlite.datasets import FashionMNIST, Split, fashion_mnist
+from kdlite.demo.augment import shift_and_flip
+from kdlite.demo.models import build_student
+from kdlite.demo.teacher import load_teacher, train_teacher
+from kdlite.gates import Gates
+from kdlite.pipeline import PipelineResult, distill_to_tflite
+
+# The quick run shows that all works, not how well: a part of the data, few epochs.
+_QUICK_SAMPLES = {"train": 6_000, "validation": 1_000, "test": 2_000}
+
+
+def run_demo(
+    out: str | Path = "out",
+    *,
+    quick: bool = False,
+    seeds: int = 1,
+    retrain_teacher: bool = False,
+    overwrite: bool = False,
+    verbose: str | int = "auto",
+) -> PipelineResult:
+    """Distils Fashion-MNIST's teacher into a student for the phone.
+
+    Args:
+        out: Folder to write, see `distill_to_tflite`.
+        quick: Whether to use a part of the data only, for under 90 seconds.
+        seeds: Repetitions of student and baseline.
+        retrain_teacher: Whether to train the teacher anew (an hour or more) instead of
+            loading the one that comes with kdlite.
+        overwrite: Whether to replace `out`.
+        verbose: As in Keras's `fit`.
+
+    Returns:
+        The files, the figures and the gates.
+    """
+    data = fashion_mnist()
+    kept = Path(f"{out}.teacher")
+    teacher = _trained_anew(data, kept) if retrain_teacher else load_teacher()
+    if quick:
+        data = _part(data)
+    settings: dict[str, Any] = (
+        {"epochs": 2, "qat_epochs": 1, "views": 1}
+        if quick
+        else {"epochs": 6, "qat_epochs": 1, "views": 2}
+    )
+    result = distill_to_tflite(
+        teacher,
+        tuple(data.train),
+        build_student,
+        validation=tuple(data.validation),
+        test=tuple(data.test),
+        labels=data.class_names,
+        augment=shift_and_flip,
+        seeds=seeds,
+        # A student of two epochs is unsure of much, so int8 moves more predictions.
+        gates=Gates(
+            quantization_drop_points=2.0 if quick else 0.3,
+            size_ratio=50,
+            speed_ratio=10,
+        ),
+        out=out,
+        overwrite=overwrite,
+        verbose=verbose,
+        **settings,
+    )
+    shutil.rmtree(kept, ignore_errors=True)
+    return result
+
+
+def _trained_anew(data: FashionMNIST, folder: Path) -> keras.Model:
+    """An hour's work: kept until the whole demo is done, should it be stopped."""
+    path = folder / "teacher.keras"
+    if not path.exists():
+        teacher = train_teacher(data, folder / "backup")
+        folder.mkdir(parents=True, exist_ok=True)
+        teacher.save(folder / "unfinished.keras")
+        os.replace(folder / "unfinished.keras", path)
+    return keras.models.load_model(path)
+
+
+def _part(data: FashionMNIST) -> FashionMNIST:
+    def head(name: str) -> Split:
+        split: Split = getattr(data, name)
+        count = _QUICK_SAMPLES[name]
+        return Split(np.ascontiguousarray(split.x[:count]), split.y[:count])
+
+    return FashionMNIST(
+        head("train"), head("validation"), head("test"), data.class_names, data.folder
+    )

@@ -1,0 +1,1 @@
+"""Keras model to proven `.tflite`: convert, look inside, run, compare."""

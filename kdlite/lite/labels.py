@@ -1,0 +1,109 @@
+"""Labels: the names of an output's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import keras
+
+Labels = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def check_texts(labels: Labels | None) -> None:
+    """Checks what can be checked without the model.
+
+    Args:
+        labels: Class names, or such by output name.
+
+    Raises:
+        TypeError: If they are no lists.
+        ValueError: If one is empty or no text, or is there twice.
+
+    Example:
+        >>> check_texts(["cat", "dog", "cat"])
+        Traceback (most recent call last):
+        ...
+        ValueError: Labels must differ from each other. Received: 'cat' more than ...
+    """
+    if labels is None:
+        return
+    groups = labels.values() if isinstance(labels, Mapping) else [labels]
+    for texts in groups:
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise TypeError(
+                "`labels` must be a list of class names, or such by output name. "
+                f"Received: {type(texts).__name__}. Give one name a class."
+            )
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"Every label must be a text that is not empty. Received: {text!r} "
+                    f"for class {index}. Give each class a name."
+                )
+        twice = sorted({text for text in texts if list(texts).count(text) > 1})
+        if twice:
+            raise ValueError(
+                f"Labels must differ from each other. Received: {twice[0]!r} more than "
+                "once. Give each class a name of its own."
+            )
+
+
+def check_counts(labels: Labels | None, outputs: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks that there is a label for each class.
+
+    Args:
+        labels: Class names, for the only output with so many classes, or such by output
+            name.
+        outputs: The shape of one sample's output by name; the last axis is of classes.
+
+    Raises:
+        ValueError: If an output is not there, or has another number of classes.
+
+    Example:
+        >>> check_counts(["cat", "dog"], {"animal": (2,), "size": (3,)})
+    """
+    if labels is None:
+        return
+    sizes = {name: shape[-1] if shape else 1 for name, shape in outputs.items()}
+    there = ", ".join(f"{size} of {name!r}" for name, size in sizes.items())
+    if isinstance(labels, Mapping):
+        counts = {name: len(texts) for name, texts in labels.items()}
+        wrong = {n: count for n, count in counts.items() if sizes.get(n) != count}
+        received = ", ".join(f"{count} for {name!r}" for name, count in wrong.items())
+    else:
+        wrong = {"": len(labels)}
+        if list(sizes.values()).count(len(labels)) == 1:
+            wrong = {}
+        received = f"{len(labels)} labels"
+    if wrong:
+        raise ValueError(
+            "`labels` must be as many as one output has classes. Received: "
+            f"{received}; classes: {there}. Give one label a class, by output name "
+            "where several outputs have as many."
+        )
+
+
+def score_meaning(model: keras.Model) -> str:
+    """Returns what the outputs hold, by the activation that they come out of.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        A few words for people who read the file's metadata.
+
+    Example:
+        >>> score_meaning(keras.Sequential([keras.layers.Softmax()]))
+        'probability of each class'
+    """
+    names = getattr(model, "output_names", None) or []
+    ends = [layer for layer in model._flatten_layers() if layer.name in names]
+    if isinstance(model, keras.Sequential):
+        ends = model.layers[-1:]
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    for end in ends:
+        if isinstance(end, keras.layers.Softmax):
+            return "probability of each class"
+        if getattr(end, "activation", None) in probabilities:
+            return "probability of each class"
+    return "score of each class"

@@ -1,0 +1,340 @@
+"""Runs a `.tflite` in LiteRT, and times it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect
+
+Array = np.ndarray[Any, Any]
+File = str | os.PathLike[str] | bytes
+
+# Files are timed in turns of a few runs: each turn finds its own kernels in the cache,
+# as in an app, and a slow moment of the computer meets all files alike.
+_TURN = 10
+
+
+class TFLiteModel:
+    """A `.tflite` to call from Python.
+
+    Values go in and come out as the Keras model has them: integer inputs and outputs
+    are quantized and dequantized here, ``q = round(x / scale) + zero_point``, clipped.
+
+    Args:
+        file: The path of the file, or its bytes.
+        threads: Threads that one run may use.
+        xnnpack: Whether LiteRT may use XNNPACK, its default for speed.
+
+    Attributes:
+        content: What is inside the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no `.tflite`, or LiteRT cannot run it.
+
+    Example:
+        ``TFLiteModel("student.tflite").predict(x_test).argmax(-1)``
+    """
+
+    def __init__(self, file: File, threads: int = 1, xnnpack: bool = True) -> None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ValueError(
+                "`threads` must be an integer above 0. Received: "
+                f"threads={threads!r}. Use 1 to compare files."
+            )
+        self.content: TFLiteFile = inspect(file)
+        # LiteRT trusts more than it should in a file that a network brought: the bytes
+        # that were checked are those that run.
+        blob = file if isinstance(file, bytes) else Path(file).read_bytes()
+        self._name = self.content.name or f"{len(blob)} bytes"
+        resolver = (
+            OpResolverType.AUTO
+            if xnnpack
+            else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        )
+        try:
+            self._interpreter = Interpreter(
+                model_content=blob,
+                num_threads=threads,
+                experimental_op_resolver_type=resolver,
+            )
+            self._resize({})
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as err:
+            raise ValueError(
+                "A .tflite must be one that LiteRT can run. Received: "
+                f"{self._name}, of which LiteRT says: {_first_line(err)} Look at "
+                "kdlite.inspect(file).custom_ops."
+            ) from err
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs, by the names of the file's signature."""
+        return self.content.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The outputs, likewise."""
+        return self.content.outputs
+
+    def predict(self, x: Any) -> Array | dict[str, Array]:
+        """Runs samples through the file, one batch of the file's size after another.
+
+        Args:
+            x: `(samples, ...)`, or such by input name.
+
+        Returns:
+            The output as float32 `(samples, ...)` (integers that stand for no quantity
+            stay as they are); by name if there are several.
+
+        Raises:
+            ValueError: If an input is missing, or has another shape.
+        """
+        arrays = self._arrays(x)
+        quantized = {
+            tensor.name: quantize(arrays[tensor.name], tensor) for tensor in self.inputs
+        }
+        outputs = {
+            tensor.name: dequantize(array, tensor)
+            for tensor, array in zip(self.outputs, self._run(quantized), strict=True)
+        }
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def predict_raw(self, x: Any) -> Array | dict[str, Array]:
+        """Runs samples that are in the file's own types, and returns them like that.
+
+        Args:
+            x: `(samples, ...)` of the input's dtype, or such by input name.
+
+        Returns:
+            The output in its dtype; by name if there are several.
+
+        Raises:
+            ValueError: If an input is missing, or has another shape or dtype.
+        """
+        arrays = self._arrays(x)
+        for tensor in self.inputs:
+            if arrays[tensor.name].dtype != np.dtype(tensor.dtype):
+                raise ValueError(
+                    f"Raw values must be of the file's dtype. Received: "
+                    f"{arrays[tensor.name].dtype} for input {tensor.name!r}, which "
+                    f"takes {tensor.dtype}. Use predict() for real values."
+                )
+        outputs = {
+            tensor.name: array
+            for tensor, array in zip(self.outputs, self._run(arrays), strict=True)
+        }
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def _arrays(self, x: Any) -> dict[str, Array]:
+        names = [tensor.name for tensor in self.inputs]
+        if not isinstance(x, Mapping):
+            if len(names) != 1:
+                raise ValueError(
+                    "A file with several inputs takes a mapping from name to array. "
+                    f"Received: {type(x).__name__} for inputs "
+                    f"{', '.join(map(repr, names))}. Name each."
+                )
+            x = {names[0]: x}
+        if set(x) != set(names):
+            raise ValueError(
+                f"Inputs must be {', '.join(map(repr, names))}. Received: "
+                f"{', '.join(repr(name) for name in x) or 'none'}. Name each input."
+            )
+        arrays = {name: np.asarray(x[name]) for name in names}
+        for tensor in self.inputs:
+            array = arrays[tensor.name]
+            fits = array.ndim == len(tensor.shape) and all(
+                length in (-1, given)
+                for length, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
+            )
+            if not fits or not len(array):
+                wanted = ", ".join(["samples", *map(str, tensor.shape[1:])])
+                raise ValueError(
+                    f"Samples must have the shape of the input. Received: "
+                    f"{array.shape} for {tensor.name!r}, which takes ({wanted}). Add "
+                    "the batch axis to a single sample: x[None]."
+                )
+        if len({len(array) for array in arrays.values()}) > 1:
+            raise ValueError(
+                "Every input must have as many samples. Received: "
+                + ", ".join(f"{len(a)} of {name!r}" for name, a in arrays.items())
+                + ". Give each sample all of its inputs."
+            )
+        self._resize(arrays)
+        return arrays
+
+    def _resize(self, arrays: Mapping[str, Array]) -> None:
+        """Gives lengths that may change those of the samples; the batch stays 1."""
+        resized = False
+        for tensor in self.inputs:
+            if -1 in tensor.shape:
+                shape = [max(1, length) for length in tensor.shape]
+                if tensor.name in arrays:
+                    shape[1:] = arrays[tensor.name].shape[1:]
+                self._interpreter.resize_tensor_input(tensor.index, shape)
+                resized = True
+        if resized:
+            self._interpreter.allocate_tensors()
+
+    def _run(self, arrays: Mapping[str, Array]) -> list[Array]:
+        count = len(next(iter(arrays.values())))
+        batch = max(1, self.inputs[0].shape[0]) if self.inputs[0].shape else 1
+        parts: list[list[Array]] = [[] for _ in self.outputs]
+        for start in range(0, count, batch):
+            for tensor in self.inputs:
+                value = arrays[tensor.name][start : start + batch]
+                if len(value) < batch:
+                    # The last batch is filled up with copies that are cut off again.
+                    copies = np.repeat(value[-1:], batch - len(value), axis=0)
+                    value = np.concatenate([value, copies])
+                self._interpreter.set_tensor(tensor.index, value)
+            self._interpreter.invoke()
+            for part, tensor in zip(parts, self.outputs, strict=True):
+                part.append(self._interpreter.get_tensor(tensor.index))
+        return [
+            np.concatenate(part)[:count] if part[0].ndim else np.stack(part)[:count]
+            for part in parts
+        ]
+
+    def _prepare_timing(self, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        for tensor in self.inputs:
+            shape = [max(1, length) for length in tensor.shape]
+            values = generator.uniform(0, 1, shape)
+            self._interpreter.set_tensor(tensor.index, quantize(values, tensor))
+
+    def _turn(self, runs: int) -> Iterator[float]:
+        for _ in range(runs):
+            start = time.perf_counter_ns()
+            self._interpreter.invoke()
+            yield (time.perf_counter_ns() - start) / 1e6
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one run of a file takes, in milliseconds, without its loading.
+
+    Attributes:
+        p50_ms: The median.
+        p90_ms: Nine of ten runs are faster.
+        min_ms: The fastest run.
+        runs: Runs that were timed.
+        threads: Threads that a run may use.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    min_ms: float
+    runs: int
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.p50_ms:.3f} ms median, {self.p90_ms:.3f} ms 90th percentile, "
+            f"{self.min_ms:.3f} ms least, {self.runs} runs, {self.threads} thread"
+            + ("s" if self.threads > 1 else "")
+        )
+
+
+def measure_latency(
+    files: Sequence[File],
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+) -> tuple[Latency, ...]:
+    """Times files side by side, in turns, so that their ratios hold.
+
+    Args:
+        files: Paths of `.tflite` files, or their bytes.
+        threads: Threads that one run may use.
+        runs: Runs of each file that are timed.
+        warmup: Runs of each before that.
+
+    Returns:
+        One `Latency` a file, in order. On another computer or a phone all are
+        different; ratios change less.
+
+    Raises:
+        ValueError: If `runs` or `warmup` is out of range, or a file cannot be run.
+
+    Example:
+        ``teacher, student = measure_latency(["teacher.tflite", "student.tflite"])``
+    """
+    for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"`{name}` must be an integer, at least {least}. Received: "
+                f"{name}={value!r}. 200 runs after 20 are a good measure."
+            )
+    models = [TFLiteModel(file, threads) for file in files]
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model._prepare_timing(seed=0)
+        for _ in model._turn(warmup):
+            pass
+    for start in range(0, runs, _TURN):
+        for model, taken in zip(models, times, strict=True):
+            taken.extend(model._turn(min(_TURN, runs - start)))
+    return tuple(
+        Latency(
+            p50_ms=float(np.percentile(taken, 50)),
+            p90_ms=float(np.percentile(taken, 90)),
+            min_ms=min(taken),
+            runs=runs,
+            threads=threads,
+        )
+        for taken in times
+    )
+
+
+def quantize(x: Array, tensor: TensorInfo) -> Array:
+    """Returns real values as a tensor stores them.
+
+    Args:
+        x: Values of any shape.
+        tensor: The tensor; one that is not quantized gets its dtype only.
+
+    Returns:
+        ``clip(round(x / scale) + zero_point)``.
+    """
+    dtype = np.dtype(tensor.dtype)
+    if tensor.scale is None or tensor.zero_point is None:
+        return x.astype(dtype)
+    info = np.iinfo(dtype)
+    levels = np.round(np.asarray(x, np.float64) / tensor.scale) + tensor.zero_point
+    return np.clip(levels, info.min, info.max).astype(dtype)
+
+
+def dequantize(q: Array, tensor: TensorInfo) -> Array:
+    """Returns the real values of what a tensor stores.
+
+    Args:
+        q: Levels of any shape.
+        tensor: The tensor; of one that is not quantized `q` is returned.
+
+    Returns:
+        ``(q - zero_point) * scale``, in float32.
+    """
+    if tensor.scale is None or tensor.zero_point is None:
+        return q
+    # As LiteRT's own DEQUANTIZE: an exact difference, one product in float32.
+    levels = q.astype(np.int64) - tensor.zero_point
+    return levels.astype(np.float32) * np.float32(tensor.scale)
+
+
+def _first_line(err: Exception) -> str:
+    line = str(err).strip().partition("\n")[0] or type(err).__name__
+    return line if line.endswith(".") else f"{line}."

@@ -1,0 +1,492 @@
+"""A Keras model as a phone is to see it: named inputs and outputs, float32, raw pixels.
+
+Between any Keras model and its `.tflite` lie a few differences that must hold in one
+place only, since the file is converted from them and checked against them: outputs by
+name (by position the converter scrambles them), mixed precision undone, normalisation
+inside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.qat import for_export, is_quantize_aware
+from kdlite.lite.calibration import InputSpec, identifier
+
+Tensor = Any
+Range = tuple[float, float]
+
+_HALF = ("float16", "bfloat16", "float64")
+
+
+def serve(
+    model: keras.Model,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    input_range: Range | None = None,
+) -> ServingModel:
+    """Makes the model that a file is converted from and checked against.
+
+    Args:
+        model: Any built Keras model, for one input if it is subclassed.
+        mean: What the model was trained with: its images were `(pixels - mean) / std`.
+            One number, or one a channel. None: it takes pixels as they are. This and
+            the next two are of the image inputs (four axes, the last of length 1 or 3),
+            or else of the only input.
+        std: Goes with `mean`.
+        input_range: The least and the greatest value that these inputs take. None:
+            unknown, or 0 to 255 for an input of dtype uint8.
+
+    Returns:
+        The model, in float32 and with the normalisation inside.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it is not built, `quantize()` has been called on it, or `mean`,
+            `std` or `input_range` do not fit it.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((1,), name="x"), keras.layers.ReLU(name="y")]
+        ... )
+        >>> float(serve(model, mean=2.0, std=4.0)(np.array([[10.0]]))["y"][0, 0])
+        2.0
+    """
+    _check_model(model)
+    specs = _input_specs(model)
+    images = _images(specs)
+    if not images and (mean, std, input_range) != (None, None, None):
+        raise ValueError(
+            "`mean`, `std` and `input_range` need an image input, or a single input. "
+            f"Received: inputs {', '.join(repr(spec.name) for spec in specs)}. Leave "
+            "them out, and put the normalisation into the model."
+        )
+    affine = _affine(mean, std, images)
+    if input_range is not None:
+        ranged = _checked_range(input_range)
+        specs = [replace(s, low_high=ranged) if s in images else s for s in specs]
+    return ServingModel(
+        model if is_quantize_aware(model) else as_float32(model),
+        tuple(specs),
+        {spec.name: affine for spec in images} if affine is not None else {},
+    )
+
+
+class ServingModel(keras.Model):
+    """A model that takes what the file takes, and returns its outputs by name.
+
+        outputs[name] = model(inputs * scale + offset)[name]
+
+    Made by `serve()`.
+
+    Args:
+        model: The model inside.
+        input_specs: What its inputs take here.
+        affine: By input name `scale` and `offset`.
+        rounding: By input name the layers that round the input, and its product with
+            the scale.
+
+    Call arguments:
+        inputs: Mapping from input name to array; a list, or for one input an array,
+            will do as well.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        input_specs: tuple[InputSpec, ...],
+        affine: Mapping[str, tuple[Tensor, Tensor]],
+        rounding: Mapping[str, list[FakeQuant]] | None = None,
+    ) -> None:
+        super().__init__(name=model.name, dtype="float32")
+        self.model = model
+        self.input_specs = input_specs
+        self._affine = dict(affine)
+        self._rounding = dict(rounding or {})
+        self.built = True
+
+    @property
+    def image_range(self) -> Range | None:
+        """The range of the image inputs, or of the only input; None if not known."""
+        ranges = {spec.low_high for spec in _images(self.input_specs)}
+        return ranges.pop() if len(ranges) == 1 else None
+
+    def with_ranges(self, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+        """Returns the inputs with the ranges that training found, where none is set."""
+        if not self.quantize_aware:
+            return tuple(specs)
+        return tuple(
+            replace(spec, low_high=spec.low_high or self._trained_range(spec.name))
+            for spec in specs
+        )
+
+    @property
+    def quantize_aware(self) -> bool:
+        """Whether ranges are known from training."""
+        return is_quantize_aware(self.model)
+
+    def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
+        """Normalises the inputs and runs the model in inference mode."""
+        if isinstance(inputs, Mapping):
+            inputs = [inputs[spec.name] for spec in self.input_specs]
+        elif not isinstance(inputs, (list, tuple)):
+            inputs = [inputs]
+        flat = [
+            self._normalised(
+                spec.name, keras.ops.convert_to_tensor(x, dtype=spec.dtype)
+            )
+            for spec, x in zip(self.input_specs, inputs, strict=True)
+        ]
+        structure = flat[0]
+        if getattr(self.model, "inputs", None):
+            structure = keras.tree.pack_sequence_as(_inputs_of(self.model), flat)
+        return _by_name(self.model, self.model(structure, training=False))
+
+    def _normalised(self, name: str, x: Tensor) -> Tensor:
+        rounding = self._rounding.get(name, [])
+        for layer in rounding[:1]:
+            x = layer(x)
+        if name in self._affine:
+            scale, offset = self._affine[name]
+            x = x * scale
+            for layer in rounding[1:]:
+                x = layer(x)
+            x = x + offset
+        return x
+
+    def for_conversion(self) -> ServingModel:
+        """Returns the model that the converter gets.
+
+        It computes the same, but for rounding: a quantization-aware model has become
+        the one with plain kernels, and inputs are rounded to the levels of their range
+        where that is known, so that 8-bit pixels are the integer input as they are.
+        """
+        rounding = {}
+        for spec in self.input_specs:
+            low_high = spec.low_high
+            if not self.quantize_aware:
+                if low_high is not None and spec.dtype == "float32":
+                    rounding[spec.name] = [
+                        _fake_quant(low_high, f"{spec.name}_rounded")
+                    ]
+            elif spec.name in self._affine:
+                # The model rounds its input, which is behind the normalisation: that
+                # would be computed in float, were it not rounded as well.
+                low_high = low_high or self._trained_range(spec.name) or (0.0, 1.0)
+                scaled = np.multiply.outer(low_high, self._affine[spec.name][0])
+                rounding[spec.name] = [
+                    _fake_quant(low_high, f"{spec.name}_rounded"),
+                    _fake_quant(
+                        (float(scaled.min()), float(scaled.max())),
+                        f"{spec.name}_scaled_rounded",
+                    ),
+                ]
+        return ServingModel(
+            for_export(self.model) if self.quantize_aware else self.model,
+            self.input_specs,
+            self._affine,
+            rounding,
+        )
+
+    def _trained_range(self, name: str) -> Range | None:
+        """The range of an input that was found in training, before normalisation."""
+        for layer in for_export(self.model).layers:
+            if not isinstance(layer, FakeQuant) or layer.fixed_range is None:
+                continue
+            if identifier(layer.input.name) == name:
+                scale, offset = self._affine.get(name, (np.ones(1), np.zeros(1)))
+                raw = np.subtract.outer(layer.fixed_range, offset) / scale
+                return float(raw.min()), float(raw.max())
+        return None
+
+    def save_for_conversion(
+        self, folder: str | os.PathLike[str], specs: Sequence[InputSpec]
+    ) -> dict[str, tuple[int, ...]]:
+        """Writes a SavedModel with one signature of batch 1, by name.
+
+        Args:
+            folder: Where to.
+            specs: The inputs, with all lengths known.
+
+        Returns:
+            By output name the shape of one sample's output.
+        """
+        module = tf.Module()
+        module.run = tf.function(lambda **inputs: self(inputs))
+        run = module.run.get_concrete_function(
+            **{
+                spec.name: tf.TensorSpec((1, *spec.shape), spec.dtype, name=spec.name)
+                for spec in specs
+            }
+        )
+        # All that the graph reads, wherever the model keeps it.
+        module.state = list(run.graph.variables)
+        tf.saved_model.save(module, os.fspath(folder), signatures=run)
+        return {
+            name: tuple(spec.shape[1:]) for name, spec in run.structured_outputs.items()
+        }
+
+
+def as_float32(model: keras.Model) -> keras.Model:
+    """Returns a float32 clone of a model in mixed precision; others as they are.
+
+    Inputs of dtype uint8 become float32 too, of the same values: a cast would be left
+    to float operations.
+
+    Args:
+        model: Any built model.
+
+    Returns:
+        A model of the same architecture, names and weights; `model` stays as it is.
+
+    Raises:
+        ValueError: If the model is subclassed and cannot be made again in float32.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(1, dtype="mixed_float16")]
+        ... )
+        >>> as_float32(model).compute_dtype
+        'float32'
+    """
+    if not _half_layers(model) and not any(
+        tensor.dtype == "uint8" for tensor in getattr(model, "inputs", None) or []
+    ):
+        return model
+    if not isinstance(model, (keras.Sequential, _FUNCTIONAL)):
+        return _subclass_as_float32(model)
+    pairs: list[tuple[keras.Layer, keras.Layer]] = []
+
+    def plain(layer: keras.Layer) -> keras.Layer:
+        clone = type(layer).from_config(_float32_config(layer.get_config()))
+        pairs.append((clone, layer))
+        return clone
+
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(
+            batch_shape=x.shape, dtype=_file_dtype(x.dtype), name=x.name
+        ),
+        _inputs_of(model),
+    )
+    clone = keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=plain, recursive=True
+    )
+    for new, old in pairs:
+        new.set_weights(old.get_weights())
+    return clone
+
+
+# `keras.Model(inputs, outputs)` makes one of these; the class has no public name.
+_FUNCTIONAL = type(keras.Model(*[keras.Input((1,))] * 2))
+
+
+def _subclass_as_float32(model: keras.Model) -> keras.Model:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        clone = type(model).from_config(_float32_config(model.get_config()))
+        clone.build_from_config(model.get_build_config())
+        clone.set_weights(model.get_weights())
+    except Exception as err:
+        reason = str(err).strip().partition("\n")[0]
+        raise ValueError(
+            "A subclassed model in mixed precision must be possible to make again in "
+            f"float32, by `get_config`. Received: model={model.name!r} ({reason}). "
+            "Build it with the policy float32 and copy the weights: "
+            "new.set_weights(model.get_weights())."
+        ) from err
+    finally:
+        keras.config.set_dtype_policy(policy)
+    if left := _half_layers(clone):
+        raise ValueError(
+            "A subclassed model in mixed precision must take its dtype from the global "
+            f"policy. Received: model={model.name!r}, where layer {left[0]!r} sets its "
+            "own. Build it in float32 and copy the weights."
+        )
+    return clone
+
+
+def _half_layers(model: keras.Model) -> list[str]:
+    return [
+        layer.name
+        for layer in model._flatten_layers()
+        if layer.compute_dtype in _HALF or layer.variable_dtype in _HALF
+    ]
+
+
+def _float32_config(config: Any) -> Any:
+    """Returns a layer's configuration with float32 for any other float policy."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_float32_config, config))
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "float32" if key == "dtype" and _is_half(value) else _float32_config(value)
+        for key, value in config.items()
+    }
+
+
+def _is_half(policy: Any) -> bool:
+    if isinstance(policy, dict):
+        policy = policy.get("config", {}).get("name")
+    return isinstance(policy, str) and policy.removeprefix("mixed_") in _HALF
+
+
+def _file_dtype(dtype: str) -> str:
+    return "float32" if dtype in (*_HALF, "uint8") else dtype
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a Keras model. Received: "
+            f"model={type(model).__name__}. Pass the keras.Model; load a file with "
+            "keras.models.load_model."
+        )
+    quantized = [
+        layer.name
+        for layer in model._flatten_layers()
+        if getattr(layer, "quantization_mode", None)
+    ]
+    if quantized:
+        raise ValueError(
+            "`model` must not be changed by Keras's `quantize()`, whose layers the "
+            f"converter computes in float, or wrongly. Received: {model.name!r}, with "
+            f"layer {quantized[0]!r}. Pass the model before it, and "
+            "quantization='int8'."
+        )
+
+
+def _input_specs(model: keras.Model) -> list[InputSpec]:
+    if getattr(model, "inputs", None):
+        listed = [
+            (x.name, tuple(x.shape[1:]), x.dtype)
+            for x in keras.tree.flatten(model.inputs)
+        ]
+    else:
+        shape: Any = (model.get_build_config() or {}).get("input_shape")
+        if not model.built or not _is_shape(shape):
+            raise ValueError(
+                "`model` must be built, and have one input unless it is Functional. "
+                f"Received: model={model.name!r}, whose input shapes are not known. "
+                "Call it on a batch of data, or give it a keras.Input."
+            )
+        listed = [("x", tuple(shape[1:]), "float32")]
+    for name, _, dtype in listed:
+        if dtype == "string":
+            raise ValueError(
+                f"Inputs must be numbers. Received: input {name!r} of dtype string, in "
+                f"model {model.name!r}. Keep the vocabulary outside the model, and "
+                "give it the ids."
+            )
+    return [
+        InputSpec(
+            identifier(name),
+            shape,
+            _file_dtype(dtype),
+            (0.0, 255.0) if dtype == "uint8" else None,
+        )
+        for name, shape, dtype in listed
+    ]
+
+
+def _inputs_of(model: keras.Model) -> Any:
+    """Returns the structure of inputs; a Sequential has none until it is called."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def _images(specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The inputs that preprocessing is of: the same as in the file's metadata."""
+    images = [s for s in specs if len(s.shape) == 3 and s.shape[-1] in (1, 3)]
+    return images or (list(specs) if len(specs) == 1 else [])
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, (list, tuple)) and all(
+        n is None or isinstance(n, int) for n in shape
+    )
+
+
+def _checked_range(input_range: Any) -> Range:
+    try:
+        low, high = (float(bound) for bound in input_range)
+        valid = -np.inf < low < high < np.inf
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            "`input_range` must be two finite numbers, the lower first. Received: "
+            f"input_range={input_range!r}. Give for example (0.0, 255.0)."
+        )
+    return low, high
+
+
+def _affine(
+    mean: Any, std: Any, inputs: Sequence[InputSpec]
+) -> tuple[Tensor, Tensor] | None:
+    """Returns `scale` and `offset` for which `x * scale + offset` normalises."""
+    if (mean is None) != (std is None):
+        raise ValueError(
+            f"`mean` and `std` go together. Received: mean={mean!r}, std={std!r}. Give "
+            "both, or none."
+        )
+    if mean is None:
+        return None
+    mean, std = (
+        _per_channel(name, given, inputs)
+        for name, given in (("mean", mean), ("std", std))
+    )
+    return (1.0 / std).astype("float32"), (-mean / std).astype("float32")
+
+
+def _per_channel(name: str, given: Any, inputs: Sequence[InputSpec]) -> Tensor:
+    try:
+        array = np.atleast_1d(np.asarray(given, np.float64))
+    except (TypeError, ValueError):
+        array = np.zeros((0, 0))
+    channels = {spec.shape[-1] if spec.shape else 1 for spec in inputs}
+    valid = array.ndim == 1 and np.isfinite(array).all() and array.size
+    valid = valid and (len(array) == 1 or channels == {len(array)})
+    if not valid or (name == "std" and (array <= 0).any()):
+        raise ValueError(
+            f"`{name}` must be a finite number{' above 0' if name == 'std' else ''}, "
+            f"or one for each channel. Received: {name}={given!r} for input "
+            f"{inputs[0].name!r} of shape {inputs[0].shape}. Give what the model was "
+            "trained with."
+        )
+    return array
+
+
+def _fake_quant(low_high: Range, name: str) -> FakeQuant:
+    # Named, so that the bytes of the file do not depend on what ran before.
+    return FakeQuant(bits=8, sites=0, fixed_range=low_high, name=name)
+
+
+def _by_name(model: keras.Model, outputs: Any) -> dict[str, Tensor]:
+    """Returns the outputs under unique names: a layer's, or the path in a structure."""
+    if isinstance(model, keras.Sequential):
+        layers = [model.layers[-1].name]
+    else:
+        layers = getattr(model, "output_names", None) or []
+    named: dict[str, Tensor] = {}
+    for index, (path, tensor) in enumerate(keras.tree.flatten_with_path(outputs)):
+        if any(isinstance(key, str) for key in path):
+            base = "_".join(map(str, path))
+        else:
+            base = layers[index] if layers else f"output_{index}"
+        name = base = identifier(base)
+        count = 0
+        while name in named:
+            count += 1
+            name = f"{base}_{count}"
+        named[name] = tensor
+    return named

@@ -1,0 +1,528 @@
+"""What is inside a `.tflite`: operations, types, shapes, and what is left in float.
+
+The file is read and not run, and nothing in it is trusted: an offset that leads
+outside, or an index of no tensor, is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+
+from kdlite.lite.flatbuffer import Table
+
+_IDENTIFIER = b"TFL3"
+_CUSTOM = schema.BuiltinOperator.CUSTOM
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
+_LOW_BITS = ("int2", "int4", "int8", "uint8", "int16")
+# They hand values on and compute nothing; a step found behind them is the output's.
+_MOVERS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file.
+
+    Attributes:
+        name: Its name; of inputs and outputs the one in the signature.
+        dtype: The name of its dtype, such as "int8".
+        shape: Its shape, the batch included; -1 where it may change.
+        scales: The width of a quantization step: one, or one for each channel. Empty
+            where the tensor is not quantized.
+        zero_points: The level that stands for 0.0, like `scales`.
+        axis: The axis that the channels are on.
+        constant: Whether its values are in the file.
+        index: Its place among the tensors of its graph.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int
+    constant: bool
+    index: int
+
+    @property
+    def scale(self) -> float | None:
+        """The step of a tensor quantized as a whole, `value = scale * (q - zero)`."""
+        return self.scales[0] if len(self.scales) == 1 else None
+
+    @property
+    def zero_point(self) -> int | None:
+        """The zero point of a tensor quantized as a whole."""
+        return self.zero_points[0] if len(self.scales) == 1 else None
+
+    @property
+    def size(self) -> int:
+        """The number of values, with 1 for a length that may change."""
+        return math.prod(max(1, length) for length in self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        quantized: dict[str, Any] = {}
+        if self.scales:
+            quantized = {
+                "scale": self.scale,
+                "zero_point": self.zero_point,
+                "channels": len(self.scales),
+                "axis": self.axis,
+            }
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            **quantized,
+        }
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.dtype} {list(self.shape)}"
+        if self.scale is not None:
+            text += f", scale {self.scale:.6g}, zero point {self.zero_point}"
+        return text
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of a file.
+
+    Attributes:
+        name: Its name in TFLite, such as "CONV_2D"; of custom ones their own.
+        version: The version that the file asks the runtime for.
+        tensor: The name of its first output: converters put the Keras layer in it.
+        inputs: Indices of its inputs; -1 for one that is left out.
+        outputs: Indices of its outputs.
+        float_compute: Whether it computes on floats.
+        macs: Multiply-accumulates of one run; 0 for operations without a kernel.
+        subgraph: The graph that it is in; 0 is the one that is run.
+        custom: Whether it is none of TFLite's own.
+    """
+
+    name: str
+    version: int
+    tensor: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    float_compute: bool
+    macs: int
+    subgraph: int
+    custom: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what a reader wants to know, as JSON takes it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "tensor": self.tensor,
+            "float": self.float_compute,
+            "macs": self.macs,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.tensor})" if self.tensor else self.name
+
+
+@dataclass(frozen=True)
+class TFLiteFile:
+    """What is inside a `.tflite`.
+
+    Attributes:
+        name: The file's name, empty where its bytes were given.
+        size_bytes: Its size.
+        ops: Its operations in the order they run, those of inner graphs after them.
+        inputs: Its inputs, by the names of the first signature.
+        outputs: Its outputs, likewise.
+        tensors: All tensors of the graph that is run.
+        signatures: The names of its signatures.
+        parameters: How many numbers its kernels and biases hold.
+    """
+
+    name: str
+    size_bytes: int
+    ops: tuple[Op, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    tensors: tuple[TensorInfo, ...]
+    signatures: tuple[str, ...]
+    parameters: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run, of convolutions and matrix products."""
+        return sum(op.macs for op in self.ops if op.subgraph == 0)
+
+    @property
+    def float_ops(self) -> tuple[Op, ...]:
+        """Operations that compute on floats.
+
+        QUANTIZE and DEQUANTIZE between floats and integers are not among them: they
+        stand at the edges of an integer graph, and around an operation left in float.
+        """
+        return tuple(op for op in self.ops if op.float_compute)
+
+    @property
+    def custom_ops(self) -> tuple[Op, ...]:
+        """Operations that an app must bring itself."""
+        return tuple(op for op in self.ops if op.custom)
+
+    @property
+    def flex_ops(self) -> tuple[Op, ...]:
+        """Operations that need the Select TF ops library."""
+        return tuple(op for op in self.custom_ops if op.name.startswith("Flex"))
+
+    @property
+    def quantization(self) -> str:
+        """How it computes: "float32", "float16", "dynamic", "int8", "int16", "mixed".
+
+        "float16" has kernels of half precision and "dynamic" kernels of 8 bits or
+        fewer, both with float activations; "mixed" has activations of both kinds.
+        """
+        stored = {tensor.dtype for tensor in self.tensors if tensor.constant}
+        active = {t.dtype for t in self.tensors if not t.constant and t.scales}
+        if active & set(_LOW_BITS):
+            if self.float_ops:
+                return "mixed"
+            return "int16" if "int16" in active else "int8"
+        if any(t.constant and t.scales and t.dtype in _LOW_BITS for t in self.tensors):
+            return "dynamic"
+        return "float16" if "float16" in stored else "float32"
+
+    def step(self, output: str) -> float | None:
+        """Returns the quantization step that an output moves in.
+
+        Args:
+            output: The name of an output.
+
+        Returns:
+            The scale of the output, or of the integers that it is made from; None for
+            an output that is computed in float, or is no quantity.
+
+        Raises:
+            ValueError: If there is no such output.
+        """
+        by_name = {tensor.name: tensor for tensor in self.outputs}
+        if output not in by_name:
+            raise ValueError(
+                f"`output` must be one of {', '.join(map(repr, by_name))}. Received: "
+                f"output={output!r}. Choose one of these."
+            )
+        index = by_name[output].index
+        made_by = {
+            op.outputs[0]: op for op in self.ops if op.outputs and not op.subgraph
+        }
+        # Each operation runs once, so a chain is no longer than there are operations.
+        for _ in range(len(self.ops) + 1):
+            tensor = self.tensors[index]
+            if tensor.scale is not None:
+                return tensor.scale
+            op = made_by.get(index)
+            if op is None or op.name not in ("DEQUANTIZE", *_MOVERS):
+                return None
+            index = op.inputs[0]
+            if index < 0:
+                return None
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "quantization": self.quantization,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "signatures": list(self.signatures),
+            "inputs": [tensor.to_dict() for tensor in self.inputs],
+            "outputs": [tensor.to_dict() for tensor in self.outputs],
+            "ops": [op.to_dict() for op in self.ops],
+            "float_ops": [str(op) for op in self.float_ops],
+            "flex_ops": [str(op) for op in self.flex_ops],
+            "custom_ops": [str(op) for op in self.custom_ops],
+        }
+
+    def __str__(self) -> str:
+        counts = Counter(f"{op.name} v{op.version}" for op in self.ops)
+        listed = ", ".join(f"{count} x {name}" for name, count in counts.items())
+        lines = [
+            f"{self.name or 'model'}: {self.quantization}, {self.size_bytes:,} bytes, "
+            f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates",
+            *(f"  in   {tensor}" for tensor in self.inputs),
+            *(f"  out  {tensor}" for tensor in self.outputs),
+            f"  {len(self.ops)} operations: {listed or 'none'}",
+        ]
+        if self.quantization not in ("float32", "float16", "dynamic"):
+            left = ", ".join(str(op) for op in self.float_ops)
+            lines.append(f"  left in float: {left or 'none'}")
+        if self.custom_ops:
+            lines.append(
+                "  not built in: " + ", ".join(str(op) for op in self.custom_ops)
+            )
+        return "\n".join(lines)
+
+
+def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
+    """Looks into a `.tflite`: any one, whoever made it.
+
+    Args:
+        file: The path of the file, or its bytes.
+
+    Returns:
+        Its operations, inputs and outputs, sizes, and what is left in float; prints as
+        a few lines.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no `.tflite`, is cut short, or contradicts itself.
+
+    Example:
+        >>> inspect(b"not a model")
+        Traceback (most recent call last):
+        ...
+        ValueError: A .tflite must be a whole, well-formed file. Received: ...
+    """
+    if isinstance(file, bytes):
+        name, blob = "", file
+    else:
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`file` must be a .tflite that exists. Received: {str(path)!r}, which "
+                f"is {'a folder' if path.is_dir() else 'not there'}. Check the path."
+            )
+        name, blob = path.name, path.read_bytes()
+    try:
+        return _read(name, blob)
+    except ValueError as err:
+        received = repr(str(file)) if name else f"{len(blob)} bytes"
+        raise ValueError(
+            "A .tflite must be a whole, well-formed file. Received: "
+            f"{received}: {err}. Make it again, or copy it again."
+        ) from err
+
+
+# The fields' numbers in the tables of TFLite's schema, version 3.
+_MODEL = {"codes": 1, "graphs": 2, "buffers": 4, "signatures": 7}
+_CODE = {"short": 0, "custom": 1, "version": 2, "builtin": 3}
+_GRAPH = {"tensors": 0, "inputs": 1, "outputs": 2, "operators": 3}
+_TENSOR = {"shape": 0, "type": 1, "buffer": 2, "name": 3, "quantization": 4, "free": 7}
+_QUANTIZATION = {"scale": 2, "zero_point": 3, "axis": 6}
+_OPERATOR = {"code": 0, "inputs": 1, "outputs": 2, "options": 4}
+_SIGNATURE = {"inputs": 0, "outputs": 1, "key": 2, "graph": 4}
+_BUFFER = {"data": 0, "offset": 1, "size": 2}
+
+
+class _Code:
+    """One entry of the file's list of the operations that it uses."""
+
+    def __init__(self, table: Table) -> None:
+        # Codes above 127 came later, in a field of their own.
+        code = max(
+            table.number(_CODE["short"], "b"), table.number(_CODE["builtin"], "i")
+        )
+        self.custom = code == _CUSTOM
+        self.version = table.number(_CODE["version"], "i") or 1
+        if self.custom:
+            self.name = table.string(_CODE["custom"]) or "CUSTOM"
+        else:
+            self.name = _names(schema.BuiltinOperator).get(code, f"BUILTIN_{code}")
+
+
+def _read(name: str, blob: bytes) -> TFLiteFile:
+    if len(blob) < 8:
+        raise ValueError(f"it has {len(blob)} bytes")
+    model = Table.root(blob, _IDENTIFIER)
+    codes = [_Code(table) for table in model.tables(_MODEL["codes"])]
+    # What a model of more than 2 GB keeps behind the flatbuffer has a size, not data.
+    stored = [
+        bool(
+            table.length(_BUFFER["data"]) or (table.number(_BUFFER["offset"], "Q") > 1)
+        )
+        for table in model.tables(_MODEL["buffers"])
+    ]
+    graphs = model.tables(_MODEL["graphs"])
+    if not graphs:
+        raise ValueError("it has no graph")
+    ops: list[Op] = []
+    tensors_of = [
+        [
+            _tensor(table, index, stored)
+            for index, table in enumerate(graph.tables(_GRAPH["tensors"]))
+        ]
+        for graph in graphs
+    ]
+    for number, graph in enumerate(graphs):
+        for table in graph.tables(_GRAPH["operators"]):
+            ops.append(_op(table, codes, tensors_of[number], number))
+    main, tensors = graphs[0], tensors_of[0]
+    signatures = [
+        table
+        for table in model.tables(_MODEL["signatures"])
+        if not table.number(_SIGNATURE["graph"], "I")
+    ]
+    inputs, outputs = (
+        _edges(main, signatures, tensors, side) for side in ("inputs", "outputs")
+    )
+    return TFLiteFile(
+        name=name,
+        size_bytes=len(blob),
+        ops=tuple(ops),
+        inputs=inputs,
+        outputs=outputs,
+        tensors=tuple(tensors),
+        signatures=tuple(
+            table.string(_SIGNATURE["key"])
+            for table in model.tables(_MODEL["signatures"])
+        ),
+        parameters=_parameters(ops, tensors_of),
+    )
+
+
+def _tensor(table: Table, index: int, stored: Sequence[bool]) -> TensorInfo:
+    buffer = table.number(_TENSOR["buffer"], "I")
+    if stored and buffer >= len(stored):
+        raise ValueError(f"tensor {index} is in buffer {buffer} of {len(stored)}")
+    quantization = table.table(_TENSOR["quantization"])
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    axis = 0
+    if quantization is not None:
+        scales = quantization.floats(_QUANTIZATION["scale"])
+        zero_points = quantization.integers(_QUANTIZATION["zero_point"], "q")
+        axis = quantization.number(_QUANTIZATION["axis"], "i")
+        if len(zero_points) != len(scales):
+            zero_points = (0,) * len(scales)
+    dtype = table.number(_TENSOR["type"], "b")
+    shape = table.integers(_TENSOR["shape"])
+    free = table.integers(_TENSOR["free"])
+    return TensorInfo(
+        name=table.string(_TENSOR["name"]),
+        dtype=_names(schema.TensorType).get(dtype, f"type_{dtype}").lower(),
+        shape=free if len(free) == len(shape) else shape,
+        scales=scales,
+        zero_points=zero_points,
+        axis=axis,
+        constant=bool(stored) and stored[buffer],
+        index=index,
+    )
+
+
+def _op(
+    table: Table, codes: Sequence[_Code], tensors: Sequence[TensorInfo], graph: int
+) -> Op:
+    number = table.number(_OPERATOR["code"], "I")
+    if number >= len(codes):
+        raise ValueError(f"an operation has code {number} of {len(codes)}")
+    code = codes[number]
+    inputs = table.integers(_OPERATOR["inputs"])
+    outputs = table.integers(_OPERATOR["outputs"])
+    for index in (*inputs, *outputs):
+        if index != -1:
+            _check_index(index, tensors)
+    read = [tensors[index] if index >= 0 else None for index in inputs]
+    written = [tensors[index] for index in outputs if index >= 0]
+    floats = {t.dtype in _FLOATS for t in (*read, *written) if t is not None}
+    # From float to integer or back, an edge; between float types, a computation.
+    edge = code.name in ("QUANTIZE", "DEQUANTIZE") and (
+        floats == {True, False} or (code.name == "DEQUANTIZE" and _constant(read))
+    )
+    return Op(
+        name=code.name,
+        version=code.version,
+        tensor=written[0].name if written else "",
+        inputs=inputs,
+        outputs=outputs,
+        float_compute=True in floats and not edge,
+        macs=_macs(code.name, read, written, table.table(_OPERATOR["options"])),
+        subgraph=graph,
+        custom=code.custom,
+    )
+
+
+def _constant(tensors: Iterable[TensorInfo | None]) -> bool:
+    return all(tensor is not None and tensor.constant for tensor in tensors)
+
+
+def _macs(
+    name: str,
+    read: Sequence[TensorInfo | None],
+    written: Sequence[TensorInfo],
+    options: Table | None,
+) -> int:
+    """Returns the multiply-accumulates of one operation."""
+    first, kernel = (*read, None, None)[:2]
+    if first is None or kernel is None or not written:
+        return 0
+    result = written[0].size
+    if name in ("CONV_2D", "DEPTHWISE_CONV_2D") and len(kernel.shape) == 4:
+        # Kernels are (filters, height, width, channels of a group) and
+        # (1, height, width, filters).
+        _, height, width, last = kernel.shape
+        taps = height * width
+        return result * taps * (last if name == "CONV_2D" else 1)
+    if name == "FULLY_CONNECTED" and kernel.shape:
+        return result * kernel.shape[-1]
+    if name == "BATCH_MATMUL" and len(first.shape) >= 2:
+        transposed = options is not None and options.number(0, "b")
+        return result * max(1, first.shape[-2 if transposed else -1])
+    if name == "CONV_3D" and len(kernel.shape) == 5:
+        return result * math.prod(kernel.shape[:4])
+    if name == "TRANSPOSE_CONV" and len(kernel.shape) == 4 and len(read) > 2:
+        # Its inputs: the output's shape, the kernel (filters, height, width, channels),
+        # the values; each of these meets the whole kernel.
+        values = read[2]
+        return 0 if values is None else values.size * math.prod(kernel.shape[:3])
+    return 0
+
+
+def _edges(
+    graph: Table,
+    signatures: Sequence[Table],
+    tensors: Sequence[TensorInfo],
+    side: str,
+) -> tuple[TensorInfo, ...]:
+    """Returns the inputs or outputs: by the first signature, else as they come."""
+    if signatures:
+        named = [
+            (table.string(0), table.number(1, "I"))
+            for table in signatures[0].tables(_SIGNATURE[side])
+        ]
+    else:
+        named = [("", index) for index in graph.integers(_GRAPH[side])]
+    edges = []
+    for name, index in named:
+        _check_index(index, tensors)
+        tensor = tensors[index]
+        edges.append(TensorInfo(**{**vars(tensor), "name": name or tensor.name}))
+    return tuple(edges)
+
+
+def _check_index(index: int, tensors: Sequence[TensorInfo]) -> None:
+    if not 0 <= index < len(tensors):
+        raise ValueError(f"tensor {index} is named, of {len(tensors)}")
+
+
+def _parameters(ops: Sequence[Op], tensors_of: Sequence[Sequence[TensorInfo]]) -> int:
+    """Counts the stored numbers that operations compute with, each tensor once."""
+    used = {(op.subgraph, index) for op in ops for index in op.inputs if index >= 0}
+    counted = (tensors_of[graph][index] for graph, index in used)
+    return sum(
+        tensor.size
+        for tensor in counted
+        # Shapes, axes and paddings are plain integers.
+        if tensor.constant and (tensor.dtype in _FLOATS or tensor.scales)
+    )
+
+
+@functools.cache
+def _names(enum: type) -> Mapping[int, str]:
+    """Returns the names of one of the schema's enumerations, by number."""
+    return {value: name for name, value in vars(enum).items() if type(value) is int}

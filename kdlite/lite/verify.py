@@ -1,0 +1,547 @@
+"""Does the file do what the Keras model does? Compared output by output, in steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdlite.lite.calibration import InputSpec, load_samples, with_shapes
+from kdlite.lite.metadata import read_metadata
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.serving import ServingModel, serve
+
+Array = np.ndarray[Any, Any]
+
+# Off by 0, 1, ... steps, and the last bin for so many or more.
+_BINS = 10
+# Float arithmetic in another order moves a value by some millionths of the largest.
+_FLOAT_TOLERANCE = 1e-4
+_BATCH = 256
+_BAR = 24
+
+
+class VerificationError(RuntimeError):
+    """The file does not do what the Keras model does.
+
+    Attributes:
+        report: The whole comparison.
+        problems: What was asked and not found, a sentence each.
+    """
+
+    def __init__(self, report: VerificationReport, problems: Sequence[str]) -> None:
+        self.report = report
+        self.problems = tuple(problems)
+        super().__init__(
+            f"The file must do what the Keras model does. Received: {report.file}, "
+            f"where {'; '.join(self.problems)}. Look at the layers and at the data "
+            f"that ranges were found with. The comparison:\n{report}"
+        )
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """How one output of a file compares with the Keras model's.
+
+    Attributes:
+        name: The output.
+        step: The width of a quantization step; None for an output in float.
+        largest_difference: The largest ``|file - Keras|`` over all values.
+        rms_difference: Its root mean square.
+        largest_value: The largest magnitude that the Keras model gives.
+        spread: The standard deviation of what the Keras model gives.
+        within_one_step: Share of the values that are at most one step apart; in float,
+            at most 1e-4 of `largest_value`.
+        histogram: How many values are 0, 1, ... steps apart, the last for 9 and more.
+            Empty in float.
+        nan_count: Values that are NaN in the file and not in Keras.
+        top1_agreement: Share of the samples with the same largest output; None where
+            the output is no scores `(samples, classes)`.
+        metric: The task's metric, "top-1" for class indices, "mean absolute error" for
+            targets of the output's own shape; empty without targets.
+        keras_metric: The metric of the Keras model.
+        file_metric: The metric of the file.
+    """
+
+    name: str
+    step: float | None
+    largest_difference: float
+    rms_difference: float
+    largest_value: float
+    spread: float
+    within_one_step: float
+    histogram: tuple[int, ...]
+    nan_count: int
+    top1_agreement: float | None
+    metric: str
+    keras_metric: float | None
+    file_metric: float | None
+
+    @property
+    def largest_steps(self) -> float | None:
+        """The largest difference in quantization steps; None in float."""
+        return self.largest_difference / self.step if self.step else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {**asdict(self), "largest_steps": self.largest_steps}
+
+    def __str__(self) -> str:
+        if self.step:
+            most = f"{self.largest_difference / self.step:.1f} steps of {self.step:.4g}"
+        else:
+            most = f"{self.largest_difference:.3g} of {self.largest_value:.3g}"
+        lines = [
+            f"{self.name}: at most {most} apart, {self.within_one_step:.2%} "
+            + ("within one step" if self.step else "equal but for rounding")
+        ]
+        if self.top1_agreement is not None:
+            lines[0] += f", top-1 agreement {self.top1_agreement:.2%}"
+        if self.nan_count:
+            lines.append(f"  {self.nan_count} NaN")
+        if self.keras_metric is not None and self.file_metric is not None:
+            lines.append(
+                f"  {self.metric}: Keras {self.keras_metric:.4f}, "
+                f"file {self.file_metric:.4f}"
+            )
+        total = sum(self.histogram)
+        last = max((n for n, count in enumerate(self.histogram) if count), default=-1)
+        for apart, count in enumerate(self.histogram[: last + 1]):
+            more = "+" if apart == _BINS - 1 else " "
+            bar = "#" * round(_BAR * count / total)
+            lines.append(f"  {apart}{more} steps {bar:{_BAR}} {count / total:8.3%}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """How a file compares with its Keras model.
+
+    Attributes:
+        file: The file's name.
+        size_bytes: Its size.
+        samples: On how many samples they were compared.
+        outputs: One report for each output.
+        float_ops: Operations that compute in float.
+        quantization: How the file computes, as `kdlite.inspect` says.
+    """
+
+    file: str
+    size_bytes: int
+    samples: int
+    outputs: tuple[OutputReport, ...]
+    float_ops: tuple[str, ...]
+    quantization: str
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong whatever one asks for: values that are no numbers."""
+        return tuple(
+            f"output {output.name!r} has {output.nan_count} NaN"
+            for output in self.outputs
+            if output.nan_count
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def require(
+        self,
+        *,
+        top1_agreement: float | None = None,
+        max_steps: float | None = None,
+        share_within_one_step: float | None = None,
+        max_drop_points: float | None = None,
+    ) -> VerificationReport:
+        """Raises unless the file is as near to the model as asked.
+
+        Args:
+            top1_agreement: Least share of samples with the same largest output, 0 to
+                1, in every output that is scores.
+            max_steps: Most quantization steps that any value may be apart.
+            share_within_one_step: Least share of values at most one step apart.
+            max_drop_points: Most points of top-1 that the file may lose; needs labels.
+
+        Returns:
+            This report.
+
+        Raises:
+            ValueError: If a limit cannot be held against anything: no scores, no steps,
+                no labels, or no share.
+            VerificationError: If a limit is not kept, or there are NaN.
+
+        Example:
+            ``verify("student.tflite", student, (x, y)).require(top1_agreement=0.99)``
+        """
+        for name, share in (
+            ("top1_agreement", top1_agreement),
+            ("share_within_one_step", share_within_one_step),
+        ):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(
+                    f"`{name}` must be a share, from 0 to 1. Received: {name}={share}. "
+                    "Give for example 0.99."
+                )
+        problems = list(self.problems)
+
+        def limit(name: str, wanted: float | None, found: dict[str, float]) -> None:
+            if wanted is None:
+                return
+            if not found:
+                raise ValueError(
+                    f"`{name}` needs {_NEEDS[name]}. Received: a comparison of "
+                    f"{', '.join(repr(output.name) for output in self.outputs)} "
+                    "without. Leave it out, or give what it needs."
+                )
+            least = name in ("top1_agreement", "share_within_one_step")
+            for output, value in found.items():
+                # Differences of floats; a share or a point has fewer digits than this.
+                if value < wanted - 1e-9 if least else value > wanted + 1e-9:
+                    problems.append(
+                        f"{name} of output {output!r} is {value:.4g}, "
+                        f"{'less' if least else 'more'} than {wanted:g}"
+                    )
+
+        outputs = self.outputs
+        limit(
+            "top1_agreement",
+            top1_agreement,
+            {o.name: o.top1_agreement for o in outputs if o.top1_agreement is not None},
+        )
+        limit(
+            "max_steps",
+            max_steps,
+            {o.name: o.largest_steps for o in outputs if o.largest_steps is not None},
+        )
+        limit(
+            "share_within_one_step",
+            share_within_one_step,
+            {o.name: o.within_one_step for o in outputs if o.step},
+        )
+        limit(
+            "max_drop_points",
+            max_drop_points,
+            {
+                o.name: 100 * (o.keras_metric - o.file_metric)
+                for o in outputs
+                if o.metric == _TOP1
+                and o.keras_metric is not None
+                and o.file_metric is not None
+            },
+        )
+        if problems:
+            raise VerificationError(self, problems)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "file": self.file,
+            "size_bytes": self.size_bytes,
+            "samples": self.samples,
+            "quantization": self.quantization,
+            "float_ops": list(self.float_ops),
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.file} against Keras on {self.samples:,} samples: "
+            f"{self.quantization}, {self.size_bytes:,} bytes"
+        )
+        if self.float_ops and self.quantization == "mixed":
+            head += f", left in float: {', '.join(self.float_ops)}"
+        return "\n".join([head, *map(str, self.outputs)])
+
+
+_TOP1 = "top-1"
+_NEEDS = {
+    "top1_agreement": "an output of scores (samples, classes)",
+    "max_steps": "an output that is quantized",
+    "share_within_one_step": "an output that is quantized",
+    "max_drop_points": "class indices, as verify(..., (x, y)) takes them",
+}
+
+
+def verify(
+    file: str | os.PathLike[str], model: keras.Model, data: Any
+) -> VerificationReport:
+    """Runs a `.tflite` and its Keras model on the same samples and compares them.
+
+    Args:
+        file: The `.tflite`.
+        model: The Keras model that it came from. Preprocessing that `export` put into
+            the file, mean and standard deviation, is put before the model as well.
+        data: Samples in the units of the file's input: an array `(samples, ...)`, a
+            mapping from input name to array, `(x, y)` with targets, a
+            `tf.data.Dataset`, an iterable of batches, or the path of an `.npz`.
+            Targets are class indices for an output of scores, or values of an output's
+            shape; by output name if there are several.
+
+    Returns:
+        By output the differences in quantization steps, the agreement and the task's
+        metric; prints as a few lines. `require` turns wishes into errors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the file is not a `.tflite`, the two have other inputs or
+            outputs, or `data` does not fit them.
+
+    Example:
+        ``verify("student.tflite", student, (x_test, y_test)).require(max_steps=1)``
+    """
+    runner = TFLiteModel(file)
+    if isinstance(model, ServingModel):
+        serving = model
+    else:
+        serving = serve(model, **_normalisation(Path(file)))
+    inputs = _matched("inputs", [s.name for s in serving.input_specs], runner.inputs)
+    specs = [_spec_of(spec, inputs, runner) for spec in serving.input_specs]
+    samples = load_samples(data, specs, role="data")
+    if any(None in spec.shape for spec in specs):
+        specs = list(with_shapes(specs, samples))
+    by_keras = _predict(serving, samples)
+    names = _matched("outputs", list(by_keras), runner.outputs)
+    told = runner.predict({inputs[name]: array for name, array in samples.items()})
+    by_file = told if isinstance(told, Mapping) else {runner.outputs[0].name: told}
+    targets = _targets(data, list(by_keras))
+    content = runner.content
+    count = len(next(iter(samples.values())))
+    for name, target in targets.items():
+        _check_target(name, target, by_keras[name], count)
+    return VerificationReport(
+        file=Path(file).name,
+        size_bytes=content.size_bytes,
+        samples=count,
+        outputs=tuple(
+            compare(
+                name,
+                by_file[names[name]],
+                values,
+                step=content.step(names[name]),
+                target=targets.get(name),
+            )
+            for name, values in by_keras.items()
+        ),
+        float_ops=tuple(str(op) for op in content.float_ops),
+        quantization=content.quantization,
+    )
+
+
+def compare(
+    name: str,
+    by_file: Array,
+    by_keras: Array,
+    *,
+    step: float | None = None,
+    target: Array | None = None,
+) -> OutputReport:
+    """Compares two runs of one output.
+
+    Args:
+        name: The output.
+        by_file: What the file gives, `(samples, ...)`.
+        by_keras: What the Keras model gives, of the same shape.
+        step: The width of a quantization step, or None in float.
+        target: What would be right: class indices `(samples,)` or `(samples, 1)`, or
+            values of the output's shape.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> compare("y", np.array([[0.0, 0.2]]), np.array([[0.1, 0.2]]), step=0.1)
+        ... # doctest: +ELLIPSIS
+        OutputReport(name='y', step=0.1, largest_difference=0.1, ...)
+    """
+    if by_file.shape != by_keras.shape:
+        raise ValueError(
+            f"File and model must have outputs of one shape. Received: {by_file.shape} "
+            f"and {by_keras.shape} for {name!r}. Compare a file with its own model."
+        )
+    told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
+    nan = np.isnan(told) & ~np.isnan(wanted)
+    # Equal infinities are no difference; a NaN is counted, and measures nothing.
+    with np.errstate(invalid="ignore"):
+        apart = np.where(told == wanted, 0.0, np.abs(told - wanted))
+    apart = apart[~np.isnan(apart)]
+    finite = wanted[np.isfinite(wanted)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    histogram: tuple[int, ...] = ()
+    if step:
+        # Both are on the same levels, or nearly: a share of a step is no step.
+        levels = np.minimum(np.rint(apart / step), _BINS - 1).astype(int)
+        histogram = tuple(np.bincount(levels, minlength=_BINS).tolist())
+    # A level more or less, with room for the float product that makes it a value.
+    near = 1.01 * step if step else _FLOAT_TOLERANCE * largest
+    metric, keras_metric, file_metric = "", None, None
+    if target is not None:
+        metric = _TOP1 if _is_indices(target, wanted) else "mean absolute error"
+        keras_metric = _metric(metric, wanted, target)
+        file_metric = _metric(metric, told, target)
+    return OutputReport(
+        name=name,
+        step=step,
+        largest_difference=float(apart.max(initial=0.0)),
+        rms_difference=float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0,
+        largest_value=largest,
+        spread=float(finite.std()) if finite.size else 0.0,
+        within_one_step=float((apart <= near).sum() / max(1, told.size)),
+        histogram=histogram,
+        nan_count=int(nan.sum()),
+        top1_agreement=_agreement(told, wanted),
+        metric=metric,
+        keras_metric=keras_metric,
+        file_metric=file_metric,
+    )
+
+
+def _agreement(told: Array, wanted: Array) -> float | None:
+    if not _is_scores(wanted):
+        return None
+    return float((told.argmax(-1) == wanted.argmax(-1)).mean())
+
+
+def _is_scores(output: Array) -> bool:
+    return output.ndim == 2 and output.shape[-1] > 1
+
+
+def _is_indices(target: Array, output: Array) -> bool:
+    return (
+        _is_scores(output)
+        and target.dtype.kind in "iu"
+        and target.shape in ((len(output),), (len(output), 1))
+    )
+
+
+def _metric(metric: str, output: Array, target: Array) -> float:
+    if metric == _TOP1:
+        return float((output.argmax(-1) == target.reshape(-1)).mean())
+    return float(np.abs(output - target).mean())
+
+
+def _check_target(name: str, target: Array, output: Array, count: int) -> None:
+    if _is_indices(target, output):
+        if target.min() < 0 or target.max() >= output.shape[-1]:
+            raise ValueError(
+                f"Class indices must be from 0 to {output.shape[-1] - 1}. Received: "
+                f"{target.min()} to {target.max()} for output {name!r}. Count classes "
+                "from 0, in the order of the output."
+            )
+        return
+    if target.shape != output.shape or target.dtype.kind not in "fiub":
+        raise ValueError(
+            "Targets must be class indices (samples,) or values of the output's shape. "
+            f"Received: {target.dtype} {target.shape} for output {name!r} of shape "
+            f"{output.shape} and {count} samples. Give one target a sample, or none."
+        )
+
+
+def _normalisation(file: Path) -> dict[str, Any]:
+    """Returns what `export` put into the file before the model, as `serve` takes it."""
+    origin = read_metadata(file).provenance or {}
+    inside = origin.get("normalisation_inside")
+    return {"mean": inside["mean"], "std": inside["std"]} if inside else {}
+
+
+def _matched(side: str, names: Sequence[str], tensors: Sequence[Any]) -> dict[str, str]:
+    """Returns the file's name for each of the model's inputs or outputs.
+
+    By name; where each has just one, that one, as files made elsewhere name it.
+    """
+    of_file = [tensor.name for tensor in tensors]
+    if set(of_file) == set(names):
+        return {name: name for name in names}
+    if len(of_file) == len(names) == 1:
+        return {names[0]: of_file[0]}
+    raise ValueError(
+        f"File and model must have the same {side}. Received: "
+        f"{', '.join(map(repr, of_file))} in the file and "
+        f"{', '.join(map(repr, names))} in the model. Compare a file with its own "
+        "model."
+    )
+
+
+def _spec_of(
+    spec: InputSpec, inputs: Mapping[str, str], runner: TFLiteModel
+) -> InputSpec:
+    """Checks an input against the file's; returns it with the file's lengths."""
+    tensor = next(t for t in runner.inputs if t.name == inputs[spec.name])
+    shape = tuple(None if length < 0 else length for length in tensor.shape[1:])
+    fits = len(shape) == len(spec.shape) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "File and model must have inputs of one shape. Received: "
+            f"{tensor.shape[1:]} in the file and {spec.shape} in the model for "
+            f"{spec.name!r}. Compare a file with its own model."
+        )
+    return InputSpec(spec.name, shape, spec.dtype)
+
+
+def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, Array]:
+    """Runs the Keras model; a tail of odd length would be traced a second time."""
+    count = len(next(iter(samples.values())))
+    outputs = serving.predict(dict(samples), batch_size=min(_BATCH, count), verbose=0)
+    return {name: np.asarray(values) for name, values in outputs.items()}
+
+
+def _targets(data: Any, outputs: Sequence[str]) -> dict[str, Array]:
+    """Returns the targets by output name, of those forms of data that may have any."""
+    if isinstance(data, (str, os.PathLike)):
+        with np.load(data) as stored:
+            y: Any = stored["y"] if "y" in stored.files else None
+    elif isinstance(data, tuple) and len(data) in (2, 3):
+        y = data[1]
+    elif hasattr(data, "element_spec") and isinstance(data.element_spec, tuple):
+        y = _joined([batch[1] for batch in data if len(batch) > 1])
+    else:
+        y = None
+    if y is None:
+        return {}
+    if isinstance(y, Mapping):
+        unknown = sorted(set(y) - set(outputs))
+        if unknown:
+            raise ValueError(
+                f"Targets must be named like the outputs "
+                f"{', '.join(map(repr, outputs))}. Received: "
+                f"{', '.join(map(repr, unknown))}. Rename them."
+            )
+        return {name: np.asarray(target) for name, target in y.items()}
+    if isinstance(y, (list, tuple)) and len(outputs) > 1:
+        return {
+            name: np.asarray(target) for name, target in zip(outputs, y, strict=False)
+        }
+    if len(outputs) > 1:
+        raise ValueError(
+            "Targets of several outputs must be a mapping by name. Received: "
+            f"{type(y).__name__} for outputs {', '.join(map(repr, outputs))}. Give for "
+            f"example {{{outputs[0]!r}: y}}."
+        )
+    return {outputs[0]: np.asarray(y)}
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    if not batches:
+        return None
+    if isinstance(batches[0], Mapping):
+        return {
+            name: np.concatenate([np.asarray(batch[name]) for batch in batches])
+            for name in batches[0]
+        }
+    return np.concatenate([np.asarray(batch) for batch in batches])

@@ -1,0 +1,324 @@
+"""The whole way in one call: teacher and data in, proven `.tflite` and report out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kdlite import report as report_page
+from kdlite.distill.losses import SoftTargets
+from kdlite.distill.views import Augment, Views
+from kdlite.doctor import check_inputs
+from kdlite.fingerprint import data_fingerprint, model_fingerprint
+from kdlite.gates import Gate, Gates
+from kdlite.stages import Stages, Training
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+Data = Any  # (x, y) of arrays, tf.data.Dataset or keras.utils.PyDataset
+
+_STATE = "run.json"
+_QUANTIZATIONS = ("int8",)
+_PROBED = 4  # samples that an augmentation is tried on
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What `distill_to_tflite` made.
+
+    Attributes:
+        out: The folder with the files.
+        report: The figures, as in `report.json`.
+        gates: What was asked and what was reached.
+    """
+
+    out: Path
+    report: dict[str, Any]
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate was kept."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def tflite(self) -> Path:
+        """The quantized file."""
+        return self.out / "student_int8.tflite"
+
+    @property
+    def student(self) -> Path:
+        """The float student, a plain Keras model."""
+        return self.out / "student.keras"
+
+    @property
+    def html(self) -> Path:
+        """The report as one page."""
+        return self.out / "report.html"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report, with the folder."""
+        return {"out": str(self.out), "passed": self.passed, **self.report}
+
+    def __str__(self) -> str:
+        """The table of the report, and each gate."""
+        lines = [report_page.table(self.report)]
+        lines += [f"gate: {gate}" for gate in self.gates]
+        lines.append(f"files: {self.out}")
+        return "\n".join(lines)
+
+
+def distill_to_tflite(
+    teacher: keras.Model,
+    train: Data,
+    student: keras.Model | Callable[[], keras.Model],
+    *,
+    validation: Data = None,
+    test: Data = None,
+    labels: Sequence[str] | None = None,
+    epochs: int = 30,
+    qat_epochs: int = 2,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-3,
+    temperature: float = 4.0,
+    hard_loss_weight: float = 0.1,
+    soft_loss_weight: float = 0.9,
+    quantization: str = "int8",
+    augment: Augment | None = None,
+    views: int = 1,
+    seeds: int = 1,
+    baseline: bool = True,
+    gates: Gates | None = None,
+    out: str | Path = "out",
+    overwrite: bool = False,
+    verbose: str | int = "auto",
+) -> PipelineResult:
+    """Distils a classifier and takes it to a verified `.tflite`, with a report.
+
+    Labels the training data with the teacher once, trains the student on these soft
+    labels, goes on for a short while with fake quantization, exports float32 and int8
+    files, checks each against its Keras model in LiteRT, and measures everything on the
+    test data. Beside it, the same student is trained without a teacher: same start,
+    same images, same number of steps.
+
+    A run that was stopped goes on where it was when it is called again with the same
+    arguments. Until it is done all lies in `<out>.partial`; `out` appears whole.
+
+    Args:
+        teacher: The trained classifier, `(batch, ...)` to `(batch, classes)`, logits or
+            a softmax.
+        train: `(x, y)` of arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset` of
+            them; `y` integer class indices. Held in memory; for more data than that use
+            `SoftLabels`, `Distiller` and `export` themselves.
+        student: The model to train, from its weights as they are; or a function that
+            builds one, called once for each seed.
+        validation: Like `train`: watched during training, and where seeds are compared.
+        test: Like `train`: the figures in the report. Without it they are taken on
+            `validation`, and the report says so. One of the two is needed.
+        labels: Class names in the order of the indices.
+        epochs: Passes over the training data for the float student.
+        qat_epochs: Passes with fake quantization after that.
+        batch_size: Samples a step.
+        learning_rate: Peak of one cosine with a short warm-up; a tenth of it in the
+            quantization-aware part.
+        weight_decay: Of AdamW; biases and normalization are left out.
+        temperature: Of the soft targets, above 0.
+        hard_loss_weight: Weight of the loss on the labels, for the distilled student.
+        soft_loss_weight: Weight of the loss on the soft targets.
+        quantization: `"int8"`.
+        augment: `augment(x, seed)` on one sample, stateless; see `SoftLabels.build`.
+        views: Augmented views stored of each sample.
+        seeds: Repetitions, each with its own start and order; needs `student` as a
+            function. The report gives means and standard deviations; the files are
+            those of the seed that is best on `validation`.
+        baseline: Whether to train the student without a teacher beside it.
+        gates: What must be reached. By default int8 may lose at most 1 point.
+        out: Folder to write: `teacher.keras`, `student.keras`, `student_int8.tflite`,
+            `student_float32.tflite`, `report.json`, `report.html`.
+        overwrite: Whether to replace `out`, and to drop what an earlier run with other
+            settings left half-done.
+        verbose: As in Keras's `fit`.
+
+    Returns:
+        The files, the figures and the gates; prints as a table.
+
+    Raises:
+        ValueError: An input breaks a rule; found before anything is computed.
+        FileExistsError: `out` exists, and `overwrite` is False.
+    """
+    out = Path(out)
+    if quantization not in _QUANTIZATIONS:
+        raise ValueError(
+            f"`quantization` must be one of {_QUANTIZATIONS}. Received: "
+            f"{quantization!r}. Other files come from kdlite.export on student.keras."
+        )
+    for name, value in (
+        ("epochs", epochs),
+        ("qat_epochs", qat_epochs),
+        ("batch_size", batch_size),
+        ("views", views),
+        ("seeds", seeds),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
+                "Give a whole number from 1 on."
+            )
+    if seeds > 1 and isinstance(student, keras.Model):
+        raise ValueError(
+            "`seeds` above 1 needs the student as a function that builds it, so that "
+            f"each seed has its own start. Received: seeds={seeds} and the model "
+            f"{student.name!r}. Pass student=lambda: build_student()."
+        )
+    if validation is None and test is None:
+        raise ValueError(
+            "Figures need data that the student was not trained on. Received: neither "
+            "`validation` nor `test`. Hold some samples back and pass them."
+        )
+    if _exists(out) and not overwrite:
+        raise FileExistsError(
+            f"`out` must not exist. Received: {out}, which holds files. Choose another "
+            "folder, or pass overwrite=True to replace it."
+        )
+    data = {
+        name: _as_arrays(split, name)
+        for name, split in (
+            ("train", train),
+            ("validation", validation),
+            ("test", test),
+        )
+        if split is not None
+    }
+    keras.utils.set_random_seed(0)
+    example = student if isinstance(student, keras.Model) else student()
+    check_inputs(example, teacher, data, labels)
+    names = tuple(labels or map(str, range(teacher.output_shape[-1])))
+    training = Training(
+        epochs,
+        qat_epochs,
+        batch_size,
+        learning_rate,
+        weight_decay,
+        temperature,
+        hard_loss_weight,
+        soft_loss_weight,
+    )
+    # Made before the first file is written: they hold the rules for these arguments.
+    SoftTargets(temperature)
+    Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
+    work = _open_work(
+        Path(f"{out}.partial"),
+        {
+            **asdict(training),
+            "views": views,
+            "seeds": seeds,
+            "baseline": baseline,
+            "augmented": augment is not None,
+            "teacher": model_fingerprint(teacher),
+            "student": model_fingerprint(example),
+            "trainable": [layer.trainable for layer in example._flatten_layers()],
+            **{f"data_{name}": data_fingerprint(split) for name, split in data.items()},
+        },
+        overwrite,
+    )
+    stages = Stages(work, teacher, data, names, training, augment, views, verbose)
+    stages.label()
+    outcomes = []
+    for seed in range(seeds):
+        keras.utils.set_random_seed(seed)
+        start = student if isinstance(student, keras.Model) else student()
+        outcomes.append(stages.train_and_export(start, seed, baseline))
+    report = stages.measure(outcomes, gates or Gates())
+    best = max(outcomes, key=lambda outcome: outcome.validation_top1)
+    stages.write_files(best, report)
+    _put_in_place(work / "final", out)
+    shutil.rmtree(work)
+    return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))
+
+
+def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:
+    """`(x, y)` in memory, from arrays or any Keras data set of batches or samples."""
+    if isinstance(data, tuple) and len(data) == 2:
+        return np.asarray(data[0]), np.asarray(data[1])
+    if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"`{name}` must end. Received: a tf.data.Dataset without end. "
+                "Drop .repeat()."
+            )
+        spec = data.element_spec
+        if not isinstance(spec, tuple) or len(spec) != 2:
+            raise ValueError(
+                f"`{name}` must give (x, y). Received: a tf.data.Dataset of {spec}. "
+                "Map it to pairs of input and class index."
+            )
+        batches = list(
+            (data if spec[1].shape.rank else data.batch(256)).as_numpy_iterator()
+        )
+    elif isinstance(data, keras.utils.PyDataset):
+        batches = [data[index] for index in range(len(data))]
+    else:
+        raise TypeError(
+            f"`{name}` must be (x, y) of arrays, a tf.data.Dataset or a "
+            f"keras.utils.PyDataset. Received: {type(data).__name__}. Give "
+            "(images, class indices)."
+        )
+    if not batches:
+        raise ValueError(
+            f"`{name}` must hold samples. Received: an empty data set. Give some data."
+        )
+    return (
+        np.concatenate([np.asarray(batch[0]) for batch in batches]),
+        np.concatenate([np.asarray(batch[1]) for batch in batches]),
+    )
+
+
+def _exists(out: Path) -> bool:
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def _open_work(work: Path, settings: dict[str, Any], overwrite: bool) -> Path:
+    """The folder of a run under way: a new one, or that of the same run stopped."""
+    state = work / _STATE
+    if state.exists():
+        before = json.loads(state.read_text())
+        changed = sorted(
+            key for key in {*settings, *before} if settings.get(key) != before.get(key)
+        )
+        if not changed:
+            logger.info("going on with the run in %s", work)
+            return work
+        if not overwrite:
+            raise FileExistsError(
+                "A run that was stopped goes on only with the same settings. Received: "
+                f"{work} from a run with other {', '.join(changed)}. Repeat the call "
+                "of then, delete the folder, or pass overwrite=True."
+            )
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    temporary = work / f"{_STATE}.tmp"
+    temporary.write_text(json.dumps(settings, indent=2))
+    os.replace(temporary, state)
+    return work
+
+
+def _put_in_place(final: Path, out: Path) -> None:
+    """Renames the finished folder to `out`; an old one leaves only when it is there."""
+    old = Path(f"{out}.old")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(out, old)
+    os.replace(final, out)
+    shutil.rmtree(old, ignore_errors=True)

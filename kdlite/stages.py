@@ -1,0 +1,416 @@
+"""The stages of a run: label, train, export, measure, write; each ends whole or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdlite import report as report_page
+from kdlite.compress.qat import quantize_aware
+from kdlite.distill.distiller import Distiller
+from kdlite.distill.losses import SoftTargets
+from kdlite.distill.soft_labels import SoftLabels
+from kdlite.distill.taps import logits_model
+from kdlite.distill.views import Augment
+from kdlite.gates import Gates
+from kdlite.lite.convert import ConversionError, export
+from kdlite.lite.runtime import TFLiteModel, measure_latency
+from kdlite.lite.tflite_file import inspect
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+_BATCH_PREDICT = 500
+
+
+@dataclass(frozen=True)
+class Training:
+    """How each student is trained: the same for the distilled one and the baseline."""
+
+    epochs: int
+    qat_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    temperature: float
+    hard_loss_weight: float
+    soft_loss_weight: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one seed gave."""
+
+    seed: int
+    folder: Path
+    student: keras.Model
+    baseline: keras.Model | None
+    validation_top1: float
+
+
+class Stages:
+    """The stages, each of which leaves a whole file or nothing, so a run can go on."""
+
+    def __init__(
+        self,
+        work: Path,
+        teacher: keras.Model,
+        data: Mapping[str, tuple[Array, Array]],
+        labels: tuple[str, ...],
+        training: Training,
+        augment: Augment | None,
+        views: int,
+        verbose: str | int,
+    ) -> None:
+        self.work = work
+        self.teacher = teacher
+        self.data = data
+        self.labels = labels
+        self.training = training
+        self.augment = augment
+        self.views = views
+        self.verbose = verbose
+        self.measured_on = "test" if "test" in data else "validation"
+        self.soft: SoftLabels
+
+    def label(self) -> None:
+        """Stores the teacher's outputs, once for all seeds; first, does it know any?"""
+        name = "validation" if "validation" in self.data else "test"
+        _, y = self.data[name]
+        top1 = _top1(self._teacher_scores(name), y)
+        if top1 < 1.5 / len(self.labels):
+            raise ValueError(
+                "The teacher must know the task. Received: teacher "
+                f"{self.teacher.name!r} with {top1:.1%} right on `{name}`, where "
+                f"guessing gives {1 / len(self.labels):.1%}. Compare the order of the "
+                "classes and the scale of the inputs with those it was trained on."
+            )
+        logger.info("labelling the training data with the teacher")
+        self.soft = SoftLabels.build(
+            self.teacher,
+            self.data["train"],
+            self.work / "labels",
+            augment=self.augment,
+            views=self.views,
+            verbose=self.verbose,
+        )
+
+    def train_and_export(
+        self, start: keras.Model, seed: int, baseline: bool
+    ) -> Outcome:
+        """Trains one student, its quantization-aware successor and its baseline."""
+        folder = self.work / f"seed{seed}"
+        folder.mkdir(exist_ok=True)
+        weights = start.get_weights()
+        student = self._fit(start, folder / "student", seed, distill=True)
+        qat = self._fit(
+            lambda: quantize_aware(student, "int8"),
+            folder / "student_qat",
+            seed,
+            distill=True,
+            quantized=True,
+        )
+        plain = None
+        if baseline:
+            plain = keras.models.clone_model(start)
+            plain.set_weights(weights)
+            plain = self._fit(plain, folder / "baseline", seed, distill=False)
+        name = "validation" if "validation" in self.data else "test"
+        verify_data = self.data[self.measured_on]
+        for kind, model in (("float32", student), ("int8", qat)):
+            path = folder / f"student_{kind}.tflite"
+            if not path.exists():
+                logger.info("seed %d: exporting %s", seed, path.name)
+                export(
+                    model,
+                    path,
+                    kind,
+                    labels=list(self.labels),
+                    verify_data=verify_data,
+                )
+        x, y = self.data[name]
+        top1 = _top1(_predict_file(folder / "student_int8.tflite", x), y)
+        return Outcome(seed, folder, student, plain, top1)
+
+    def _fit(
+        self,
+        model: keras.Model | Callable[[], keras.Model],
+        path: Path,
+        seed: int,
+        *,
+        distill: bool,
+        quantized: bool = False,
+    ) -> keras.Model:
+        """Trains one model, or loads it where an earlier call had finished it."""
+        whole, backup = path.with_suffix(".keras"), path.with_suffix(".backup")
+        if whole.exists():
+            return keras.models.load_model(whole)
+        if not isinstance(model, keras.Model):
+            model = model()
+        logger.info("seed %d: training %s", seed, path.name)
+        training = self.training
+        epochs = training.qat_epochs if quantized else training.epochs
+        train = self.soft.attach(
+            self.data["train"],
+            batch_size=training.batch_size,
+            seed=seed,
+            augment=self.augment,
+            drop_remainder=len(self.soft) >= training.batch_size,
+            initial_epoch=_epochs_done(backup),
+        )
+        if not distill:
+            # The very same images in the same order, only without the teacher's word.
+            train = train.map(lambda x, y: (x["inputs"], y))
+        trained: keras.Model = model
+        if distill:
+            trained = Distiller(
+                model,
+                soft_loss=SoftTargets(training.temperature),
+                hard_loss_weight=training.hard_loss_weight,
+                soft_loss_weight=training.soft_loss_weight,
+            )
+        steps = max(1, len(self.soft) // training.batch_size)
+        peak = training.learning_rate * (0.1 if quantized else 1.0)
+        trained.compile(
+            _optimizer(peak, training.weight_decay, steps, epochs),
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=logits_model(model).outputs == "logits"
+            ),
+            metrics=["accuracy"],
+        )
+        keras.utils.set_random_seed(seed)
+        trained.fit(
+            train,
+            epochs=epochs,
+            validation_data=self.data.get("validation"),
+            validation_batch_size=_BATCH_PREDICT,
+            verbose=self.verbose,
+            shuffle=False,
+            callbacks=[
+                _Curve(path.with_suffix(".csv")),
+                keras.callbacks.BackupAndRestore(str(backup)),
+            ],
+        )
+        _save_whole(model, whole)
+        shutil.rmtree(backup, ignore_errors=True)
+        return model
+
+    def _teacher_scores(self, split: str) -> Array:
+        """The teacher's outputs on a split, computed once."""
+        path = self.work / f"teacher_{split}.npy"
+        if not path.exists():
+            x, _ = self.data[split]
+            scores = self.teacher.predict(
+                x, batch_size=_BATCH_PREDICT, verbose=self.verbose
+            )
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, scores)
+            os.replace(temporary, path)
+        return np.load(path)
+
+    def measure(self, outcomes: Sequence[Outcome], gates: Gates) -> dict[str, Any]:
+        """Takes every figure on the test data and judges the gates."""
+        x, y = self.data[self.measured_on]
+        teacher_scores = self._teacher_scores(self.measured_on)
+        per_seed = []
+        for outcome in outcomes:
+            scores: dict[str, Any] = {"seed": outcome.seed}
+            for name, logits in self._outputs(outcome, x).items():
+                scores[name] = {
+                    "top1": _top1(logits, y),
+                    "agreement": _top1(logits, teacher_scores.argmax(-1)),
+                }
+            per_seed.append(scores)
+        first = outcomes[0]
+        paths = {
+            "float32": first.folder / "student_float32.tflite",
+            "int8": first.folder / "student_int8.tflite",
+        }
+        teacher_file = self._export_teacher()
+        if teacher_file:
+            paths["teacher"] = teacher_file
+        latencies = measure_latency(list(paths.values()), threads=1)
+        costs = {
+            name: {
+                "macs": inspect(path).macs,
+                "bytes": path.stat().st_size,
+                "latency_ms": latency.p50_ms,
+            }
+            for (name, path), latency in zip(paths.items(), latencies, strict=True)
+        }
+        student_costs = {
+            "params": first.student.count_params(),
+            "macs": costs["float32"]["macs"],
+        }
+        report: dict[str, Any] = {
+            "teacher": {
+                "top1": _top1(teacher_scores, y),
+                "params": self.teacher.count_params(),
+                **costs.get("teacher", {}),
+            },
+            "baseline": None,
+            "student": {**_mean(per_seed, "student"), **student_costs},
+            "tflite": {
+                name: {
+                    **_mean(per_seed, name),
+                    "params": student_costs["params"],
+                    **costs[name],
+                }
+                for name in ("float32", "int8")
+            },
+            "seeds": per_seed,
+            "settings": {
+                **asdict(self.training),
+                "views": self.views,
+                "measured_on": self.measured_on,
+                "samples": {name: len(y) for name, (_, y) in self.data.items()},
+            },
+            "labels": list(self.labels),
+        }
+        if first.baseline is not None:
+            report["baseline"] = {**_mean(per_seed, "baseline"), **student_costs}
+        report["gates"] = [asdict(gate) for gate in gates.judge(report)]
+        return report
+
+    def _outputs(self, outcome: Outcome, x: Array) -> dict[str, Array]:
+        outputs = {
+            "student": outcome.student.predict(x, batch_size=_BATCH_PREDICT, verbose=0)
+        }
+        if outcome.baseline is not None:
+            outputs["baseline"] = outcome.baseline.predict(
+                x, batch_size=_BATCH_PREDICT, verbose=0
+            )
+        for kind in ("float32", "int8"):
+            outputs[kind] = _predict_file(outcome.folder / f"student_{kind}.tflite", x)
+        return outputs
+
+    def _export_teacher(self) -> Path | None:
+        """The teacher's float file: what the student's is compared with."""
+        path = self.work / "teacher_float32.tflite"
+        if path.exists():
+            return path
+        try:
+            export(self.teacher, path, "float32", labels=list(self.labels))
+        except (ConversionError, ValueError) as err:
+            # A teacher need not be fit for a phone: the run is worth the same.
+            logger.warning("the teacher has no .tflite to compare with: %s", err)
+            return None
+        return path
+
+    def write_files(self, best: Outcome, report: dict[str, Any]) -> None:
+        """Writes all files of the result into one folder, still beside `out`."""
+        final = self.work / "final"
+        shutil.rmtree(final, ignore_errors=True)
+        final.mkdir()
+        self.teacher.save(final / "teacher.keras")
+        best.student.save(final / "student.keras")
+        for kind in ("float32", "int8"):
+            shutil.copyfile(
+                best.folder / f"student_{kind}.tflite",
+                final / f"student_{kind}.tflite",
+            )
+        (final / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        x, y = self.data[self.measured_on]
+        curves = {
+            name: _read_curve(best.folder / f"{name}.csv")
+            for name in ("student", "baseline", "student_qat")
+            if (best.folder / f"{name}.csv").exists()
+        }
+        page = report_page.page(
+            report,
+            x=x,
+            y=y,
+            teacher=self._teacher_scores(self.measured_on),
+            student=best.student.predict(x, batch_size=_BATCH_PREDICT, verbose=0),
+            int8=_predict_file(final / "student_int8.tflite", x),
+            curves=curves,
+        )
+        (final / "report.html").write_text(page, encoding="utf-8")
+
+
+class _Curve(keras.callbacks.Callback):
+    """Writes a learning curve row by row: it goes on where training does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Adds the epoch's figures."""
+        row = {"epoch": epoch, **(logs or {})}
+        # Closed after each row, unlike by CSVLogger: a kill loses none.
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _save_whole(model: keras.Model, path: Path) -> None:
+    temporary = path.with_suffix(".tmp.keras")
+    model.save(temporary)
+    os.replace(temporary, path)
+
+
+def _epochs_done(backup: Path) -> int:
+    """The epoch at which `BackupAndRestore` will go on."""
+    try:
+        return int(json.loads((backup / "training_metadata.json").read_text())["epoch"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _optimizer(
+    peak: float, weight_decay: float, steps: int, epochs: int
+) -> keras.optimizers.Optimizer:
+    total = steps * epochs
+    warmup = min(steps, max(1, total // 10))
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=max(1, total - warmup),
+            warmup_target=peak,
+            warmup_steps=warmup,
+        ),
+        weight_decay=weight_decay,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _predict_file(path: Path, x: Array) -> Array:
+    return np.asarray(TFLiteModel(path).predict(x))
+
+
+def _top1(scores: Array, y: Array) -> float:
+    return float((scores.argmax(-1) == y).mean())
+
+
+def _mean(per_seed: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    top1 = [scores[name]["top1"] for scores in per_seed]
+    agreement = [scores[name]["agreement"] for scores in per_seed]
+    spread = float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0
+    return {
+        "top1": float(np.mean(top1)),
+        "top1_sd": spread,
+        "agreement": float(np.mean(agreement)),
+    }
+
+
+def _read_curve(path: Path) -> dict[str, list[float]]:
+    """A learning curve by column; of an epoch that was repeated the last row counts."""
+    with path.open(newline="") as file:
+        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
+    columns = [key for key in next(iter(rows.values()), {}) if key != "epoch"]
+    return {key: [float(rows[epoch][key]) for epoch in sorted(rows)] for key in columns}

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from kdlite import cli
+
+COMMANDS = ["demo", "distill", "label", "export", "inspect", "verify", "benchmark"]
+
+
+def kdlite(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a shell starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "kdlite.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A linear classifier that is right, its data, and files that are no such thing."""
+    path = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [keras.Input((6,), name="signal"), keras.layers.Dense(3, name="classes")]
+    )
+    model.save(path / "model.keras")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 6)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(-1)
+    np.savez(path / "data.npz", x=x, y=y)
+    np.savez(path / "inputs.npz", x=x)
+    (path / "labels.txt").write_text("one\ntwo\nthree\n")
+    (path / "broken.keras").write_text("not a model")
+    (path / "broken.tflite").write_text("not a file of LiteRT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tflite(folder):
+    path = folder / "model.tflite"
+    assert cli.main(["export", str(folder / "model.keras"), "-o", str(path)]) == 0
+    return path
+
+
+def test_help_is_quick_and_shows_an_example_for_each_command() -> None:
+    started = time.monotonic()
+    result = kdlite("--help")
+    # Without TensorFlow it takes a tenth of a second; loading that takes many.
+    assert time.monotonic() - started < 5
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert command in result.stdout
+    assert "Exit codes" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"kdlite {command}" in text.split("example:")[1]
+    assert "--json" in text
+
+
+def test_every_example_in_help_is_a_valid_call() -> None:
+    parser = cli._parser()
+    (choices,) = [a.choices for a in parser._actions if a.dest == "command"]
+    for command in choices.values():
+        example = command.epilog.split("\n")[1].split()
+        assert parser.parse_args(example[1:]).run
+
+
+def test_version_names_what_matters(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert {"kdlite", "tensorflow", "keras", "ai-edge-litert", "python"} <= {*words}
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["inspect"], ["demo", "--x"]])
+def test_wrong_use_is_exit_code_2(arguments, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_export_prints_json_alone_on_stdout(folder, tmp_path) -> None:
+    out = tmp_path / "m.tflite"
+    result = kdlite(
+        "export",
+        folder / "model.keras",
+        "-o",
+        out,
+        "--labels",
+        folder / "labels.txt",
+        "--verify-data",
+        folder / "data.npz",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["size_bytes"] == out.stat().st_size
+    assert printed["quantization"] == "float32"
+
+
+def test_inspect_verify_and_benchmark(folder, tflite, capsys) -> None:
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tflite), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["macs"] == 18
+    model, data = str(folder / "model.keras"), str(folder / "data.npz")
+    assert cli.main(["verify", str(tflite), model, "--data", data]) == 0
+    assert capsys.readouterr().out.strip()
+    inputs = str(folder / "inputs.npz")
+    assert cli.main(["verify", str(tflite), model, "--data", inputs]) == 0
+    capsys.readouterr()
+    assert cli.main(["benchmark", str(tflite), "--runs", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[str(tflite)]["p50_ms"] > 0
+
+
+def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
+    other = keras.Sequential([keras.Input((6,), name="signal"), keras.layers.Dense(3)])
+    other.layers[0].set_weights([-np.eye(6, 3), np.zeros(3)])
+    other.save(tmp_path / "other.keras")
+    data = str(folder / "data.npz")
+    code = cli.main(
+        ["verify", str(tflite), str(tmp_path / "other.keras"), "--data", data]
+    )
+    assert code == 1
+    assert capsys.readouterr().err.startswith("kdlite verify: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["inspect", "{}/nowhere.tflite"], "nowhere.tflite"),
+        (["inspect", "{}/broken.tflite"], "broken.tflite"),
+        (["export", "{}/nowhere.keras", "-o", "{}/x.tflite"], "must exist"),
+        (["export", "{}/broken.keras", "-o", "{}/x.tflite"], "Keras can load"),
+        (
+            ["export", "{}/model.keras", "-o", "{}/x.tflite", "--quantization", "int8"],
+            "calibration_data",
+        ),
+        (
+            ["label", "{}/model.keras", "--data", "{}/none.npz", "-o", "{}/l"],
+            "Data must exist",
+        ),
+        (
+            ["label", "{}/model.keras", "--data", "{}/broken.keras", "-o", "{}/l"],
+            "must be an .npz",
+        ),
+        (
+            "distill {}/model.keras --student {}/model.keras --data {}/inputs.npz "
+            "-o {}/o".split(),
+            "must have the array 'y'",
+        ),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_2(
+    folder, arguments, text, capsys
+) -> None:
+    assert cli.main([part.format(folder) for part in arguments]) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
+    from kdlite.distill.soft_labels import SoftLabels
+
+    out = tmp_path / "labels"
+    data = str(folder / "inputs.npz")
+    model = str(folder / "model.keras")
+    assert cli.main(["label", model, "--data", data, "-o", str(out)]) == 0
+    stored = SoftLabels.load(out)
+    assert len(stored) == 150
+    x = np.load(folder / "inputs.npz")["x"]
+    np.testing.assert_allclose(
+        stored.logits(),
+        keras.models.load_model(model).predict(x, verbose=0),
+        atol=1e-5,
+    )
+
+
+def test_interrupt_says_what_to_do_next(monkeypatch, capsys) -> None:
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_inspect", stop)
+    assert cli.main(["inspect", "any.tflite"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err

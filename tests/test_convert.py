@@ -1,0 +1,722 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.tflite_file import inspect
+from kdlite.lite.verify import VerificationError
+
+from kdlite.compress.qat import quantize_aware
+from kdlite.lite import _converter, convert
+from kdlite.lite.convert import ConversionError, ExportResult, export
+from kdlite.lite.metadata import read_metadata
+
+layers = keras.layers
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
+NAMES = ["cat", "dog", "eel", "fox", "gnu"]
+
+
+def pixels(count: int = 128, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (count, 8, 8, channels), np.uint8)
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+    return ((images - np.array(MEAN)) / np.array(STD)).astype("float32")
+
+
+def two_heads() -> keras.Model:
+    """Conv, BN, ReLU6, depthwise; two heads of one shape, not in alphabetical order."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(6.0, name="relu")(x)
+    x = layers.DepthwiseConv2D(3, activation="relu", name="depthwise")(x)
+    x = layers.Flatten(name="flat")(x)
+    outputs = {
+        "zeta": layers.Dense(5, name="first", activation="softmax")(x),
+        "alpha": layers.Dense(5, name="second", activation="softmax")(x),
+    }
+    model = keras.Model(inputs, outputs, name="two_heads")
+    norm = model.get_layer("norm")
+    norm.set_weights([np.linspace(low, 2, 6) for low in (0.5, -1, -0.2, 0.1)])
+    return model
+
+
+def classifier() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Rescaling(1 / 255, name="scale"),
+            layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(5, name="logits"),
+        ],
+        name="classifier",
+    )
+
+
+def op_names(result: ExportResult) -> list[str]:
+    return [op.name for op in result.ops]
+
+
+def by_name(tensors) -> dict:
+    return {tensor.name: tensor for tensor in tensors}
+
+
+# --- float32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def float_file(folder) -> tuple[keras.Model, ExportResult]:
+    # Saved and loaded before: what keras#18430 and tensorflow#63867 failed on.
+    two_heads().save(folder / "two_heads.keras")
+    model = keras.models.load_model(folder / "two_heads.keras")
+    result = export(
+        model,
+        folder / "float.tflite",
+        mean=MEAN,
+        std=STD,
+        input_range=(0.0, 255.0),
+        labels={"zeta": NAMES},
+        verify_data=(pixels(), None),
+    )
+    return model, result
+
+
+def test_a_float_file_computes_what_keras_does_by_name(float_file) -> None:
+    model, result = float_file
+    images = pixels()
+    told = TFLiteModel(result.path).predict(images.astype("float32"))
+    wanted = model.predict(normalised(images), verbose=0)
+    # Heads of one shape came back swapped by position (tensorflow#33303 and others).
+    assert set(told) == {"zeta", "alpha"}
+    for name in told:
+        np.testing.assert_allclose(told[name], wanted[name], atol=1e-5)
+    assert np.abs(wanted["zeta"] - wanted["alpha"]).max() > 0.1
+
+
+def test_a_float_file_is_static_folded_and_named(float_file) -> None:
+    _, result = float_file
+    assert by_name(result.inputs)["image"].shape == (1, 8, 8, 3)
+    assert by_name(result.outputs)["alpha"].shape == (1, 5)
+    assert {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"} <= set(op_names(result))
+    # Batch normalization is in the kernel; MUL and ADD are `mean` and `std`.
+    assert op_names(result).count("MUL") == op_names(result).count("ADD") == 1
+    assert not {"SHAPE", "PACK", "STRIDED_SLICE"} & set(op_names(result))
+
+
+def test_what_the_file_says_of_itself(float_file) -> None:
+    _, result = float_file
+    about = read_metadata(result.path)
+    assert about.name == "two_heads"
+    assert by_name(about.outputs)["zeta"].labels == tuple(NAMES)
+    assert by_name(about.outputs)["zeta"].description == "probability of each class"
+    assert about.inputs[0].minimum == (0.0,) and about.inputs[0].maximum == (255.0,)
+    # Pixels go in as they are.
+    assert (about.inputs[0].mean, about.inputs[0].std) == ((0.0,), (1.0,))
+    assert about.provenance["quantization"] == "float32"
+    assert about.provenance["normalisation_inside"] == {"mean": MEAN, "std": STD}
+
+
+def test_the_result_prints_and_is_plain_json(float_file) -> None:
+    _, result = float_file
+    assert str(result).startswith(
+        f"{result.path}: float32, {result.size_bytes:,} bytes"
+    )
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain["size_bytes"] == result.path.stat().st_size == result.size_bytes
+    assert plain["quantization"] == "float32" and plain["io"] == "float32"
+    assert plain["verification"] and plain["ops"] and plain["inputs"]
+    with pytest.raises(AttributeError):
+        result.path = Path("other")  # type: ignore[misc]
+
+
+def test_the_same_bytes_in_another_process(float_file, tmp_path) -> None:
+    _, result = float_file
+    script = """
+        import keras, sys, numpy as np
+        from kdlite.lite.convert import export
+        keras.layers.Dense(3)(np.ones((1, 2)))
+        model = keras.models.load_model(sys.argv[1])
+        images = np.load(sys.argv[3])
+        export(model, sys.argv[2], mean=[120.0, 110.0, 100.0], std=[60.0, 61.0, 62.0],
+               input_range=(0.0, 255.0), labels={"zeta": sys.argv[4:]},
+               verify_data=(images, None))
+    """
+    np.save(tmp_path / "images.npy", pixels())
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(script),
+            result.path.with_name("two_heads.keras"),
+            tmp_path / "again.tflite",
+            tmp_path / "images.npy",
+            *NAMES,
+        ],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (tmp_path / "again.tflite").read_bytes() == result.path.read_bytes()
+
+
+class Strided(keras.Model):
+    """Subclassed, under mixed precision, without names for its outputs."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(4, 3, strides=2, activation="relu")
+        self.pool = layers.GlobalAveragePooling2D()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(self.pool(self.conv(inputs)))
+
+
+def test_a_subclassed_model_in_mixed_precision(tmp_path) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = Strided(name="strided")
+        model(np.zeros((2, 8, 8, 3)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = [w.copy() for w in model.get_weights()]
+    result = export(model, tmp_path / "s.tflite", verify_data=pixels(16) / 255)
+    assert keras.config.dtype_policy().name == "float32"
+    assert model.compute_dtype == "float16"
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    images = (pixels(16) / 255).astype("float32")
+    told = np.asarray(TFLiteModel(result.path).predict(images))
+    wanted = model.predict(images, verbose=0)
+    # float16 has 11 bits: a few of its rounding errors, 5e-4 each, add up.
+    np.testing.assert_allclose(told, wanted, atol=5e-3)
+    assert {op.name for op in result.ops} <= {
+        "CONV_2D",
+        "MEAN",
+        "FULLY_CONNECTED",
+    }
+
+
+# --- int8
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    """A quantization-aware model with ranges, by a few steps of training."""
+    model = quantize_aware(classifier(), input_range=(0.0, 255.0))
+    keras.utils.set_random_seed(5)
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    images = pixels(256).astype("float32")
+    model.fit(images, keras.utils.normalize(images[:, 0, :5, 0]), verbose=0, epochs=4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def aware_file(folder, trained) -> ExportResult:
+    # Without any data, as no ranges are to be measured (tensorflow#38285 wants a data
+    # set).
+    return export(trained, folder / "aware.tflite", "int8", labels=NAMES)
+
+
+def test_a_quantization_aware_file_is_integer_throughout(aware_file) -> None:
+    names = op_names(aware_file)
+    assert names[0] == "QUANTIZE" and names[-1] == "DEQUANTIZE"
+    assert not {"QUANTIZE", "DEQUANTIZE", "MUL", "ADD"} & set(names[1:-1])
+    assert inspect(aware_file.path).float_ops == ()
+    assert aware_file.inputs[0].dtype == aware_file.outputs[0].dtype == "float32"
+
+
+def test_a_quantization_aware_file_is_on_the_level_of_keras(
+    aware_file, trained
+) -> None:
+    images = pixels(100).astype("float32")
+    told = np.asarray(TFLiteModel(aware_file.path).predict(images))
+    wanted = trained.predict(images, verbose=0)
+    step = np.diff(np.unique(told)).min()
+    # The one op that rounds otherwise than Keras, MEAN, can move a value by one level.
+    assert (np.abs(told - wanted) <= 1.01 * step).mean() >= 0.99
+    # Dense kernels keep their levels by channel, on which training has put them.
+    assert (np.abs(told - wanted) < 0.5 * step).mean() >= 0.9
+
+
+def two_inputs() -> keras.Model:
+    """uint8 pixels and int32 ids; hard swish, and a transposed convolution."""
+    keras.utils.set_random_seed(4)
+    image = keras.Input((8, 8, 3), dtype="uint8", name="zoo-image")
+    ids = keras.Input((2,), dtype="int32", name="ids")
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(image)
+    x = layers.Conv2D(6, 3, activation="hard_swish", name="conv")(x)
+    x = layers.Conv2DTranspose(4, 3, strides=2, name="up")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    y = layers.Flatten(name="flat")(layers.Embedding(10, 3, name="embedding")(ids))
+    x = layers.Concatenate(name="both")([x, y])
+    return keras.Model(
+        [image, ids], layers.Dense(4, name="logits")(x), name="two_inputs"
+    )
+
+
+@pytest.fixture(scope="module")
+def calibrated_file(folder) -> tuple[keras.Model, dict, ExportResult]:
+    model = two_inputs()
+    data = {
+        "zoo-image": pixels(),
+        "ids": np.random.default_rng(5).integers(0, 10, (128, 2), np.int32),
+    }
+    result = export(
+        model, folder / "uint8.tflite", "int8", calibration_data=data, io="uint8"
+    )
+    return model, data, result
+
+
+def test_a_calibrated_file_takes_pixels_as_they_are(calibrated_file) -> None:
+    model, data, result = calibrated_file
+    assert set(by_name(result.inputs)) == {"zoo_image", "ids"}
+    image = by_name(result.inputs)["zoo_image"]
+    assert image.dtype == "uint8" and image.shape == (1, 8, 8, 3)
+    # A level is a pixel value, whatever the samples' largest value was.
+    assert (image.scale, image.zero_point) == (pytest.approx(1.0), 0)
+    assert by_name(result.inputs)["ids"].dtype == "int32"
+    assert result.outputs[0].dtype == "uint8"
+    assert inspect(result.path).float_ops == ()
+    assert not {"SHAPE", "PACK"} & set(op_names(result))
+
+
+def test_a_calibrated_file_is_close_to_keras(calibrated_file) -> None:
+    model, data, result = calibrated_file
+    named = {"zoo_image": data["zoo-image"], "ids": data["ids"]}
+    told = np.asarray(TFLiteModel(result.path).predict(named))
+    wanted = model.predict(data, verbose=0)
+    error = np.sqrt(np.mean((told - wanted) ** 2))
+    assert 20 * np.log10(wanted.std() / error) > 20
+
+
+def test_a_file_runs_on_the_runtime_it_is_made_for(calibrated_file, aware_file) -> None:
+    # 2.16.1 knows FULLY_CONNECTED up to version 9 (tensorflow#80736).
+    for result in (calibrated_file[2], aware_file):
+        for op in result.ops:
+            if op.name == "FULLY_CONNECTED":
+                assert op.version <= 9
+
+
+def test_float_ops_are_an_error_that_names_them_unless_allowed(
+    tmp_path, monkeypatch
+) -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((6,), name="x"),
+            layers.Dense(8, name="hidden"),
+            layers.LayerNormalization(name="layer_norm"),
+            layers.Dense(3, name="logits"),
+        ],
+        name="normalised",
+    )
+    data = np.random.default_rng(0).normal(size=(128, 6))
+    path = tmp_path / "n.tflite"
+    export(model, path, "int8", calibration_data=data, allow_float_ops=("neg",))
+    assert {op.name for op in inspect(path).float_ops} == {"NEG"}
+    blob = path.read_bytes()
+    monkeypatch.setattr(convert, "run_converter", lambda *args: blob)
+    with pytest.raises(ConversionError, match="int8 means that every op") as caught:
+        export(model, tmp_path / "other.tflite", "int8", calibration_data=data)
+    assert re.search("stay in float: .*NEG.*layer_norm", str(caught.value))
+    assert "allow_float_ops=('NEG',)" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["n.tflite"]
+
+
+# --- what the converter cannot do
+
+
+def test_a_crash_of_the_converter_is_an_exception(tmp_path) -> None:
+    # tensorflow#87468: int8 of an LSTM, which with batch 1 is a loop, is a
+    # segmentation fault.
+    model = keras.Sequential(
+        [keras.Input((4, 3), name="x"), layers.LSTM(4), layers.Dense(2)], name="lstm"
+    )
+    data = np.random.default_rng(0).normal(size=(128, 4, 3))
+    with pytest.raises(ConversionError, match="crashed.*model='lstm'"):
+        export(model, tmp_path / "l.tflite", "int8", calibration_data=data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_select_tf_ops_are_refused_by_name(tmp_path) -> None:
+    inputs = keras.Input((4,), name="x")
+    outputs = keras.ops.argmax(inputs, axis=-1)
+    model = keras.Model(inputs, outputs, name="argmax")
+    with pytest.raises(ConversionError, match="built-in.*'argmax'.*BitwiseAnd"):
+        export(model, tmp_path / "a.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((2,), name="x"), layers.Dense(2, name="y")], name="small"
+    )
+
+
+def acted_by(monkeypatch, tmp_path, code: str) -> None:
+    """Lets a script with this code act the converter."""
+    script = tmp_path / "acts.py"
+    script.write_text(textwrap.dedent(code))
+    monkeypatch.setattr(_converter, "_SCRIPT", script)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import os; os.abort()", r"crashed \(SIGABRT\)\. Received: model='small'"),
+        ("import os; os.kill(os.getpid(), 11)", r"crashed \(SIGSEGV\)"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "was killed, most likely because memory",
+        ),
+        (
+            "print('a\\nb\\nc\\nd\\ne\\nf'); raise RuntimeError('no such op')",
+            r"raised an error\. Received: model='small'\. Its last words(?s:.*)no such",
+        ),
+        ("pass", r"must make a file.*Its last words: none"),
+    ],
+)
+def test_however_the_converter_ends(small, tmp_path, monkeypatch, code, text) -> None:
+    acted_by(monkeypatch, tmp_path, code)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.tflite").write_text("old")
+    with pytest.raises(ConversionError, match=text):
+        export(small, out / "old.tflite", overwrite=True)
+    assert [p.read_text() for p in out.iterdir()] == ["old"]
+
+
+def test_a_converter_that_hangs_is_stopped(small, tmp_path, monkeypatch) -> None:
+    pid = tmp_path / "pid"
+    acted_by(
+        monkeypatch,
+        tmp_path,
+        f"""
+        import os, pathlib, time
+        pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))
+        time.sleep(600)
+        """,
+    )
+    with pytest.raises(ConversionError, match="within 2 s, and was stopped.*'small'"):
+        export(small, tmp_path / "m.tflite", time_limit_s=2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), signal.SIG_DFL)
+    assert not (tmp_path / "m.tflite").exists()
+
+
+def test_what_the_converter_prints_is_logged(
+    small, tmp_path, monkeypatch, caplog
+) -> None:
+    acted_by(monkeypatch, tmp_path, "print('loading'); raise SystemExit(3)")
+    with caplog.at_level("DEBUG", "kdlite"), pytest.raises(ConversionError):
+        export(small, tmp_path / "m.tflite")
+    assert "loading" in caplog.text
+
+
+# --- in place, or not at all
+
+
+@pytest.fixture
+def other_model(float_file) -> keras.Model:
+    """The model of `float_file`, with other weights."""
+    model = keras.models.clone_model(float_file[0])
+    keras.utils.set_random_seed(77)
+    model.set_weights(
+        [np.random.normal(size=w.shape) ** 2 for w in model.get_weights()]
+    )
+    return model
+
+
+@pytest.fixture
+def converted(monkeypatch, float_file) -> None:
+    """Lets the converter make `float_file` of any model."""
+    blob = float_file[1].path.read_bytes()
+    monkeypatch.setattr(convert, "run_converter", lambda *args: blob)
+    monkeypatch.setattr(convert, "write_metadata", lambda blob, **kwargs: blob)
+
+
+def test_a_file_that_does_otherwise_is_not_put_in_place(
+    other_model, converted, tmp_path
+) -> None:
+    (tmp_path / "old.tflite").write_text("old")
+    for name in ("new.tflite", "old.tflite"):
+        with pytest.raises(VerificationError):
+            export(
+                other_model,
+                tmp_path / name,
+                mean=MEAN,
+                std=STD,
+                verify_data=pixels(16),
+                overwrite=True,
+            )
+    assert [p.name for p in tmp_path.iterdir()] == ["old.tflite"]
+    assert (tmp_path / "old.tflite").read_text() == "old"
+
+
+def test_a_file_of_the_wrong_kind_is_an_error(float_file, converted, tmp_path) -> None:
+    # So a float file where int8 was asked for (tensorflow#40681) cannot pass.
+    with pytest.raises(ConversionError, match="int8 means.*stay in float.*CONV_2D"):
+        export(float_file[0], tmp_path / "x.tflite", "int8", calibration_data=pixels())
+    with pytest.raises(
+        ConversionError, match="must be int8, as `io` asks.*float32 for"
+    ):
+        export(
+            float_file[0],
+            tmp_path / "x.tflite",
+            "int8",
+            calibration_data=pixels(),
+            io="int8",
+            allow_float_ops={op.name for op in float_file[1].ops},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_is_too_old_is_an_error(float_file, converted, tmp_path) -> None:
+    with pytest.raises(
+        ConversionError, match="must run on TFLite 1.0, as `min_runtime`"
+    ):
+        export(float_file[0], tmp_path / "x.tflite", min_runtime="1.0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_only_if_asked(float_file, converted, tmp_path) -> None:
+    model, result = float_file
+    path = tmp_path / "m.tflite"
+    path.write_text("old")
+    arguments = dict(mean=MEAN, std=STD, verify_data=pixels(16))
+    with pytest.raises(FileExistsError, match="`path` must not exist.*overwrite=True"):
+        export(model, path, **arguments)
+    assert path.read_text() == "old"
+    export(model, path, overwrite=True, **arguments)
+    assert path.read_bytes() == result.path.read_bytes()
+    # Like any new file: not for the owner alone, as temporary files are.
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_full_disk(float_file, converted, tmp_path, monkeypatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(convert.os, "fsync", full)
+    with pytest.raises(OSError, match="possible to write.*bytes.*No space left"):
+        export(float_file[0], tmp_path / "m.tflite", mean=MEAN, std=STD)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "text"),
+    [
+        ("none/m.tflite", FileNotFoundError, "The folder of `path` must exist.*none"),
+        ("", ValueError, "`path` must be a file. Received: .*a folder"),
+    ],
+)
+def test_a_path_that_cannot_be(small, tmp_path, path, error, text) -> None:
+    with pytest.raises(error, match=text):
+        export(small, tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_writable(small, tmp_path, monkeypatch) -> None:
+    # Root may write anywhere, so the system is asked in its place.
+    monkeypatch.setattr(convert.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="folder of `path` must be writable"):
+        export(small, tmp_path / "m.tflite")
+
+
+# --- the gates
+
+
+def report(**figures) -> SimpleNamespace:
+    good = dict(
+        name="y",
+        nan_count=0,
+        largest_value=2.0,
+        largest_difference=0.0,
+        rms_difference=0.0,
+        spread=1.0,
+        step=0.01,
+        within_one_step=1.0,
+    )
+    return SimpleNamespace(outputs=[SimpleNamespace(**{**good, **figures})])
+
+
+@pytest.mark.parametrize(
+    ("quantization", "calibrated", "figures", "text"),
+    [
+        ("float32", False, {"largest_difference": 1.9e-4}, None),
+        ("float32", False, {"largest_difference": 2.1e-4}, "'y' differs by 0.00021"),
+        # Where everything is 0, a difference of nothing is none.
+        ("float32", False, {"largest_value": 0.0, "largest_difference": 1e-7}, None),
+        ("float32", False, {"nan_count": 3}, "'y' has 3 NaN"),
+        ("int8", False, {"within_one_step": 0.99, "largest_difference": 1.0}, None),
+        ("int8", False, {"within_one_step": 0.98}, "only 98.0% are within one"),
+        ("int8", True, {"rms_difference": 0.3, "within_one_step": 0.1}, None),
+        ("int8", True, {"rms_difference": 0.33}, "'y' is off by 0.33.*more than 0.316"),
+        # An output that hardly varies cannot be on finer levels than there are.
+        ("int8", True, {"rms_difference": 0.019, "spread": 0.001}, None),
+        ("int8", True, {"rms_difference": 0.021, "spread": 0.001}, "more than 0.02"),
+        ("int8", True, {"nan_count": 1}, "'y' has 1 NaN"),
+    ],
+)
+def test_gates(quantization, calibrated, figures, text) -> None:
+    problems = convert._problems(report(**figures), quantization, calibrated)
+    if text is None:
+        assert problems == []
+    else:
+        assert len(problems) == 1
+        assert re.search(text, problems[0])
+
+
+# --- wrong use, found before anything is converted
+
+
+@pytest.fixture
+def no_conversion(monkeypatch):
+    def called(*args):
+        raise AssertionError("converted")
+
+    monkeypatch.setattr(convert, "run_converter", called)
+
+
+GOOD = np.random.default_rng(8).normal(size=(120, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"quantization": "int9"}, "must be one of 'float32', 'int8'.*'int9'"),
+        ({"quantization": "float16"}, "must be one of 'float32', 'int8'.*'float16'"),
+        ({"io": "int16"}, "`io` must be one of 'float32', 'int8', 'uint8'"),
+        ({"io": "int8"}, "A float32 file has float32 inputs.*io='int8'"),
+        ({"min_runtime": "new"}, "`min_runtime` must be a release.*'new'"),
+        ({"time_limit_s": 0}, "`time_limit_s` must be above 0"),
+        ({"quantization": "int8"}, "calibration_data=None.*'small'.*quantize_aware"),
+        ({"mean": 1.0}, "`mean` and `std` go together.*std=None"),
+        ({"mean": 1.0, "std": 0.0}, "`std` must be a finite number above 0"),
+        ({"mean": [1.0] * 3, "std": 1.0}, r"`mean` must be .*each channel.*\(2,\)"),
+        ({"mean": "a", "std": 1.0}, "`mean` must be a finite number"),
+        ({"input_range": (1, 0)}, "`input_range` must be two finite numbers"),
+        ({"input_range": 255}, "`input_range` must be two finite numbers"),
+        ({"labels": ["a"]}, "as many as one output has classes.*1 labels.*2 of 'y'"),
+        ({"labels": {"z": ["a", "b"]}}, "Received: 2 for 'z'; classes: 2 of 'y'"),
+        ({"labels": ["a", " "]}, "not empty. Received: ' ' for class 1"),
+        ({"verify_data": np.zeros((3, 5))}, "`verify_data` must have the shape"),
+    ],
+)
+def test_wrong_arguments(small, tmp_path, no_conversion, arguments, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        export(small, tmp_path / "m.tflite", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (GOOD[:0], "must hold samples"),
+        (lambda: iter([]), "must hold samples"),
+        (
+            np.where(np.arange(120)[:, None] == 7, np.nan, GOOD),
+            "nan in sample 7 of .*'x'",
+        ),
+        (
+            np.where(np.arange(120)[:, None] == 9, np.inf, GOOD),
+            "inf in sample 9 of .*'x'",
+        ),
+        (GOOD[:, :1], "must have the shape of the input.*'x'"),
+        (GOOD * 100, r"must lie in `input_range`.*in sample 0 of input 'x'"),
+        (GOOD * 0, "must vary.*'x'"),
+        ({"y": GOOD}, "no 'x', unknown 'y'"),
+        (GOOD.astype(str), "must be numbers.*'x'"),
+    ],
+)
+def test_bad_calibration_data(small, tmp_path, no_conversion, data, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        export(
+            small,
+            tmp_path / "m.tflite",
+            "int8",
+            calibration_data=data,
+            input_range=(-5.0, 5.0),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_few_samples_are_a_warning_where_the_user_is(
+    small, tmp_path, no_conversion
+) -> None:
+    with (
+        pytest.warns(
+            UserWarning, match="at least 100 samples.*99 for input 'x'"
+        ) as told,
+        pytest.raises(AssertionError, match="converted"),
+    ):
+        export(small, tmp_path / "m.tflite", "int8", calibration_data=GOOD[:99])
+    assert told[0].filename == __file__
+    with pytest.raises(AssertionError, match="converted"):
+        export(small, tmp_path / "m.tflite", "int8", calibration_data=GOOD[:100])
+
+
+def test_wrong_models(small, trained, tmp_path, no_conversion) -> None:
+    path = tmp_path / "m.tflite"
+    with pytest.raises(TypeError, match="must be a Keras model. Received: model=str"):
+        export("model.keras", path)
+    with pytest.raises(ValueError, match="must be built.*'empty'"):
+        export(keras.Sequential([layers.Dense(2)], name="empty"), path)
+    with pytest.raises(TypeError, match="`allow_float_ops` must be a collection"):
+        export(small, path, allow_float_ops="NEG")
+    with pytest.raises(TypeError, match="`labels` must be a list.*Received: str"):
+        export(small, path, labels="ab")
+    with pytest.raises(ValueError, match="made for int8.*quantization='float32'"):
+        export(trained, path)
+    text = keras.Sequential(
+        [
+            keras.Input((), dtype="string", name="text"),
+            layers.TextVectorization(vocabulary=["a"]),
+        ]
+    )
+    with pytest.raises(ValueError, match="must be numbers.*'text' of dtype string"):
+        export(text, path)
+    quantized = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, name="dense8")], name="quantized"
+    )
+    quantized.layers[0].quantize("int8")
+    with pytest.raises(ValueError, match=r"`quantize\(\)`.*'quantized'.*'dense8'"):
+        export(quantized, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_open_lengths_come_from_the_data(tmp_path, no_conversion) -> None:
+    model = keras.Sequential(
+        [keras.Input((None, None, 3), name="image"), layers.GlobalAveragePooling2D()]
+    )
+    with pytest.raises(
+        ValueError, match=r"must be known.*\(None, None, 3\) for .*'image'"
+    ):
+        export(model, tmp_path / "m.tflite")
+    with pytest.raises(AssertionError, match="converted"):
+        export(model, tmp_path / "m.tflite", verify_data=pixels(2))

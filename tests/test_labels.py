@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import keras
+import pytest
+
+from kdlite.lite.labels import check_counts, check_texts, score_meaning
+
+SHAPES = {"animal": (2,), "size": (3,), "colour": (3,), "one": ()}
+
+
+def test_good_labels() -> None:
+    check_texts(None)
+    check_texts(["cat", "dog"])
+    check_texts({"animal": ("cat", "dog"), "size": ["s", "m", "l"]})
+    check_counts(None, SHAPES)
+    check_counts(["cat", "dog"], SHAPES)
+    check_counts({"animal": ["cat", "dog"], "size": ["s", "m", "l"]}, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "text"),
+    [
+        (["a", "a"], ValueError, "must differ from each other. Received: 'a' more"),
+        (["a", " "], ValueError, "not empty. Received: ' ' for class 1"),
+        (["a", 3], ValueError, "must be a text.*Received: 3 for class 1"),
+        ("ab", TypeError, "must be a list of class names.*Received: str"),
+        ({"animal": "ab"}, TypeError, "must be a list of class names.*Received: str"),
+        ({"a", "b"}, TypeError, "must be a list of class names.*Received: set"),
+    ],
+)
+def test_texts(labels, error, text) -> None:
+    with pytest.raises(error, match=text):
+        check_texts(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (
+            ["a"] * 4,
+            "as many as one output has classes. Received: 4 labels; .*2 of 'an",
+        ),
+        (
+            ["s", "m", "l"],
+            "Received: 3 labels; .*3 of 'size', 3 of 'colour'.*by output",
+        ),
+        ({"size": ["s", "m"]}, "Received: 2 for 'size'; classes: 2 of 'animal'"),
+        ({"shape": ["s", "m"]}, "Received: 2 for 'shape'; classes: 2 of 'animal'"),
+    ],
+)
+def test_counts(labels, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        check_counts(labels, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("last", "meaning"),
+    [
+        (keras.layers.Dense(2, activation="softmax"), "probability of each class"),
+        (keras.layers.Dense(2, activation="sigmoid"), "probability of each class"),
+        (keras.layers.Softmax(), "probability of each class"),
+        (keras.layers.Dense(2), "score of each class"),
+    ],
+)
+def test_meaning(last, meaning) -> None:
+    inputs = keras.Input((2,))
+    assert score_meaning(keras.Model(inputs, last(inputs))) == meaning
+    assert score_meaning(keras.Sequential([keras.layers.ReLU(), last])) == meaning

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kdlite import pipeline, stages
+from kdlite.gates import Gates
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.pipeline import distill_to_tflite
+
+CLASSES = ("left", "right", "none")
+SETTINGS = {
+    "labels": CLASSES,
+    "epochs": 2,
+    "qat_epochs": 1,
+    "batch_size": 32,
+    "verbose": 0,
+}
+
+
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grey 8x8 images whose left or right half is brighter, or neither."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, count)
+    x = rng.integers(0, 120, (count, 8, 8, 1))
+    x[y == 0, :, :4] += 110
+    x[y == 1, :, 4:] += 110
+    return x.astype("uint8"), y.astype("int64")
+
+
+def network(width: int, name: str, softmax: bool = False) -> keras.Model:
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+    x = layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False, name="conv")(
+        x
+    )
+    x = layers.BatchNormalization(momentum=0.9, name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.Flatten(name="flat")(x)
+    activation = "softmax" if softmax else None
+    head = layers.Dense(3, activation=activation, name="head")(x)
+    return keras.Model(inputs, head, name=name)
+
+
+def build_student() -> keras.Model:
+    return network(4, "small")
+
+
+@pytest.fixture(scope="module")
+def data() -> dict:
+    return {
+        "train": images(320, 0),
+        "validation": images(96, 1),
+        "test": images(128, 2),
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(data) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = network(16, "big", softmax=True)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(*data["train"], epochs=12, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def result(data, teacher, tmp_path_factory):
+    return distill_to_tflite(
+        teacher,
+        data["train"],
+        build_student,
+        validation=data["validation"],
+        test=data["test"],
+        out=tmp_path_factory.mktemp("run") / "out",
+        gates=Gates(size_ratio=1.0, teacher_drop_points=100.0),
+        **SETTINGS,
+    )
+
+
+def test_writes_the_promised_files_and_nothing_else(result) -> None:
+    assert sorted(path.name for path in result.out.iterdir()) == [
+        "report.html",
+        "report.json",
+        "student.keras",
+        "student_float32.tflite",
+        "student_int8.tflite",
+        "teacher.keras",
+    ]
+    assert [path.name for path in result.out.parent.iterdir()] == ["out"]
+
+
+def test_report_has_the_promised_keys(result) -> None:
+    report = json.loads((result.out / "report.json").read_text())
+    assert report == result.report
+    costs = {"params", "macs", "bytes", "latency_ms"}
+    assert set(report["teacher"]) == {"top1", *costs}
+    for kind in ("float32", "int8"):
+        assert set(report["tflite"][kind]) == {"top1", "top1_sd", "agreement", *costs}
+    for name in ("student", "baseline"):
+        assert set(report[name]) == {"top1", "top1_sd", "agreement", "params", "macs"}
+    assert len(report["seeds"]) == 1
+    assert {gate["name"] for gate in report["gates"]} == {
+        "size_ratio",
+        "teacher_drop_points",
+        "quantization_drop_points",
+    }
+
+
+def test_figures_are_those_of_the_files(result, data, teacher) -> None:
+    x, y = data["test"]
+    report = result.report
+    student = keras.models.load_model(result.student)
+    assert report["student"]["top1"] == pytest.approx(
+        (student.predict(x, verbose=0).argmax(-1) == y).mean()
+    )
+    told = np.asarray(TFLiteModel(result.tflite).predict(x)).argmax(-1)
+    assert report["tflite"]["int8"]["top1"] == pytest.approx((told == y).mean())
+    by_teacher = teacher.predict(x, verbose=0).argmax(-1)
+    assert report["teacher"]["top1"] == pytest.approx((by_teacher == y).mean())
+    assert report["tflite"]["int8"]["agreement"] == pytest.approx(
+        (told == by_teacher).mean()
+    )
+    assert report["tflite"]["int8"]["bytes"] == result.tflite.stat().st_size
+    # 8x8 halved by the stride: 16 positions, a 3x3 kernel, 4 filters; then 64 x 3.
+    assert report["student"]["macs"] == 16 * 9 * 4 + 64 * 3
+    assert report["teacher"]["top1"] > 0.9 and report["student"]["top1"] > 0.6
+
+
+def test_result_prints_table_and_gates(result) -> None:
+    text = str(result)
+    assert "student .tflite, int8" in text
+    assert "gate: size ratio at least 1" in text
+    assert str(result.out) in text
+    assert result.to_dict()["passed"] is result.passed
+
+
+def test_finished_folder_is_not_overwritten_unasked(result, data, teacher) -> None:
+    before = result.tflite.read_bytes()
+    with pytest.raises(FileExistsError, match="must not exist.*overwrite=True"):
+        distill_to_tflite(
+            teacher,
+            data["train"],
+            build_student,
+            test=data["test"],
+            out=result.out,
+            **SETTINGS,
+        )
+    assert result.tflite.read_bytes() == before
+
+
+class _Stop(BaseException):
+    """What a kill looks like from inside."""
+
+
+def test_stopped_run_goes_on_and_ends_alike(
+    result, data, teacher, tmp_path, monkeypatch
+) -> None:
+    """Stopped in each stage, it goes on there; the files equal those of one run."""
+
+    def run(out):
+        return distill_to_tflite(
+            teacher,
+            data["train"],
+            build_student,
+            validation=data["validation"],
+            test=data["test"],
+            out=out,
+            gates=Gates(size_ratio=1.0, teacher_drop_points=100.0),
+            **SETTINGS,
+        )
+
+    out = tmp_path / "out"
+    fit, save = keras.Model.fit, stages._save_whole
+
+    class StopAfter(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None) -> None:
+            if epoch == 1:
+                raise _Stop
+
+    def stopping_fit(self, *args, **kwargs):
+        kwargs["callbacks"] = [*kwargs["callbacks"], StopAfter()]
+        return fit(self, *args, **kwargs)
+
+    # In the second epoch of the student.
+    with monkeypatch.context() as patched:
+        patched.setattr(keras.Model, "fit", stopping_fit)
+        with pytest.raises(_Stop):
+            run(out)
+    assert not out.exists()
+
+    # After quantization-aware training, before its result is whole.
+    def stopping_save(model, path):
+        if path.name == "student_qat.keras":
+            raise _Stop
+        save(model, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "_save_whole", stopping_save)
+        with pytest.raises(_Stop):
+            run(out)
+    assert not out.exists()
+
+    # While the last files are written.
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            stages.report_page, "page", lambda *_, **__: (_ for _ in ()).throw(_Stop)
+        )
+        with pytest.raises(_Stop):
+            run(out)
+    assert not out.exists()
+
+    # Nothing that was done is done again.
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            keras.Model, "fit", lambda self, *_, **__: calls.append(self.name)
+        )
+        again = run(out)
+    assert calls == []
+    ours = keras.models.load_model(again.student).get_weights()
+    theirs = keras.models.load_model(result.student).get_weights()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again.tflite.read_bytes() == result.tflite.read_bytes()
+
+
+def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -> None:
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    (work / "run.json").write_text(json.dumps({"epochs": 9, "teacher": "other"}))
+    with pytest.raises(FileExistsError, match="same settings.*epochs.*teacher"):
+        distill_to_tflite(
+            teacher,
+            data["train"],
+            build_student,
+            test=data["test"],
+            out=tmp_path / "out",
+            **SETTINGS,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"quantization": "int9"}, ValueError, "`quantization` must be one of"),
+        ({"epochs": 0}, ValueError, "`epochs` must be an integer above 0"),
+        ({"qat_epochs": 1.5}, ValueError, "`qat_epochs` must be an integer above 0"),
+        ({"seeds": 2}, ValueError, "`seeds` above 1 needs the student as a function"),
+        ({"test": None}, ValueError, "neither `validation` nor `test`"),
+        ({"test": {"x": 1}}, TypeError, "`test` must be .*Received: dict"),
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"views": 2}, ValueError, "augment"),
+    ],
+)
+def test_wrong_arguments_fail_before_anything_is_written(
+    data, teacher, tmp_path, changes, error, text
+) -> None:
+    arguments = {"test": data["test"], **SETTINGS, **changes}
+    with pytest.raises(error, match=text):
+        distill_to_tflite(
+            teacher, data["train"], build_student(), out=tmp_path / "out", **arguments
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_guesses_is_refused(data, tmp_path) -> None:
+    keras.utils.set_random_seed(3)
+    blind = network(4, "blind")
+    blind.set_weights([np.zeros_like(w) for w in blind.get_weights()])
+    x, y = data["test"]
+    one_class = (x, np.full_like(y, 2))
+    with pytest.raises(ValueError, match="must know the task.*'blind' with 0.0% right"):
+        distill_to_tflite(
+            blind,
+            data["train"],
+            build_student,
+            test=one_class,
+            out=tmp_path / "out",
+            **SETTINGS,
+        )
+
+
+def test_data_sets_of_every_kind_become_arrays(data) -> None:
+    x, y = data["test"]
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index):
+            rows = slice(32 * index, 32 * index + 32)
+            return x[rows], y[rows]
+
+    single = tf.data.Dataset.from_tensor_slices((x, y))
+    for given in (
+        (x, y),
+        (x.tolist(), y.tolist()),
+        single,
+        single.batch(50),
+        Batches(),
+    ):
+        got_x, got_y = pipeline._as_arrays(given, "train")
+        np.testing.assert_array_equal(got_x, x)
+        np.testing.assert_array_equal(got_y, y)
+
+
+def test_data_sets_that_cannot_be_arrays_are_named(data) -> None:
+    single = tf.data.Dataset.from_tensor_slices(data["test"])
+    with pytest.raises(ValueError, match="`train` must end"):
+        pipeline._as_arrays(single.repeat(), "train")
+    with pytest.raises(ValueError, match=r"`train` must give \(x, y\)"):
+        pipeline._as_arrays(single.map(lambda x, y: x), "train")
+    with pytest.raises(ValueError, match="`train` must hold samples"):
+        pipeline._as_arrays(single.take(0), "train")
+
+
+def test_old_result_leaves_only_when_the_new_one_is_there(tmp_path) -> None:
+    final, out = tmp_path / "final", tmp_path / "out"
+    for folder, word in ((final, "new"), (out, "old")):
+        folder.mkdir()
+        (folder / "a").write_text(word)
+    pipeline._put_in_place(final, out)
+    assert (out / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shutil.rmtree(out)
+
+
+def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("epoch,loss\n0,3.0\n1,9.0\n1,2.0\n")
+    assert stages._read_curve(path) == {"loss": [3.0, 2.0]}

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from kdlite.compress.qat import quantize_aware
+from kdlite.lite.serving import as_float32, serve
+
+layers = keras.layers
+
+
+def test_nested_outputs_get_unique_names() -> None:
+    inputs = keras.Input((2,), name="x")
+    shared = layers.Dense(2, name="shared")
+    one, two = shared(inputs), shared(layers.ReLU(name="relu")(inputs))
+    x = np.ones((3, 2), "float32")
+    assert list(serve(keras.Model(inputs, [one, two]))(x)) == ["shared", "shared_1"]
+    nested = keras.Model(inputs, {"b": [one, two], "a": {"c": two}})
+    assert list(serve(nested)(x)) == ["a_c", "b_0", "b_1"]
+
+
+def test_mixed_precision_becomes_a_float32_clone() -> None:
+    inputs = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    inner = keras.Sequential(
+        [
+            layers.Conv2D(4, 3, dtype="mixed_float16", name="conv"),
+            layers.BatchNormalization(dtype="mixed_float16", name="norm"),
+        ],
+        name="inner",
+    )
+    x = layers.Rescaling(1 / 255, dtype="mixed_float16", name="scale")(inputs)
+    x = layers.GlobalAveragePooling2D(dtype="mixed_float16", name="pool")(inner(x))
+    model = keras.Model(inputs, layers.Dense(2, dtype="mixed_float16", name="y")(x))
+    clone = as_float32(model)
+    for layer in clone._flatten_layers():
+        assert layer.compute_dtype == layer.variable_dtype == "float32"
+    assert clone.inputs[0].dtype == clone.outputs[0].dtype == "float32"
+    assert clone.inputs[0].name == "image" and clone.output_names == ["y"]
+    images = np.random.default_rng(3).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(
+        clone.predict(images.astype("float32"), verbose=0),
+        model.predict(images, verbose=0),
+        atol=3e-3,
+    )
+    assert model.get_layer("y").compute_dtype == "float16"
+    plain = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    assert as_float32(plain) is plain
+
+
+class Fixed(keras.Model):
+    """Subclassed, with a layer of its own dtype."""
+
+    def __init__(self, units: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = layers.Dense(units, dtype="mixed_float16", name="inside")
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_a_subclassed_model_that_cannot_be_made_in_float32() -> None:
+    model = Fixed(3, name="fixed")
+    model(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="take its dtype from the global.*'inside'"):
+        as_float32(model)
+    model.get_config = lambda: {"unknown": 1}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="possible to make again in float32.*'fixed'"):
+        as_float32(model)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_normalisation_inside_a_quantization_aware_model() -> None:
+    model = quantize_aware(
+        keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 3, name="c")])
+    )
+    images = np.random.default_rng(1).integers(0, 256, (64, 4, 4, 1)).astype("float32")
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    model.compile("sgd", "mse")
+    model.fit((images - 100) / 50, np.zeros((64, 2, 2, 2)), verbose=0)
+    serving = serve(model, mean=100.0, std=50.0)
+    wanted = model.predict((images - 100) / 50, verbose=0)
+    np.testing.assert_allclose(serving(images)["c"], wanted, atol=1e-5)
+    # Rounded before and after, the input is on the levels of training: each a pixel.
+    rounded = serving.for_conversion()(images)["c"]
+    step = np.diff(np.unique(wanted)).min()
+    assert (np.abs(rounded - wanted) <= 1.01 * step).all()
+
+
+def test_several_inputs_without_an_image_have_no_range() -> None:
+    a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model([a, b], layers.Add()([a, b]))
+    with pytest.raises(ValueError, match="need an image input.*'a', 'b'"):
+        serve(model, input_range=(0.0, 1.0))
