@@ -99,12 +99,13 @@ def _number(figures: Mapping[str, Any], key: str, form: Any) -> str:
 def _ratios(report: Report) -> list[str]:
     teacher, int8 = report["teacher"], report["tflite"]["int8"]
     lines = []
+    lost = 100 * (teacher["top1"] - int8["top1"])
     if teacher.get("bytes"):
         lines.append(
             f"int8 student: {teacher['bytes'] / int8['bytes']:.0f} times smaller and "
             f"{teacher['latency_ms'] / int8['latency_ms']:.0f} times faster than the "
             "teacher's float file (LiteRT on this computer; a phone differs), "
-            f"{100 * (teacher['top1'] - int8['top1']):+.2f} points below it"
+            f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} it"
         )
     if report.get("baseline"):
         gain = 100 * (report["student"]["top1"] - report["baseline"]["top1"])
@@ -193,7 +194,7 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _html_table(report: Report) -> str:
-    header = ["", "top-1 %", "agrees with teacher %", "parameters", "MACs", "bytes"]
+    header = ["", "top-1 %", "agreement %", "parameters", "MACs", "bytes"]
     header.append("ms, 1 thread")
     head = "".join(f"<th>{cell}</th>" for cell in header)
     rows = "".join(
@@ -453,7 +454,7 @@ h1 {{ margin-bottom: .2rem; }}
 h2 {{ margin: 2.2rem 0 .6rem; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .8rem; border-bottom: 1px solid var(--line);
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line);
          text-align: right; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 section > img {{ max-width: 100%; background: white; border-radius: 6px; }}

@@ -10,6 +10,9 @@ from keras import layers
 Tensor = Any
 
 CLASSES = 10
+# Keras's 0.99 needs hundreds of steps to forget the start, more than a short training
+# of the student has.
+_STUDENT_MOMENTUM = 0.9
 IMAGE_SHAPE = (28, 28, 1)
 
 
@@ -56,7 +59,7 @@ def build_student(width: float = 1.0) -> keras.Model:
         return max(8, int(count * width / 8 + 0.5) * 8)
 
     inputs, x = _pixels()
-    x = _conv(x, channels(16), name="stem")
+    x = _conv(x, channels(16), momentum=_STUDENT_MOMENTUM, name="stem")
     x = _separable(x, channels(32), 2, "block1")
     x = _separable(x, channels(32), 1, "block2")
     x = _separable(x, channels(64), 2, "block3")
@@ -84,6 +87,7 @@ def _conv(
     strides: int = 1,
     kernel: int = 3,
     relu: bool = True,
+    momentum: float = 0.99,
     *,
     name: str,
 ) -> Tensor:
@@ -95,7 +99,7 @@ def _conv(
         use_bias=False,
         name=f"{name}_conv",
     )(x)
-    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    x = layers.BatchNormalization(momentum=momentum, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
@@ -113,9 +117,9 @@ def _separable(x: Tensor, filters: int, strides: int, name: str) -> Tensor:
     y = layers.DepthwiseConv2D(
         3, strides=strides, padding="same", use_bias=False, name=f"{name}_dw"
     )(x)
-    y = layers.BatchNormalization(name=f"{name}_dw_bn")(y)
+    y = layers.BatchNormalization(momentum=_STUDENT_MOMENTUM, name=f"{name}_dw_bn")(y)
     y = layers.ReLU(name=f"{name}_dw_relu")(y)
-    y = _conv(y, filters, kernel=1, name=f"{name}_pw")
+    y = _conv(y, filters, kernel=1, momentum=_STUDENT_MOMENTUM, name=f"{name}_pw")
     if strides == 1 and x.shape[-1] == filters:
         y = layers.Add(name=f"{name}_add")([x, y])
     return y

@@ -221,7 +221,8 @@ class ServingModel(keras.Model):
             By output name the shape of one sample's output.
         """
         module = tf.Module()
-        module.run = tf.function(lambda **inputs: self(inputs))
+        # Not by `self(inputs)`, which would put its name before every tensor's.
+        module.run = tf.function(lambda **inputs: self.call(inputs))
         run = module.run.get_concrete_function(
             **{
                 spec.name: tf.TensorSpec((1, *spec.shape), spec.dtype, name=spec.name)
