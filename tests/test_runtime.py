@@ -7,54 +7,34 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from converting import converted
 from keras import layers
 
-from kdlite.lite.calibration import random_samples
 from kdlite.lite.runtime import TFLiteModel, dequantize, measure_latency, quantize
-from kdlite.lite.serving import serve
 from kdlite.lite.tflite_file import TensorInfo
-
-# TensorFlow's own calibration uses the interpreter that it tells others not to use.
-pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning")
-
-
-def converted(model: keras.Model, folder, io=None) -> bytes:
-    serving = serve(model)
-    serving.save_for_conversion(folder, serving.input_specs)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
-    if io is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = converter.inference_output_type = io
-        samples = random_samples(serving.input_specs, 20)
-        converter.representative_dataset = lambda: (
-            {name: array[k : k + 1] for name, array in samples.items()}
-            for k in range(20)
-        )
-    return converter.convert()
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, bytes]:
+def files() -> dict[str, bytes]:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 1), name="image")
     x = layers.Conv2D(3, 3, activation="relu")(inputs)
     scores = layers.Dense(4, name="scores")(layers.Flatten()(x))
     model = keras.Model(inputs, scores)
-    return {
-        str(io): converted(model, tmp_path_factory.mktemp("saved"), io)
-        for io in (None, tf.float32, tf.int8, tf.uint8)
+    return {"None": converted(model)} | {
+        str(io): converted(model, "int8", io) for io in (tf.float32, tf.int8, tf.uint8)
     }
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> bytes:
+def two() -> bytes:
     """Two inputs and two outputs, of which the alphabet has the second first."""
     zeta, alpha = keras.Input((2,), name="zeta"), keras.Input((2,), name="alpha")
     outputs = {
         "twice": layers.Rescaling(2.0)(zeta),
         "less": layers.Subtract()([zeta, alpha]),
     }
-    return converted(keras.Model([zeta, alpha], outputs), tmp_path_factory.mktemp("s"))
+    return converted(keras.Model([zeta, alpha], outputs))
 
 
 def by_hand(blob: bytes, x: np.ndarray) -> np.ndarray:

@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import json
-import tempfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from converting import converted
 from keras import layers
 
-from kdlite.lite.calibration import random_samples
-from kdlite.lite.serving import serve
 from kdlite.lite.tflite_file import TFLiteFile, inspect
-
-# TensorFlow's own calibration uses the interpreter that it tells others not to use.
-pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning")
-
-
-def converted(
-    model: keras.Model, quantization: str = "float32", io=tf.float32, integer=True
-) -> bytes:
-    """Converts in this process: quicker than `export`, and none of its checks."""
-    serving = serve(model)
-    specs = serving.input_specs
-    with tempfile.TemporaryDirectory() as folder:
-        serving.save_for_conversion(folder, specs)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if quantization != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantization == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if quantization == "int8":
-            if integer:
-                converter.target_spec.supported_ops = [
-                    tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-                ]
-            converter.inference_input_type = converter.inference_output_type = io
-            samples = random_samples(specs, 20)
-            converter.representative_dataset = lambda: (
-                {name: array[k : k + 1] for name, array in samples.items()}
-                for k in range(20)
-            )
-        return converter.convert()
 
 
 def network() -> keras.Model:
