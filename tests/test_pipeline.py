@@ -330,9 +330,3 @@ def test_old_result_leaves_only_when_the_new_one_is_there(tmp_path) -> None:
     assert (out / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     shutil.rmtree(out)
-
-
-def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
-    path = tmp_path / "c.csv"
-    path.write_text("epoch,loss\n0,3.0\n1,9.0\n1,2.0\n")
-    assert stages._read_curve(path) == {"loss": [3.0, 2.0]}

@@ -10,9 +10,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Objects may be shared, so that a small file can unfold into a huge one. This is the
-# most that is followed from one root; tables of real models come to some hundred KiB.
+# Objects may be shared, so that a small file can unfold into a huge one. This, or the
+# file's own size if that is more, is the most that is followed from one root; tables of
+# most models come to some hundred KiB, those of very large ones to more.
 _MAX_BYTES = 8 * 2**20
+# A table costs this much at least: what is made of it takes memory and time, even if it
+# shares all that it has.
+_TABLE_BYTES = 64
 
 
 class Table:
@@ -32,7 +36,7 @@ class Table:
         self.position = position
         self._vtable = position - self._unpack("i", position)
         self._vtable_bytes = self._unpack("H", self._vtable)
-        self._spend(self._vtable_bytes)
+        self._spend(max(self._vtable_bytes, _TABLE_BYTES))
 
     @classmethod
     def root(cls, data: bytes, identifier: bytes) -> Table:
@@ -130,8 +134,9 @@ class Table:
 
     def _spend(self, count: int) -> None:
         self._spent[0] += count
-        if self._spent[0] > _MAX_BYTES:
-            raise ValueError(f"its tables unfold to more than {_MAX_BYTES:,} bytes")
+        most = max(_MAX_BYTES, len(self._data))
+        if self._spent[0] > most:
+            raise ValueError(f"its tables unfold to more than {most:,} bytes")
 
 
 Builder = Any  # flatbuffers.Builder, which is untyped

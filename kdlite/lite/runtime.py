@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect
+from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect_bytes
 
 Array = np.ndarray[Any, Any]
 File = str | os.PathLike[str] | bytes
@@ -38,7 +37,8 @@ class TFLiteModel:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no `.tflite`, or LiteRT cannot run it.
+        ValueError: If it is no `.tflite`, LiteRT cannot run it, or its inputs and
+            outputs are no numbers.
 
     Example:
         ``TFLiteModel("student.tflite").predict(x_test).argmax(-1)``
@@ -50,11 +50,12 @@ class TFLiteModel:
                 "`threads` must be an integer above 0. Received: "
                 f"threads={threads!r}. Use 1 to compare files."
             )
-        self.content: TFLiteFile = inspect(file)
         # LiteRT trusts more than it should in a file that a network brought: the bytes
         # that were checked are those that run.
-        blob = file if isinstance(file, bytes) else Path(file).read_bytes()
+        self.content: TFLiteFile
+        self.content, blob = inspect_bytes(file)
         self._name = self.content.name or f"{len(blob)} bytes"
+        self._check_edges()
         resolver = (
             OpResolverType.AUTO
             if xnnpack
@@ -134,6 +135,16 @@ class TFLiteModel:
         }
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
+    def _check_edges(self) -> None:
+        for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            odd = [f"{t.dtype} for {t.name!r}" for t in tensors if not _is_numpys(t)]
+            if odd or not tensors:
+                raise ValueError(
+                    "A .tflite must have inputs and outputs that are numbers. "
+                    f"Received: {self._name}, with {odd[0] if odd else 'no ' + side}. "
+                    "Convert the model without what makes or takes these."
+                )
+
     def _arrays(self, x: Any) -> dict[str, Array]:
         names = [tensor.name for tensor in self.inputs]
         if not isinstance(x, Mapping):
@@ -152,7 +163,8 @@ class TFLiteModel:
         arrays = {name: np.asarray(x[name]) for name in names}
         for tensor in self.inputs:
             array = arrays[tensor.name]
-            fits = array.ndim == len(tensor.shape) and all(
+            # A number without axes, as an input may be, has no place for samples.
+            fits = array.ndim == max(1, len(tensor.shape)) and all(
                 length in (-1, given)
                 for length, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
             )
@@ -187,7 +199,7 @@ class TFLiteModel:
 
     def _run(self, arrays: Mapping[str, Array]) -> list[Array]:
         count = len(next(iter(arrays.values())))
-        batch = max(1, self.inputs[0].shape[0]) if self.inputs[0].shape else 1
+        batch = self._batch
         parts: list[list[Array]] = [[] for _ in self.outputs]
         for start in range(0, count, batch):
             for tensor in self.inputs:
@@ -196,20 +208,44 @@ class TFLiteModel:
                     # The last batch is filled up with copies that are cut off again.
                     copies = np.repeat(value[-1:], batch - len(value), axis=0)
                     value = np.concatenate([value, copies])
+                if not tensor.shape:
+                    value = value.reshape(())
                 self._interpreter.set_tensor(tensor.index, value)
             self._interpreter.invoke()
             for part, tensor in zip(parts, self.outputs, strict=True):
                 part.append(self._interpreter.get_tensor(tensor.index))
         return [
-            np.concatenate(part)[:count] if part[0].ndim else np.stack(part)[:count]
-            for part in parts
+            self._by_sample(part, tensor)[:count]
+            for part, tensor in zip(parts, self.outputs, strict=True)
         ]
+
+    @property
+    def _batch(self) -> int:
+        """How many samples a run takes."""
+        return max([1, *self.inputs[0].shape[:1]])
+
+    def _by_sample(self, runs: Sequence[Array], tensor: TensorInfo) -> Array:
+        """Joins what an output was in each run to `(samples, ...)`."""
+        shapes = {run.shape for run in runs}
+        if len(shapes) == 1:
+            if runs[0].shape[:1] == (self._batch,):
+                return np.concatenate(runs)
+            if self._batch == 1:
+                return np.stack(runs)
+        raise ValueError(
+            "An output must have as many values for every sample. Received: shape "
+            f"{' and '.join(map(str, sorted(shapes)[:2]))} for {tensor.name!r}, of "
+            f"{self._batch} samples a run. Give one sample after another, or convert "
+            "the model with batch 1."
+        )
 
     def _prepare_timing(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
         for tensor in self.inputs:
             shape = [max(1, length) for length in tensor.shape]
             values = generator.uniform(0, 1, shape)
+            if tensor.scale is None and np.dtype(tensor.dtype).kind != "f":
+                values = np.zeros(shape)  # fits any vocabulary
             self._interpreter.set_tensor(tensor.index, quantize(values, tensor))
 
     def _turn(self, runs: int) -> Iterator[float]:
@@ -268,11 +304,17 @@ def measure_latency(
         different; ratios change less.
 
     Raises:
+        TypeError: If `files` is one file.
         ValueError: If `runs` or `warmup` is out of range, or a file cannot be run.
 
     Example:
         ``teacher, student = measure_latency(["teacher.tflite", "student.tflite"])``
     """
+    if isinstance(files, (str, bytes, os.PathLike)):
+        raise TypeError(
+            "`files` must be a list of files. Received: "
+            f"files={type(files).__name__}. Write [file]."
+        )
     for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(
@@ -309,12 +351,29 @@ def quantize(x: Array, tensor: TensorInfo) -> Array:
 
     Returns:
         ``clip(round(x / scale) + zero_point)``.
+
+    Raises:
+        ValueError: If the tensor takes integers and `x` has NaN; or, where it is not
+            quantized, values that are none of its integers.
     """
     dtype = np.dtype(tensor.dtype)
     if tensor.scale is None or tensor.zero_point is None:
-        return x.astype(dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            cast = x.astype(dtype)
+        if dtype.kind in "iub" and (cast != x).any():
+            raise ValueError(
+                f"Values must be {dtype.name}, as the file takes them. Received: "
+                f"{x[cast != x].flat[0]} for {tensor.name!r}. Round or scale them "
+                "first."
+            )
+        return cast
     info = np.iinfo(dtype)
     levels = np.round(np.asarray(x, np.float64) / tensor.scale) + tensor.zero_point
+    if np.isnan(levels).any():
+        raise ValueError(
+            f"Integers cannot say NaN. Received: NaN for {tensor.name!r}, which takes "
+            f"{tensor.dtype}. Drop such samples."
+        )
     return np.clip(levels, info.min, info.max).astype(dtype)
 
 
@@ -333,6 +392,14 @@ def dequantize(q: Array, tensor: TensorInfo) -> Array:
     # As LiteRT's own DEQUANTIZE: an exact difference, one product in float32.
     levels = q.astype(np.int64) - tensor.zero_point
     return levels.astype(np.float32) * np.float32(tensor.scale)
+
+
+def _is_numpys(tensor: TensorInfo) -> bool:
+    """Whether NumPy has the dtype, as numbers."""
+    try:
+        return np.dtype(tensor.dtype).kind in "fiubc"
+    except TypeError:
+        return False
 
 
 def _first_line(err: Exception) -> str:

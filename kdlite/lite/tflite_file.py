@@ -25,6 +25,8 @@ _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _LOW_BITS = ("int2", "int4", "int8", "uint8", "int16")
 # They hand values on and compute nothing; a step found behind them is the output's.
 _MOVERS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
+# More than NumPy takes. Without a limit, sizes can be numbers of a million digits.
+_MOST_AXES = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TensorInfo:
         axis: The axis that the channels are on.
         constant: Whether its values are in the file.
         index: Its place among the tensors of its graph.
+        buffer: Which of the file's buffers has its values; tensors can share one.
     """
 
     name: str
@@ -51,6 +54,7 @@ class TensorInfo:
     axis: int
     constant: bool
     index: int
+    buffer: int = 0
 
     @property
     def scale(self) -> float | None:
@@ -157,7 +161,11 @@ class TFLiteFile:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one run, of convolutions and matrix products."""
+        """Multiply-accumulates of one run, of convolutions and matrix products.
+
+        Loops (WHILE, of recurrent layers) are not counted: how often they turn is not
+        in the file.
+        """
         return sum(op.macs for op in self.ops if op.subgraph == 0)
 
     @property
@@ -227,7 +235,7 @@ class TFLiteFile:
             op = made_by.get(index)
             if op is None or op.name not in ("DEQUANTIZE", *_MOVERS):
                 return None
-            index = op.inputs[0]
+            index = next(iter(op.inputs), -1)
             if index < 0:
                 return None
         return None
@@ -289,6 +297,26 @@ def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
         ...
         ValueError: A .tflite must be a whole, well-formed file. Received: ...
     """
+    return inspect_bytes(file)[0]
+
+
+def inspect_bytes(file: str | os.PathLike[str] | bytes) -> tuple[TFLiteFile, bytes]:
+    """Returns what `inspect` does and the bytes that it is true of.
+
+    Args:
+        file: The path of the file, or its bytes.
+
+    Returns:
+        What is inside, and the bytes: who goes on with them is safe from a file that
+        changes in between.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no `.tflite`, is cut short, or contradicts itself.
+
+    Example:
+        ``content, blob = inspect_bytes("student.tflite")``
+    """
     if isinstance(file, bytes):
         name, blob = "", file
     else:
@@ -300,7 +328,7 @@ def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
             )
         name, blob = path.name, path.read_bytes()
     try:
-        return _read(name, blob)
+        return _read(name, blob), blob
     except ValueError as err:
         received = repr(str(file)) if name else f"{len(blob)} bytes"
         raise ValueError(
@@ -400,18 +428,28 @@ def _tensor(table: Table, index: int, stored: Sequence[bool]) -> TensorInfo:
         axis = quantization.number(_QUANTIZATION["axis"], "i")
         if len(zero_points) != len(scales):
             zero_points = (0,) * len(scales)
-    dtype = table.number(_TENSOR["type"], "b")
+    code = table.number(_TENSOR["type"], "b")
+    dtype = _names(schema.TensorType).get(code, f"type_{code}").lower()
+    if dtype in _FLOATS or scales == (0.0,):
+        # Floats are what they are; and 0 is how LiteRT says "not quantized".
+        scales = zero_points = ()
+    bad = next((scale for scale in scales if not 0 <= scale < math.inf), None)
+    if bad is not None:
+        raise ValueError(f"tensor {index} has a scale of {bad}")
     shape = table.integers(_TENSOR["shape"])
     free = table.integers(_TENSOR["free"])
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"tensor {index} has {len(shape)} axes")
     return TensorInfo(
         name=table.string(_TENSOR["name"]),
-        dtype=_names(schema.TensorType).get(dtype, f"type_{dtype}").lower(),
+        dtype=dtype,
         shape=free if len(free) == len(shape) else shape,
         scales=scales,
         zero_points=zero_points,
         axis=axis,
         constant=bool(stored) and stored[buffer],
         index=index,
+        buffer=buffer,
     )
 
 
@@ -511,15 +549,17 @@ def _check_index(index: int, tensors: Sequence[TensorInfo]) -> None:
 
 
 def _parameters(ops: Sequence[Op], tensors_of: Sequence[Sequence[TensorInfo]]) -> int:
-    """Counts the stored numbers that operations compute with, each tensor once."""
+    """Counts the stored numbers that operations compute with, each buffer once."""
     used = {(op.subgraph, index) for op in ops for index in op.inputs if index >= 0}
-    counted = (tensors_of[graph][index] for graph, index in used)
-    return sum(
-        tensor.size
-        for tensor in counted
+    tensors = (tensors_of[graph][index] for graph, index in used)
+    # Graphs of several signatures have tensors of their own in the same buffers.
+    size_of = {
+        tensor.buffer: tensor.size
+        for tensor in tensors
         # Shapes, axes and paddings are plain integers.
         if tensor.constant and (tensor.dtype in _FLOATS or tensor.scales)
-    )
+    }
+    return sum(size_of.values())
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 
 # Off by 0, 1, ... steps, and the last bin for so many or more.
 _BINS = 10
+# How far from a whole step a difference may be: it is one of float32 products.
+_STEP_TOLERANCE = 0.01
 # Float arithmetic in another order moves a value by some millionths of the largest.
 _FLOAT_TOLERANCE = 1e-4
 _BATCH = 256
@@ -89,7 +91,11 @@ class OutputReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
-        return {**asdict(self), "largest_steps": self.largest_steps}
+        return {
+            **asdict(self),
+            "histogram": list(self.histogram),
+            "largest_steps": self.largest_steps,
+        }
 
     def __str__(self) -> str:
         if self.step:
@@ -173,8 +179,8 @@ class VerificationReport:
             This report.
 
         Raises:
-            ValueError: If a limit cannot be held against anything: no scores, no steps,
-                no labels, or no share.
+            ValueError: If a limit cannot be held against anything (no scores, no steps,
+                no labels), or is no such number.
             VerificationError: If a limit is not kept, or there are NaN.
 
         Example:
@@ -189,6 +195,15 @@ class VerificationReport:
                     f"`{name}` must be a share, from 0 to 1. Received: {name}={share}. "
                     "Give for example 0.99."
                 )
+        for name, most in (
+            ("max_steps", max_steps),
+            ("max_drop_points", max_drop_points),
+        ):
+            if most is not None and not most >= 0:
+                raise ValueError(
+                    f"`{name}` must be at least 0. Received: {name}={most}. Give for "
+                    "example 1."
+                )
         problems = list(self.problems)
 
         def limit(name: str, wanted: float | None, found: dict[str, float]) -> None:
@@ -201,9 +216,10 @@ class VerificationReport:
                     "without. Leave it out, or give what it needs."
                 )
             least = name in ("top1_agreement", "share_within_one_step")
+            # Differences of floats; a share or a point has fewer digits than this.
+            room = _STEP_TOLERANCE if name == "max_steps" else 1e-9
             for output, value in found.items():
-                # Differences of floats; a share or a point has fewer digits than this.
-                if value < wanted - 1e-9 if least else value > wanted + 1e-9:
+                if value < wanted - room if least else value > wanted + room:
                     problems.append(
                         f"{name} of output {output!r} is {value:.4g}, "
                         f"{'less' if least else 'more'} than {wanted:g}"
@@ -283,7 +299,8 @@ def verify(
             the file, mean and standard deviation, is put before the model as well.
         data: Samples in the units of the file's input: an array `(samples, ...)`, a
             mapping from input name to array, `(x, y)` with targets, a
-            `tf.data.Dataset`, an iterable of batches, or the path of an `.npz`.
+            `tf.data.Dataset` or another iterable of batches of these, read once, or the
+            path of an `.npz`, where targets are called `y`.
             Targets are class indices for an output of scores, or values of an output's
             shape; by output name if there are several.
 
@@ -307,6 +324,7 @@ def verify(
         serving = serve(model, **_normalisation(Path(file)))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], runner.inputs)
     specs = [_spec_of(spec, inputs, runner) for spec in serving.input_specs]
+    data = _read_once(data)
     samples = load_samples(data, specs, role="data")
     if any(None in spec.shape for spec in specs):
         specs = list(with_shapes(specs, samples))
@@ -314,7 +332,7 @@ def verify(
     names = _matched("outputs", list(by_keras), runner.outputs)
     told = runner.predict({inputs[name]: array for name, array in samples.items()})
     by_file = told if isinstance(told, Mapping) else {runner.outputs[0].name: told}
-    targets = _targets(data, list(by_keras))
+    targets = _targets(data, list(inputs), list(by_keras))
     content = runner.content
     count = len(next(iter(samples.values())))
     for name, target in targets.items():
@@ -360,7 +378,7 @@ def compare(
         The figures.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or there are no samples.
 
     Example:
         >>> compare("y", np.array([[0.0, 0.2]]), np.array([[0.1, 0.2]]), step=0.1)
@@ -372,11 +390,18 @@ def compare(
             f"File and model must have outputs of one shape. Received: {by_file.shape} "
             f"and {by_keras.shape} for {name!r}. Compare a file with its own model."
         )
+    if not by_file.size:
+        raise ValueError(
+            f"There must be samples to compare. Received: {by_file.shape} for "
+            f"{name!r}. Give at least one."
+        )
     told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
     nan = np.isnan(told) & ~np.isnan(wanted)
-    # Equal infinities are no difference; a NaN is counted, and measures nothing.
+    # Equal infinities are no difference, nor is a NaN in both; a NaN in one is counted,
+    # and measures nothing.
+    same = (told == wanted) | (np.isnan(told) & np.isnan(wanted))
     with np.errstate(invalid="ignore"):
-        apart = np.where(told == wanted, 0.0, np.abs(told - wanted))
+        apart = np.where(same, 0.0, np.abs(told - wanted))
     apart = apart[~np.isnan(apart)]
     finite = wanted[np.isfinite(wanted)]
     largest = float(np.abs(finite).max(initial=0.0))
@@ -386,7 +411,7 @@ def compare(
         levels = np.minimum(np.rint(apart / step), _BINS - 1).astype(int)
         histogram = tuple(np.bincount(levels, minlength=_BINS).tolist())
     # A level more or less, with room for the float product that makes it a value.
-    near = 1.01 * step if step else _FLOAT_TOLERANCE * largest
+    near = (1 + _STEP_TOLERANCE) * step if step else _FLOAT_TOLERANCE * largest
     metric, keras_metric, file_metric = "", None, None
     if target is not None:
         metric = _TOP1 if _is_indices(target, wanted) else "mean absolute error"
@@ -399,7 +424,7 @@ def compare(
         rms_difference=float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0,
         largest_value=largest,
         spread=float(finite.std()) if finite.size else 0.0,
-        within_one_step=float((apart <= near).sum() / max(1, told.size)),
+        within_one_step=float((apart <= near).sum() / told.size),
         histogram=histogram,
         nan_count=int(nan.sum()),
         top1_agreement=_agreement(told, wanted),
@@ -454,7 +479,9 @@ def _normalisation(file: Path) -> dict[str, Any]:
     """Returns what `export` put into the file before the model, as `serve` takes it."""
     origin = read_metadata(file).provenance or {}
     inside = origin.get("normalisation_inside")
-    return {"mean": inside["mean"], "std": inside["std"]} if inside else {}
+    if not isinstance(inside, Mapping):
+        return {}
+    return {name: inside.get(name) for name in ("mean", "std")}
 
 
 def _matched(side: str, names: Sequence[str], tensors: Sequence[Any]) -> dict[str, str]:
@@ -491,7 +518,10 @@ def _spec_of(
             f"{tensor.shape[1:]} in the file and {spec.shape} in the model for "
             f"{spec.name!r}. Compare a file with its own model."
         )
-    return InputSpec(spec.name, shape, spec.dtype)
+    known = tuple(
+        a if a is not None else b for a, b in zip(shape, spec.shape, strict=True)
+    )
+    return InputSpec(spec.name, known, spec.dtype)
 
 
 def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, Array]:
@@ -501,17 +531,32 @@ def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, A
     return {name: np.asarray(values) for name, values in outputs.items()}
 
 
-def _targets(data: Any, outputs: Sequence[str]) -> dict[str, Array]:
-    """Returns the targets by output name, of those forms of data that may have any."""
+def _read_once(data: Any) -> Any:
+    """Returns batches as a list: a second time they may be others, or used up."""
+    whole = isinstance(data, (str, bytes, os.PathLike, Mapping, tuple, list))
+    if whole or hasattr(data, "shape"):
+        return data
+    if callable(data) and not isinstance(data, Iterable):
+        data = data()
+    cardinality = getattr(data, "cardinality", None)
+    endless = cardinality is not None and int(cardinality()) == -1
+    return list(data) if isinstance(data, Iterable) and not endless else data
+
+
+def _targets(
+    data: Any, inputs: Sequence[str], outputs: Sequence[str]
+) -> dict[str, Array]:
+    """Returns the targets by output name, if there are any."""
+    y: Any = None
     if isinstance(data, (str, os.PathLike)):
         with np.load(data) as stored:
-            y: Any = stored["y"] if "y" in stored.files else None
-    elif isinstance(data, tuple) and len(data) in (2, 3):
+            # An input may be called `y` as well.
+            if "y" in stored.files and "y" not in inputs:
+                y = stored["y"]
+    elif _has_targets(data):
         y = data[1]
-    elif hasattr(data, "element_spec") and isinstance(data.element_spec, tuple):
-        y = _joined([batch[1] for batch in data if len(batch) > 1])
-    else:
-        y = None
+    elif isinstance(data, list) and all(map(_has_targets, data)):
+        y = _joined([batch[1] for batch in data], len(outputs))
     if y is None:
         return {}
     if isinstance(y, Mapping):
@@ -523,9 +568,9 @@ def _targets(data: Any, outputs: Sequence[str]) -> dict[str, Array]:
                 f"{', '.join(map(repr, unknown))}. Rename them."
             )
         return {name: np.asarray(target) for name, target in y.items()}
-    if isinstance(y, (list, tuple)) and len(outputs) > 1:
+    if isinstance(y, (list, tuple)) and 1 < len(outputs) == len(y):
         return {
-            name: np.asarray(target) for name, target in zip(outputs, y, strict=False)
+            name: np.asarray(target) for name, target in zip(outputs, y, strict=True)
         }
     if len(outputs) > 1:
         raise ValueError(
@@ -536,9 +581,14 @@ def _targets(data: Any, outputs: Sequence[str]) -> dict[str, Array]:
     return {outputs[0]: np.asarray(y)}
 
 
-def _joined(batches: Sequence[Any]) -> Any:
-    if not batches:
-        return None
+def _has_targets(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) in (2, 3) and data[1] is not None
+
+
+def _joined(batches: Sequence[Any], outputs: int) -> Any:
+    """Joins the targets of batches: mappings, lists with one an output, or arrays."""
+    if outputs > 1 and isinstance(batches[0], (list, tuple)):
+        return [_joined(parts, 1) for parts in zip(*batches, strict=True)]
     if isinstance(batches[0], Mapping):
         return {
             name: np.concatenate([np.asarray(batch[name]) for batch in batches])

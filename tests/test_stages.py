@@ -1,0 +1,65 @@
+"""The stages' own parts; the stages as a whole are tested by the pipeline they make."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kdlite import stages
+
+
+def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
+    path = tmp_path / "c.csv"
+    for epoch, loss in ((0, 3.0), (1, 9.0), (1, 2.0)):
+        # A new one each time, as after a stop.
+        stages._Curve(path).on_epoch_end(epoch, {"loss": loss})
+    assert stages._read_curve(path) == {"loss": [3.0, 2.0]}
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    optimizer = stages._optimizer(0.5, 1e-3, steps=10, epochs=4)
+    schedule = optimizer._learning_rate
+    rates = [float(schedule(step)) for step in range(41)]
+    assert rates[0] == 0.0 and max(rates) == pytest.approx(0.5)
+    assert int(np.argmax(rates)) == 4  # a tenth of the steps
+    assert rates[40] == pytest.approx(0.0, abs=1e-9)
+    assert all(np.diff(rates[4:]) <= 0)
+
+
+def test_biases_and_normalization_do_not_decay() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(2),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    optimizer = stages._optimizer(0.5, 1e-3, steps=10, epochs=1)
+    optimizer.build(model.trainable_variables)
+    decaying = {
+        variable.name
+        for variable in model.trainable_variables
+        if optimizer._use_weight_decay(variable)
+    }
+    assert decaying == {"kernel"}
+
+
+def test_epochs_done_are_those_of_the_backup(tmp_path) -> None:
+    assert stages._epochs_done(tmp_path) == 0
+    (tmp_path / "training_metadata.json").write_text(json.dumps({"epoch": 7}))
+    assert stages._epochs_done(tmp_path) == 7
+    (tmp_path / "training_metadata.json").write_text("half a fi")
+    assert stages._epochs_done(tmp_path) == 0
+
+
+def test_spread_over_seeds_is_the_sample_deviation() -> None:
+    per_seed = [
+        {"student": {"top1": top1, "agreement": 0.5}} for top1 in (0.90, 0.92, 0.94)
+    ]
+    figures = stages._mean(per_seed, "student")
+    assert figures["top1"] == pytest.approx(0.92)
+    assert figures["top1_sd"] == pytest.approx(0.02)
+    assert stages._mean(per_seed[:1], "student")["top1_sd"] == 0.0
