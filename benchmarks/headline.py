@@ -31,9 +31,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--width", type=float, default=1.5)
-    parser.add_argument("--temperature", type=float, default=4.0)
-    parser.add_argument("--hard-loss-weight", type=float, default=0.1)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--learning-rate", type=float, default=6e-3)
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--hard-loss-weight", type=float, default=0.5)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     data = fashion_mnist()
@@ -46,6 +47,7 @@ def main() -> int:
         labels=data.class_names,
         epochs=args.epochs,
         qat_epochs=2,
+        learning_rate=args.learning_rate,
         temperature=args.temperature,
         hard_loss_weight=args.hard_loss_weight,
         soft_loss_weight=1.0 - args.hard_loss_weight,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from converting import converted
 from keras import layers
@@ -78,6 +83,27 @@ def test_a_path_does_as_well_as_bytes(files, rng, tmp_path) -> None:
     x = rng.uniform(0, 1, (2, 6, 6, 1))
     ours, theirs = TFLiteModel(path, threads=2), TFLiteModel(files["None"])
     np.testing.assert_array_equal(ours.predict(x), theirs.predict(x))
+    np.testing.assert_array_equal(ours.predict({"image": x}), theirs.predict(x))
+
+
+def test_the_bytes_that_were_checked_are_those_that_run(
+    files, rng, tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(files["None"])
+    read = Path.read_bytes
+
+    def read_and_replaced(self: Path) -> bytes:
+        blob = read(self)
+        self.write_bytes(b"another file, that nobody has checked")
+        return blob
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replaced)
+    model = TFLiteModel(path)
+    x = rng.uniform(0, 1, (2, 6, 6, 1))
+    np.testing.assert_array_equal(
+        model.predict(x), TFLiteModel(files["None"]).predict(x)
+    )
 
 
 def test_raw_values_are_not_touched(files, rng) -> None:
@@ -89,6 +115,11 @@ def test_raw_values_are_not_touched(files, rng) -> None:
     np.testing.assert_array_equal(dequantize(raw, model.outputs[0]), model.predict(x))
     with pytest.raises(ValueError, match="file's dtype. Received: float64.*uint8"):
         model.predict_raw(x)
+    # Float files have their own raw values.
+    plain = TFLiteModel(files["None"])
+    np.testing.assert_array_equal(
+        plain.predict_raw(x.astype("float32")), plain.predict(x)
+    )
 
 
 def test_several_inputs_and_outputs_go_by_name(two) -> None:
@@ -107,27 +138,84 @@ def test_several_inputs_and_outputs_go_by_name(two) -> None:
         model.predict({"zeta": zeta, "alpha": np.ones((2, 2))})
 
 
-def function_file(shape: tuple[int | None, ...]) -> bytes:
-    signature = tf.function(lambda x: {"y": x + 1.0}).get_concrete_function(
-        tf.TensorSpec(shape, name="x")
-    )
+def function_file(function, *specs: tf.TensorSpec, flex: bool = False) -> bytes:
+    signature = tf.function(function).get_concrete_function(*specs)
     module = tf.Module()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([signature], module)
+    if flex:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.SELECT_TF_OPS]
     return converter.convert()
 
 
+def plus_one(*shape: int | None, dtype: tf.DType = tf.float32) -> bytes:
+    one = tf.ones((), dtype)
+    return function_file(
+        lambda x: {"y": x + one}, tf.TensorSpec(shape, dtype, name="x")
+    )
+
+
 def test_a_file_of_a_larger_batch_takes_any_number_of_samples(rng) -> None:
-    model = TFLiteModel(function_file((4, 3)))
+    model = TFLiteModel(plus_one(4, 3))
     for count in (1, 4, 6):
         x = rng.normal(size=(count, 3)).astype("float32")
         np.testing.assert_allclose(model.predict(x), x + 1)
+        np.testing.assert_array_equal(model.predict_raw(x), model.predict(x))
 
 
 def test_lengths_that_may_change(rng) -> None:
-    model = TFLiteModel(function_file((None, None, 2)))
-    for length in (3, 5):
+    model = TFLiteModel(plus_one(None, None, 2))
+    for length in (3, 5, 1):
         x = rng.normal(size=(4, length, 2)).astype("float32")
         np.testing.assert_allclose(model.predict(x), x + 1)
+        np.testing.assert_allclose(model.predict_raw(x), x + 1)
+    with pytest.raises(ValueError, match=r"Received: \(4, 3, 7\) for 'x'.*-1, 2\)"):
+        model.predict(np.zeros((4, 3, 7)))
+
+
+def test_an_input_that_is_one_number(rng) -> None:
+    model = TFLiteModel(plus_one())
+    x = rng.normal(size=5).astype("float32")
+    np.testing.assert_allclose(model.predict(x), x + 1)
+    with pytest.raises(ValueError, match=r"takes \(samples\)"):
+        model.predict(np.float32(3.0))
+
+
+def test_integer_inputs_take_integers() -> None:
+    model = TFLiteModel(plus_one(1, 2, dtype=tf.int32))
+    told = model.predict([[3.0, 4.0], [-1, 9]])
+    assert told.dtype == np.int32 and told.tolist() == [[4, 5], [0, 10]]
+    for value in (0.5, np.nan, 2.0**40):
+        with pytest.raises(ValueError, match="Values must be int32.*for 'x'. Round"):
+            model.predict(np.array([[1.0, value]]))
+    assert measure_latency([plus_one(1, 2, dtype=tf.int32)], runs=1, warmup=0)
+
+
+def test_an_output_without_a_batch_is_one_a_sample(rng) -> None:
+    x = rng.normal(size=(3, 6)).astype("float32")
+    spec = tf.TensorSpec((1, 6), name="x")
+    outputs = TFLiteModel(
+        function_file(
+            lambda x: {"grid": tf.reshape(x, (3, 2)), "total": tf.reduce_sum(x)}, spec
+        )
+    ).predict(x)
+    np.testing.assert_array_equal(outputs["grid"], x.reshape(3, 3, 2))
+    np.testing.assert_allclose(outputs["total"], x.sum(1), rtol=1e-5)
+
+
+def test_outputs_that_belong_to_no_sample() -> None:
+    together = TFLiteModel(
+        function_file(
+            lambda x: {"y": tf.reduce_sum(x, 0)}, tf.TensorSpec((4, 3), name="x")
+        )
+    )
+    with pytest.raises(ValueError, match=r"as many values.*\(3,\) for 'y', of 4 sam"):
+        together.predict(np.ones((8, 3)))
+    found = TFLiteModel(
+        function_file(lambda x: {"y": tf.where(x > 0)}, tf.TensorSpec((1, 3), name="x"))
+    )
+    assert found.predict(np.array([[1, 0, 1]])).tolist() == [[[0, 0], [0, 2]]]
+    with pytest.raises(ValueError, match=r"\(1, 2\) and \(3, 2\) for 'y'"):
+        found.predict(np.array([[1, 1, 1], [0, 0, 1]]))
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (2, 5, 6, 1), (0, 6, 6, 1), (2, 6, 6)])
@@ -147,14 +235,28 @@ def test_what_cannot_be_run(tmp_path) -> None:
         TFLiteModel(tmp_path / "no.tflite")
     with pytest.raises(ValueError, match="well-formed"):
         TFLiteModel(b"no model")
-    signature = tf.function(lambda x: {"y": tf.math.erf(x)}).get_concrete_function(
-        tf.TensorSpec((1, 3), name="x")
+    blob = function_file(
+        lambda x: {"y": tf.math.erf(x)}, tf.TensorSpec((1, 3), name="x"), flex=True
     )
-    module = tf.Module()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([signature], module)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.SELECT_TF_OPS]
     with pytest.raises(ValueError, match="must be one that LiteRT can run.*custom_ops"):
-        TFLiteModel(converter.convert())
+        TFLiteModel(blob)
+
+
+def test_inputs_and_outputs_must_be_numbers(files) -> None:
+    text = function_file(
+        lambda x: {"y": tf.reshape(x, (1, 3))},
+        tf.TensorSpec((3,), tf.string, name="x"),
+    )
+    with pytest.raises(
+        ValueError, match="that are numbers. Received: .*string for 'x'"
+    ):
+        TFLiteModel(text)
+    file = schema.ModelT.InitFromPackedBuf(files["None"], 0)
+    file.signatureDefs[0].inputs = []
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(file.Pack(builder), b"TFL3")
+    with pytest.raises(ValueError, match="that are numbers. Received: .*no inputs"):
+        TFLiteModel(bytes(builder.Output()))
 
 
 # --- numbers and levels
@@ -177,6 +279,18 @@ def test_levels_are_numpys(rng, dtype) -> None:
     np.testing.assert_array_equal(quantize(values, tensor), levels)
 
 
+def test_integers_cannot_say_nan(files) -> None:
+    x = np.zeros((2, 6, 6, 1))
+    x[1, 2, 3] = np.nan
+    for io in (tf.int8, tf.uint8):
+        with pytest.raises(ValueError, match=f"cannot say NaN.*'image'.*{io.name}"):
+            TFLiteModel(files[str(io)]).predict(x)
+    assert np.isnan(TFLiteModel(files["None"]).predict(x)[1]).all()
+    # Infinities are the farthest level.
+    tensor = TensorInfo("x", "int8", (1, 2), (0.1,), (3,), 0, False, 0)
+    assert quantize(np.array([np.inf, -np.inf]), tensor).tolist() == [127, -128]
+
+
 def test_what_is_not_quantized_stays() -> None:
     tensor = TensorInfo("ids", "int32", (1, 2), (), (), 0, False, 0)
     assert tensor.scale is None and tensor.zero_point is None
@@ -194,8 +308,39 @@ def test_latency_has_one_result_a_file(files, two) -> None:
     for result in results:
         assert 0 < result.min_ms <= result.p50_ms <= result.p90_ms
         assert (result.runs, result.threads) == (25, 2)
-        assert result.to_dict()["p50_ms"] == result.p50_ms
+        assert json.loads(json.dumps(result.to_dict())) == {
+            "p50_ms": result.p50_ms,
+            "p90_ms": result.p90_ms,
+            "min_ms": result.min_ms,
+            "runs": 25,
+            "threads": 2,
+        }
         assert "25 runs, 2 threads" in str(result)
+    assert measure_latency([]) == ()
+
+
+def test_files_are_timed_in_turns(files, two, monkeypatch) -> None:
+    turns, rng = [], np.random.default_rng(0)
+    taken: dict[int, list[float]] = {}
+
+    def turn(self: TFLiteModel, runs: int):
+        times = rng.uniform(1, 9, runs).tolist()
+        turns.append((len(self.inputs), runs))
+        taken.setdefault(len(self.inputs), []).extend(times)
+        return iter(times)
+
+    monkeypatch.setattr(TFLiteModel, "_turn", turn)
+    one, other = measure_latency([files["None"], two], runs=24, warmup=3)
+    warmup, turns = turns[:2], turns[2:]
+    assert warmup == [(1, 3), (2, 3)]
+    assert turns == [(1, 10), (2, 10), (1, 10), (2, 10), (1, 4), (2, 4)]
+    for result, inputs in ((one, 1), (other, 2)):
+        times = sorted(taken[inputs][3:])
+        assert result.min_ms == times[0]
+        assert result.p50_ms == pytest.approx((times[11] + times[12]) / 2)
+        # At nine tenths of the way from the first of 24 times to the last: 20.7.
+        assert result.p90_ms == pytest.approx(times[20] + 0.7 * (times[21] - times[20]))
+    assert "1 thread" in str(one) and not str(one).endswith("s")
 
 
 @pytest.mark.parametrize(
@@ -209,3 +354,9 @@ def test_latency_has_one_result_a_file(files, two) -> None:
 def test_latency_refuses(files, arguments, text) -> None:
     with pytest.raises(ValueError, match=text):
         measure_latency([files["None"]], **arguments)
+
+
+@pytest.mark.parametrize("files", ["student.tflite", Path("student.tflite"), b"TFL3"])
+def test_latency_takes_a_list(files) -> None:
+    with pytest.raises(TypeError, match=r"`files` must be a list.*Write \[file\]"):
+        measure_latency(files)

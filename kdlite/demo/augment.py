@@ -28,7 +28,20 @@ def shift_and_flip(image: Tensor, seed: Tensor) -> Tensor:
     """
     pad = [[_SHIFT_PIXELS, _SHIFT_PIXELS], [_SHIFT_PIXELS, _SHIFT_PIXELS], [0, 0]]
     shifted = tf.image.stateless_random_crop(tf.pad(image, pad), tf.shape(image), seed)
-    return tf.image.stateless_random_flip_left_right(shifted, seed + 1)
+    return flip(shifted, seed + 1)
+
+
+def flip(image: Tensor, seed: Tensor) -> Tensor:
+    """Flips every other image left to right. Stateless, like `shift_and_flip`.
+
+    Args:
+        image: One image, `(height, width, channels)`.
+        seed: Two integers.
+
+    Returns:
+        An image of the same shape and dtype.
+    """
+    return tf.image.stateless_random_flip_left_right(image, seed)
 
 
 def erase(image: Tensor, seed: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Objects may be shared, so that a small file can unfold into a huge one. This, or the
-# file's own size if that is more, is the most that is followed from one root; tables of
-# most models come to some hundred KiB, those of very large ones to more.
+# Objects may be shared, so that a small file can unfold into a huge one. This much more
+# than the file's own size is followed from one root, and nothing beyond: a few hundred
+# KiB are shared in real models.
 _MAX_BYTES = 8 * 2**20
 # A table costs this much at least: what is made of it takes memory and time, even if it
 # shares all that it has.
@@ -51,7 +51,7 @@ class Table:
                 f"its identifier is {data[4:8]!r}, where {identifier!r} should be"
             )
         (position,) = struct.unpack_from("<I", data)
-        return cls(data, position, [0])
+        return cls(data, position, [-len(data)])
 
     def slots(self) -> list[int]:
         """The slots that are present."""
@@ -134,9 +134,10 @@ class Table:
 
     def _spend(self, count: int) -> None:
         self._spent[0] += count
-        most = max(_MAX_BYTES, len(self._data))
-        if self._spent[0] > most:
-            raise ValueError(f"its tables unfold to more than {most:,} bytes")
+        if self._spent[0] > _MAX_BYTES:
+            raise ValueError(
+                f"its tables unfold to more than {_MAX_BYTES:,} bytes beyond its size"
+            )
 
 
 Builder = Any  # flatbuffers.Builder, which is untyped
