@@ -11,8 +11,16 @@ import tensorflow as tf
 from converting import converted
 from keras import layers
 
+from kdlite.compress.qat import quantize_aware
 from kdlite.lite.convert import export
-from kdlite.lite.verify import VerificationError, VerificationReport, compare, verify
+from kdlite.lite.metadata import write_metadata
+from kdlite.lite.verify import (
+    OutputReport,
+    VerificationError,
+    VerificationReport,
+    compare,
+    verify,
+)
 
 
 def classifier(seed: int, name: str = "small") -> keras.Model:
@@ -21,8 +29,13 @@ def classifier(seed: int, name: str = "small") -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, name="scores")(inputs), name=name)
 
 
-def save(model: keras.Model, path) -> None:
-    path.write_bytes(converted(model))
+def save(model: keras.Model, path, quantization: str = "float32"):
+    path.write_bytes(converted(model, quantization))
+    return path
+
+
+def report_of(*outputs: OutputReport) -> VerificationReport:
+    return VerificationReport("m.tflite", 1, 9, outputs, (), "int8")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +56,21 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def file(model, folder):
-    path = folder / "float.tflite"
-    save(model, path)
-    return path
+    return save(model, folder / "float.tflite")
 
 
 @pytest.fixture(scope="module")
-def int8_file(model, folder, data):
-    path = folder / "int8.tflite"
-    return export(model, path, "int8", calibration_data=data[0]).path
+def heads() -> keras.Model:
+    """Outputs that are not in the order of the alphabet."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="x")
+    outputs = [layers.Dense(4, name=name)(inputs) for name in ("second", "first")]
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def heads_file(heads, folder):
+    return save(heads, folder / "heads.tflite")
 
 
 # --- figures
@@ -89,8 +108,13 @@ def test_a_value_one_step_apart_by_float_arithmetic_is_within_one_step() -> None
     told = levels.astype("float32") * step
     report = compare("y", told, (levels + 1) * float(step), step=float(step))
     assert report.within_one_step == 1.0 and report.histogram[1] == 256
+    report_of(report).require(max_steps=1, share_within_one_step=1.0)
     two = compare("y", told, (levels + 2) * float(step), step=float(step))
     assert two.within_one_step == 0.0
+    with pytest.raises(VerificationError, match="share_within_one_step of output 'y'"):
+        report_of(two).require(share_within_one_step=0.01)
+    with pytest.raises(VerificationError, match="max_steps of output 'y' is 2, more"):
+        report_of(two).require(max_steps=1)
 
 
 def test_values_that_are_no_numbers() -> None:
@@ -100,7 +124,42 @@ def test_values_that_are_no_numbers() -> None:
     # That Keras has a NaN as well is not the file's fault; nor is an equal infinity.
     assert report.nan_count == 1
     assert report.largest_difference == 0.0 and report.largest_value == 4.0
+    assert report.within_one_step == 0.75
     assert "1 NaN" in str(report)
+    (problem,) = report_of(report).problems
+    assert problem == "output 'y' has 1 NaN"
+    in_steps = compare("y", told, wanted, step=0.5)
+    assert in_steps.histogram == (3, *9 * [0])
+    # What Keras calls NaN and an integer file cannot is no match either.
+    assert compare("y", np.zeros((1, 2)), np.full((1, 2), np.nan)).nan_count == 0
+    assert compare("y", np.zeros((1, 2)), np.full((1, 2), np.nan)).within_one_step == 0
+
+
+def test_an_infinity_of_one_alone_is_far_away() -> None:
+    wanted = np.array([[1.0, -np.inf, np.inf, 2.0]])
+    told = np.array([[np.inf, -np.inf, 3.0, 2.0]])
+    report = compare("y", told, wanted, step=0.5)
+    assert report.largest_difference == np.inf and report.nan_count == 0
+    assert report.histogram == (2, 0, 0, 0, 0, 0, 0, 0, 0, 2)
+    assert report.within_one_step == 0.5
+    assert report.largest_value == 2.0 and report.spread == 0.5
+    with pytest.raises(VerificationError, match="is inf, more than 100"):
+        report_of(report).require(max_steps=100)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3.0])
+def test_an_output_that_is_one_value_has_no_spread(value) -> None:
+    wanted = np.full((4, 1), value)
+    report = compare("y", wanted, wanted, step=0.5)
+    assert report.spread == report.largest_difference == report.rms_difference == 0.0
+    assert report.within_one_step == 1.0 and report.histogram[0] == 4
+    assert report.top1_agreement is None
+    assert "0.0 steps of 0.5 apart, 100.00% within" in str(report)
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(ValueError, match=r"must be samples.*\(0, 3\) for 'y'"):
+        compare("y", np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 def test_float_outputs_have_no_steps(rng) -> None:
@@ -143,12 +202,20 @@ def test_a_float_file_does_what_its_model_does(file, model, data) -> None:
     assert "120 samples: float32" in str(report)
 
 
-def test_an_int8_file_is_measured_in_its_steps(int8_file, model, data) -> None:
-    report = verify(int8_file, model, data)
+def test_an_int8_file_is_measured_in_its_steps(model, folder, rng) -> None:
+    x, y = rng.uniform(0, 1, (120, 6)).astype("float32"), rng.integers(0, 4, 120)
+    report = verify(save(model, folder / "int8.tflite", "int8"), model, (x, y))
     (output,) = report.outputs
     assert output.step and sum(output.histogram) == 120 * 4
     assert report.quantization == "int8" and report.float_ops == ()
-    report.require(share_within_one_step=0.9, max_steps=3)
+    report.require(
+        share_within_one_step=0.9, max_steps=30, top1_agreement=0.9, max_drop_points=5
+    )
+    plain = report.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["outputs"][0]["largest_steps"] == output.largest_difference / (
+        output.step
+    )
     with pytest.raises(VerificationError, match="max_steps of output 'scores'") as err:
         report.require(max_steps=0.0)
     assert err.value.report is report and len(err.value.problems) == 1
@@ -162,26 +229,70 @@ def test_another_models_file_is_found(file, data) -> None:
         report.require(top1_agreement=0.99)
 
 
-def test_outputs_that_are_swapped_are_found(folder, data) -> None:
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((6,), name="x")
-    heads = [layers.Dense(4, name=name)(inputs) for name in ("first", "second")]
-    model = keras.Model(inputs, heads)
-    save(model, folder / "heads.tflite")
-    verify(folder / "heads.tflite", model, data[0]).require(top1_agreement=1.0)
-    swapped = keras.models.clone_model(model)
-    weights = model.get_weights()
+def test_outputs_that_are_swapped_are_found(heads, heads_file, data) -> None:
+    verify(heads_file, heads, data[0]).require(top1_agreement=1.0)
+    swapped = keras.models.clone_model(heads)
+    weights = heads.get_weights()
     swapped.set_weights([*weights[2:], *weights[:2]])
-    report = verify(folder / "heads.tflite", swapped, data[0])
+    report = verify(heads_file, swapped, data[0])
     with pytest.raises(VerificationError) as err:
         report.require(top1_agreement=0.99)
     assert len(err.value.problems) == 2
-    named = verify(folder / "heads.tflite", model, (data[0], {"second": data[1]}))
-    assert [output.metric for output in named.outputs] == ["", "top-1"]
-    with pytest.raises(ValueError, match="Targets of several outputs must be a map"):
-        verify(folder / "heads.tflite", model, data)
+
+
+def test_targets_of_several_outputs(heads, heads_file, data) -> None:
+    x, y = data
+    right = [scores.argmax(1) for scores in heads.predict(x, verbose=0)]
+    by_name = dict(zip(("second", "first"), right, strict=True))
+    batches = tf.data.Dataset.from_tensor_slices((x, by_name)).batch(50)
+    for given in (
+        (x, right),
+        (x, tuple(right)),
+        (x, by_name),
+        batches,
+        [(x[:50], [each[:50] for each in right]), (x[50:], [e[50:] for e in right])],
+    ):
+        outputs = verify(heads_file, heads, given).outputs
+        assert [(o.metric, o.keras_metric) for o in outputs] == 2 * [("top-1", 1.0)]
+    named = verify(heads_file, heads, (x, {"second": y})).outputs
+    assert {o.name: o.metric for o in named} == {"first": "", "second": "top-1"}
+    for wrong in (y, right[:1], [*right, y]):
+        with pytest.raises(ValueError, match="Targets of several outputs must be a ma"):
+            verify(heads_file, heads, (x, wrong))
     with pytest.raises(ValueError, match="named like the outputs.*Received: 'third'"):
-        verify(folder / "heads.tflite", model, (data[0], {"third": data[1]}))
+        verify(heads_file, heads, (x, {"third": y}))
+
+
+def test_several_inputs(folder, rng) -> None:
+    zeta, alpha = keras.Input((2,), name="zeta"), keras.Input((3,), name="alpha")
+    joined = layers.Concatenate()([zeta, alpha])
+    model = keras.Model([zeta, alpha], layers.Dense(3, name="y")(joined))
+    path = save(model, folder / "two.tflite")
+    x = {"alpha": rng.normal(size=(9, 3)), "zeta": rng.normal(size=(9, 2))}
+    y = rng.integers(0, 3, 9)
+    wanted = verify(path, model, (x, y)).require(top1_agreement=1.0)
+    listed = verify(path, model, ([x["zeta"], x["alpha"]], y))
+    assert listed == wanted and wanted.outputs[0].metric == "top-1"
+    with pytest.raises(ValueError, match="must name the model's inputs.*no 'alpha'"):
+        verify(path, model, {"zeta": x["zeta"]})
+
+
+def test_regression(folder, rng) -> None:
+    inputs = keras.Input((2,), name="x")
+    model = keras.Model(inputs, layers.Dense(1, name="y")(inputs))
+    path = save(model, folder / "regression.tflite")
+    x, y = rng.normal(size=(5, 2)).astype("float32"), rng.normal(size=(5, 1))
+    (output,) = verify(path, model, (x, y)).outputs
+    error = np.abs(model.predict(x, verbose=0) - y).mean()
+    assert output.metric == "mean absolute error" and output.top1_agreement is None
+    assert output.keras_metric == pytest.approx(error, rel=1e-5)
+    assert output.file_metric == pytest.approx(error, rel=1e-5)
+    report = verify(path, model, (x, y))
+    assert f"mean absolute error: Keras {error:.4f}, file {error:.4f}" in str(report)
+    with pytest.raises(ValueError, match="`top1_agreement` needs an output of scores"):
+        report.require(top1_agreement=0.9)
+    with pytest.raises(ValueError, match="`max_drop_points` needs class indices"):
+        report.require(max_drop_points=1.0)
 
 
 def test_nan_of_the_file_alone_is_a_problem(folder, data) -> None:
@@ -199,12 +310,97 @@ def test_nan_of_the_file_alone_is_a_problem(folder, data) -> None:
     assert verify(folder / "nan.tflite", bad, data[0]).passed
 
 
-def test_normalisation_inside_the_file_is_known(folder, model, rng) -> None:
+def test_a_quantization_aware_model_with_normalisation_inside(folder, rng) -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="pixels")
+    x = layers.Dense(8, activation="relu", name="hidden")(inputs)
+    scores = layers.Dense(4, name="scores")(x)
+    student = quantize_aware(keras.Model(inputs, scores, name="student"), "int8")
+    pixels = rng.integers(0, 256, (200, 6)).astype("float32")
+    student((pixels - 100) / 50, training=True)
+    path = folder / "aware.tflite"
+    settings = {"mean": 100.0, "std": 50.0, "input_range": (0.0, 255.0)}
+    export(student, path, "int8", io="uint8", **settings)
+    # The plain model knows nothing of pixels; the file says what is before it.
+    y = student.predict((pixels - 100) / 50, verbose=0).argmax(1)
+    report = verify(path, student, (pixels, y))
+    report.require(share_within_one_step=0.99, max_steps=2, top1_agreement=0.97)
+    (output,) = report.outputs
+    assert report.quantization == "int8" and output.step
+    assert sum(output.histogram) == 200 * 4
+    assert output.keras_metric > 0.99
+
+
+def test_the_files_own_word_on_normalisation(file, model, folder, rng) -> None:
     x = rng.uniform(0, 255, (40, 6)).astype("float32")
-    path = folder / "normalised.tflite"
-    export(model, path, mean=120.0, std=60.0)
-    report = verify(path, model, x).require(top1_agreement=1.0)
-    assert report.outputs[0].within_one_step == 1.0
+    inputs = keras.Input((6,), name="x")
+    inside = keras.Model(
+        inputs, model(layers.Rescaling(1 / 60, -2.0)(inputs)), name="inside"
+    )
+
+    def noted(blob: bytes, normalisation) -> OutputReport:
+        path = folder / "noted.tflite"
+        provenance = {"normalisation_inside": normalisation}
+        path.write_bytes(write_metadata(blob, name="m", provenance=provenance))
+        (output,) = verify(path, model, x).outputs
+        return output
+
+    told = {"mean": 120.0, "std": 60.0}
+    assert noted(converted(inside), told).within_one_step == 1.0
+    plain = file.read_bytes()
+    assert noted(plain, told).within_one_step < 0.5
+    for nothing in (None, "yes", 5):
+        assert noted(plain, nothing).within_one_step == 1.0
+    with pytest.raises(ValueError, match="`mean` and `std` go together"):
+        noted(plain, {"mean": 3.0})
+
+
+def test_targets_are_read_with_their_samples(file, model, data) -> None:
+    x, _ = data
+    y = model.predict(x, verbose=0).argmax(1)
+    halves = [(x[:60], y[:60]), (x[60:], y[60:])]
+    shuffled = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(120).batch(50)
+    for given in (shuffled, halves, iter(halves), lambda: iter(halves)):
+        (output,) = verify(file, model, given).outputs
+        assert output.metric == "top-1" and output.keras_metric == 1.0
+    with pytest.raises(ValueError, match="`data` must end. Received: a dataset that"):
+        verify(file, model, shuffled.repeat())
+    for given in ((x, None), [(x, None)], [(x,)]):
+        assert verify(file, model, given).outputs[0].metric == ""
+
+
+def test_an_input_that_is_called_y(folder, data, tmp_path) -> None:
+    inputs = keras.Input((6,), name="y")
+    model = keras.Model(inputs, layers.Dense(4, name="scores")(inputs))
+    np.savez(tmp_path / "named.npz", y=data[0])
+    report = verify(
+        save(model, folder / "y.tflite"), model, str(tmp_path / "named.npz")
+    )
+    assert report.samples == 120 and report.outputs[0].metric == ""
+
+
+def test_lengths_that_one_of_both_leaves_open(folder, rng) -> None:
+    def network(length: int | None) -> keras.Model:
+        inputs = keras.Input((length, 2), name="x")
+        return keras.Model(inputs, layers.Rescaling(2.0, name="y")(inputs))
+
+    fixed = save(network(3), folder / "fixed.tflite")
+    x = rng.normal(size=(5, 3, 2))
+    verify(fixed, network(None), x).require()
+    with pytest.raises(ValueError, match="must have the shape of the input"):
+        verify(fixed, network(None), x[:, :2])
+    signature = tf.function(lambda x: {"y": x * 2.0}).get_concrete_function(
+        tf.TensorSpec((1, None, 2), name="x")
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [signature], tf.Module()
+    )
+    (folder / "open.tflite").write_bytes(converter.convert())
+    for model in (network(3), network(None)):
+        report = verify(folder / "open.tflite", model, x)
+        assert report.outputs[0].within_one_step == 1.0
+    with pytest.raises(ValueError, match=r"takes \(samples, 3, 2\)"):
+        verify(folder / "open.tflite", network(3), x[:, :2])
 
 
 def test_data_in_every_form(file, model, data, tmp_path) -> None:
@@ -254,6 +450,10 @@ def test_wrong_use(file, model, data, folder) -> None:
     [
         ({"top1_agreement": 99}, "must be a share, from 0 to 1. Received.*99"),
         ({"share_within_one_step": -0.1}, "must be a share"),
+        ({"top1_agreement": np.nan}, "must be a share"),
+        ({"max_steps": -1}, "`max_steps` must be at least 0. Received: max_steps=-1"),
+        ({"max_steps": np.nan}, "`max_steps` must be at least 0. Received.*nan"),
+        ({"max_drop_points": -0.5}, "`max_drop_points` must be at least 0"),
         ({"max_steps": 1}, "`max_steps` needs an output that is quantized"),
         ({"share_within_one_step": 0.9}, "needs an output that is quantized"),
         ({"max_drop_points": 1}, "`max_drop_points` needs class indices"),
@@ -262,15 +462,6 @@ def test_wrong_use(file, model, data, folder) -> None:
 def test_limits_that_nothing_can_be_held_against(file, model, data, limits, text):
     with pytest.raises(ValueError, match=text):
         verify(file, model, data[0]).require(**limits)
-
-
-def test_agreement_needs_scores(folder, rng) -> None:
-    inputs = keras.Input((2,), name="x")
-    model = keras.Model(inputs, layers.Dense(1, name="y")(inputs))
-    save(model, folder / "regression.tflite")
-    report = verify(folder / "regression.tflite", model, rng.normal(size=(5, 2)))
-    with pytest.raises(ValueError, match="`top1_agreement` needs an output of scores"):
-        report.require(top1_agreement=0.9)
 
 
 def test_a_lost_point_is_found(rng) -> None:
@@ -282,3 +473,45 @@ def test_a_lost_point_is_found(rng) -> None:
     report.require(max_drop_points=3.0)
     with pytest.raises(VerificationError, match="max_drop_points of output 'y' is 3,"):
         report.require(max_drop_points=2.9)
+
+
+def test_each_limit_is_kept_to_the_last_digit(rng) -> None:
+    step = 0.5
+    wanted = np.eye(4)[rng.integers(0, 4, 50)] * 20 * step
+    told = wanted.copy()
+    told[:5] = np.roll(told[:5], 1, axis=1)  # 10 of 200 values, 20 steps apart
+    told[5:, :] += step
+    output = compare("y", told, wanted, step=step, target=wanted.argmax(1))
+    report = report_of(output)
+    kept = {
+        "top1_agreement": 0.9,
+        "max_steps": 20,
+        "share_within_one_step": 0.95,
+        "max_drop_points": 10,
+    }
+    assert report.require(**kept) is report
+    broken = {
+        "top1_agreement": 0.91,
+        "max_steps": 19.9,
+        "share_within_one_step": 0.951,
+        "max_drop_points": 9.9,
+    }
+    for name, limit in broken.items():
+        with pytest.raises(VerificationError, match=f"{name} of output 'y' is") as err:
+            report.require(**{**kept, name: limit})
+        assert len(err.value.problems) == 1
+    with pytest.raises(VerificationError, match="file must do what the Keras") as err:
+        report.require(**broken)
+    assert len(err.value.problems) == 4 and err.value.report is report
+    assert str(err.value).endswith(str(report))
+
+
+def test_a_report_says_what_was_left_in_float(rng) -> None:
+    output = compare("y", np.ones((2, 1)), np.ones((2, 1)), step=0.1)
+    report = VerificationReport(
+        "m.tflite", 1234, 2, (output,), ("NEG (norm)",), "mixed"
+    )
+    assert str(report).startswith(
+        "m.tflite against Keras on 2 samples: mixed, 1,234 bytes, left in float: NEG"
+    )
+    assert report.to_dict()["float_ops"] == ["NEG (norm)"]
