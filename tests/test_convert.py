@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from kdlite.lite.runtime import TFLiteModel
-from kdlite.lite.tflite_file import inspect
-from kdlite.lite.verify import VerificationError
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite import _converter, convert
 from kdlite.lite.convert import ConversionError, ExportResult, export
 from kdlite.lite.metadata import read_metadata
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.tflite_file import inspect
+from kdlite.lite.verify import VerificationError
 
 layers = keras.layers
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]
