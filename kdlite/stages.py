@@ -189,6 +189,7 @@ class Stages:
             ),
             metrics=["accuracy"],
         )
+        _create_variables(trained, *(part[:1] for part in self.data["train"]))
         keras.utils.set_random_seed(seed)
         trained.fit(
             train,
@@ -387,6 +388,17 @@ def _optimizer(
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def _create_variables(model: keras.Model, x: Array, y: Array) -> None:
+    """Has the optimizer and the metrics make theirs before the first step.
+
+    TensorFlow traces a step that makes variables a second time, which takes as long as
+    a short epoch.
+    """
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(x, y, model(x, training=False), None)
+    model.reset_metrics()
 
 
 def _predict_file(path: Path, x: Array) -> Array:

@@ -337,7 +337,7 @@ def test_float_ops_are_an_error_that_names_them_unless_allowed(
     export(model, path, "int8", calibration_data=data, allow_float_ops=("neg",))
     assert {op.name for op in inspect(path).float_ops} == {"NEG"}
     blob = path.read_bytes()
-    monkeypatch.setattr(convert, "run_converter", lambda *args: blob)
+    monkeypatch.setattr(_converter.Converter, "run", lambda *args: blob)
     with pytest.raises(ConversionError, match="int8 means that every op") as caught:
         export(model, tmp_path / "other.tflite", "int8", calibration_data=data)
     assert re.search("stay in float: .*NEG.*layer_norm", str(caught.value))
@@ -427,6 +427,13 @@ def test_a_converter_that_hangs_is_stopped(small, tmp_path, monkeypatch) -> None
     assert not (tmp_path / "m.tflite").exists()
 
 
+def test_a_converter_whose_caller_is_gone_ends(tmp_path) -> None:
+    with _converter.Converter(tmp_path) as converter:
+        converter._process.stdin.close()
+        assert converter._process.wait(60) == 0
+    assert not (tmp_path / "model.tflite").exists()
+
+
 def test_what_the_converter_prints_is_logged(
     small, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -454,7 +461,7 @@ def other_model(float_file) -> keras.Model:
 def converted(monkeypatch, float_file) -> None:
     """Lets the converter make `float_file` of any model."""
     blob = float_file[1].path.read_bytes()
-    monkeypatch.setattr(convert, "run_converter", lambda *args: blob)
+    monkeypatch.setattr(_converter.Converter, "run", lambda *args: blob)
     monkeypatch.setattr(convert, "write_metadata", lambda blob, **kwargs: blob)
 
 
@@ -600,7 +607,7 @@ def no_conversion(monkeypatch):
     def called(*args):
         raise AssertionError("converted")
 
-    monkeypatch.setattr(convert, "run_converter", called)
+    monkeypatch.setattr(_converter.Converter, "run", called)
 
 
 GOOD = np.random.default_rng(8).normal(size=(120, 2))

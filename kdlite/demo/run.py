@@ -18,7 +18,7 @@ from kdlite.gates import Gates
 from kdlite.pipeline import PipelineResult, distill_to_tflite
 
 # The quick run shows that all works, not how well: a part of the data, few epochs.
-_QUICK_SAMPLES = {"train": 6_000, "validation": 1_000, "test": 2_000}
+_QUICK_SAMPLES = {"train": 4_000, "validation": 500, "test": 1_000}
 
 
 def run_demo(

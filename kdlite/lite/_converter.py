@@ -1,9 +1,9 @@
 """The TFLite converter, in a process of its own: it can crash, hang and eat memory.
 
-`run_converter` starts this very file as a script, on a folder that has `saved_model/`,
-`options.json`, and `calibration.npz` where ranges are to be measured. The script leaves
-`model.tflite` there, or `error.txt` with what the converter raised. It imports nothing
-but TensorFlow, so that it starts quickly.
+`Converter` starts this very file as a script, on a folder that is to have
+`saved_model/`, `options.json`, and `calibration.npz` where ranges are to be measured.
+The script leaves `model.tflite` there, or `error.txt` with what the converter raised.
+It imports nothing but TensorFlow, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__)
 _LAST_LINES = 5
+_START = b"start\n"
 
 
 class ConversionError(RuntimeError):
@@ -73,62 +74,88 @@ def convert(folder: Path) -> None:
     (folder / "model.tflite").write_bytes(converter.convert())
 
 
-def run_converter(name: str, folder: Path, time_limit_s: float) -> bytes:
-    """Runs the converter on a folder in a process of its own.
+class Converter:
+    """The converter in a process of its own, which starts while its input is made.
 
-    Args:
-        name: The model's name, for messages.
-        folder: As `convert` takes it.
-        time_limit_s: Seconds after which it is stopped.
-
-    Returns:
-        The bytes of the `.tflite`.
-
-    Raises:
-        ConversionError: If it raises, crashes, is killed, or is not done in time.
+    TensorFlow takes seconds to be imported: as long as a model takes to be saved. To be
+    used in a `with` statement, at the end of which no process is left.
     """
-    # -P: the modules beside the script must not be taken for others of their name.
-    command = [sys.executable, "-P", str(_SCRIPT), str(folder)]
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "TF_CPP_MIN_LOG_LEVEL": "1",
-    }
-    received = f"Received: model={name!r}."
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=time_limit_s,
-            text=True,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired as err:
-        logger.debug("the converter printed:\n%s", err.output)
+
+    def __init__(self, folder: Path) -> None:
+        """Starts the process, which waits.
+
+        Args:
+            folder: As `convert` takes it; filled until `run` is called.
+        """
+        self._folder = folder
+        # A file, unlike a pipe, is never full.
+        self._output = folder / "output.txt"
+        # -P: the modules beside the script must not be taken for others of their name.
+        command = [sys.executable, "-P", str(_SCRIPT), str(folder)]
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "1",
+        }
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Converter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:  # which closes and waits
+            self._process.kill()
+
+    def run(self, name: str, time_limit_s: float) -> bytes:
+        """Converts what is in the folder.
+
+        Args:
+            name: The model's name, for messages.
+            time_limit_s: Seconds after which the process is stopped.
+
+        Returns:
+            The bytes of the `.tflite`.
+
+        Raises:
+            ConversionError: If it raises, crashes, is killed, or is not done in time.
+        """
+        received = f"Received: model={name!r}."
+        try:
+            self._process.communicate(_START, timeout=time_limit_s)
+        except subprocess.TimeoutExpired as err:
+            raise ConversionError(
+                f"The converter must be done within {time_limit_s:g} s, and was "
+                f"stopped. {received} Raise `time_limit_s`, or give less calibration "
+                "data."
+            ) from err
+        finally:
+            printed = self._output.read_text(errors="replace")
+            logger.debug("the converter printed:\n%s", printed)
+        code = self._process.returncode
+        result, error = self._folder / "model.tflite", self._folder / "error.txt"
+        if code == 0 and result.is_file():
+            return result.read_bytes()
+        reason = error.read_text(errors="replace") if error.is_file() else ""
+        if foreign := _foreign_ops(reason):
+            raise ConversionError(
+                "Every operation must be a built-in one of TFLite, as apps without "
+                f"Select TF ops can run no other. {received} Not built in: "
+                f"{', '.join(foreign)}. Replace the layers that use them, or compute "
+                "them outside the model."
+            )
+        last = "\n".join((reason or printed).strip().splitlines()[-_LAST_LINES:])
         raise ConversionError(
-            f"The converter must be done within {time_limit_s:g} s, and was stopped. "
-            f"{received} Raise `time_limit_s`, or give less calibration data."
-        ) from err
-    logger.debug("the converter printed:\n%s", done.stdout)
-    result, error = folder / "model.tflite", folder / "error.txt"
-    if done.returncode == 0 and result.is_file():
-        return result.read_bytes()
-    reason = error.read_text(errors="replace") if error.is_file() else ""
-    if foreign := _foreign_ops(reason):
-        raise ConversionError(
-            "Every operation must be a built-in one of TFLite, as apps without Select "
-            f"TF ops can run no other. {received} Not built in: {', '.join(foreign)}. "
-            "Replace the layers that use them, or compute them outside the model."
+            f"The converter {_how_it_ended(code)}. {received} Its last words: "
+            f"{last or 'none'}\nTry quantization='float32', and fewer layers, to find "
+            "the one that it cannot take."
         )
-    last = "\n".join((reason or done.stdout).strip().splitlines()[-_LAST_LINES:])
-    raise ConversionError(
-        f"The converter {_how_it_ended(done.returncode)}. {received} Its last words: "
-        f"{last or 'none'}\nTry quantization='float32', and fewer layers, to find the "
-        "one that it cannot take."
-    )
 
 
 def _foreign_ops(reason: str) -> list[str]:
@@ -152,6 +179,10 @@ if __name__ == "__main__":
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     where = Path(sys.argv[1])
+    import tensorflow  # noqa: F401 (done while the folder is being filled)
+
+    if sys.stdin.buffer.readline() != _START:
+        sys.exit()  # whoever started this is gone
     try:
         convert(where)
     except Exception as err:

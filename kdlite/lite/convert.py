@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
-from kdlite.lite._converter import ConversionError, run_converter
+from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import (
     FEW_SAMPLES,
     MOST_SAMPLES,
@@ -212,8 +212,10 @@ def export(
     if compared is None:
         compared = random_samples(serving.with_ranges(specs), _RANDOM_SAMPLES)
 
-    with tempfile.TemporaryDirectory(prefix="kdlite-export-") as name:
-        folder = Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdlite-export-") as name,
+        Converter(folder := Path(name)) as converter,
+    ):
         outputs = _save(serving, folder / "saved_model", specs)
         check_counts(labels, outputs)
         if calibrated and samples is not None:
@@ -233,7 +235,7 @@ def export(
             "per_channel_dense": not calibrated or _release(min_runtime) >= (2, 17),
         }
         (folder / "options.json").write_text(json.dumps(options))
-        blob = run_converter(model.name, folder, time_limit_s)
+        blob = converter.run(model.name, time_limit_s)
     content = inspect(blob)
     _check_content(model.name, content, quantization, io, float_ops, specs)
     blob = write_metadata(
