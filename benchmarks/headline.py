@@ -19,7 +19,7 @@ import numpy as np
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.augment import shift_and_flip
+from kdlite.demo.augment import flip
 from kdlite.demo.models import build_student
 from kdlite.demo.teacher import load_teacher
 from kdlite.gates import Gates
@@ -51,7 +51,7 @@ def main() -> int:
         temperature=args.temperature,
         hard_loss_weight=args.hard_loss_weight,
         soft_loss_weight=1.0 - args.hard_loss_weight,
-        augment=shift_and_flip,
+        augment=flip,
         views=args.views,
         seeds=args.seeds,
         gates=Gates(

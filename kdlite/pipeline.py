@@ -187,11 +187,7 @@ def distill_to_tflite(
             "Figures need data that the student was not trained on. Received: neither "
             "`validation` nor `test`. Hold some samples back and pass them."
         )
-    if _exists(out) and not overwrite:
-        raise FileExistsError(
-            f"`out` must not exist. Received: {out}, which holds files. Choose another "
-            "folder, or pass overwrite=True to replace it."
-        )
+    check_free(out, overwrite)
     data = {
         name: _as_arrays(split, name)
         for name, split in (
@@ -246,6 +242,15 @@ def distill_to_tflite(
     _put_in_place(work / "final", out)
     shutil.rmtree(work)
     return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raises `FileExistsError` if there is something at `out` that is to stay."""
+    if _exists(out) and not overwrite:
+        raise FileExistsError(
+            f"`out` must not exist. Received: {out}, which holds files. Choose another "
+            "folder, or pass overwrite=True to replace it."
+        )
 
 
 def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:

@@ -251,6 +251,8 @@ def _image(figure: Figure, words: str) -> str:
 
 
 def _plot_trade_off(report: Report) -> Figure:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _figure(2, 9.5, 3.6)
     for axis, key, title in (
         (axes[0], "bytes", "file size, KiB"),
@@ -279,6 +281,10 @@ def _plot_trade_off(report: Report) -> Figure:
                 label="student without teacher",
             )
         axis.set_xscale("log")
+        # 200 and 0.05, where a log axis would say powers of ten.
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.15, y=0.2)
         axis.set_xlabel(title)
         axis.set_ylabel("top-1, %")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite import _converter, convert
@@ -192,6 +193,22 @@ class Strided(keras.Model):
 
     def call(self, inputs):
         return self.dense(self.pool(self.conv(inputs)))
+
+
+def test_the_metric_comes_from_targets_in_any_form(tmp_path) -> None:
+    model = keras.Sequential(
+        [keras.Input((2,), name="y"), layers.Dense(3, name="logits")], name="from_y"
+    )
+    x = np.random.default_rng(2).normal(size=(40, 2)).astype("float32")
+    labels = model.predict(x, verbose=0).argmax(-1)
+    batches = tf.data.Dataset.from_tensor_slices((x, labels)).batch(16)
+    result = export(model, tmp_path / "batches.tflite", verify_data=batches)
+    assert result.verification.outputs[0].file_metric == 1.0
+    # An input may be called as targets are.
+    np.savez(tmp_path / "inputs.npz", y=x)
+    path = tmp_path / "inputs.tflite"
+    result = export(model, path, verify_data=tmp_path / "inputs.npz")
+    assert result.verification.outputs[0].file_metric is None
 
 
 def test_a_subclassed_model_in_mixed_precision(tmp_path) -> None:

@@ -148,3 +148,16 @@ def test_quick_demo_takes_a_part_of_each_split(fashion) -> None:
         split = getattr(part, name)
         assert len(split.x) == len(split.y) == count
         np.testing.assert_array_equal(split.x, getattr(fashion, name).x[:count])
+
+
+def test_results_that_are_there_stay_and_cost_no_training(
+    tmp_path, monkeypatch
+) -> None:
+    def called(*args):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(run, "train_teacher", called)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="`out` must not exist"):
+        run.run_demo(tmp_path / "out", retrain_teacher=True)

@@ -15,7 +15,7 @@ from kdlite.demo.augment import flip
 from kdlite.demo.models import build_student
 from kdlite.demo.teacher import load_teacher, train_teacher
 from kdlite.gates import Gates
-from kdlite.pipeline import PipelineResult, distill_to_tflite
+from kdlite.pipeline import PipelineResult, check_free, distill_to_tflite
 
 # The quick run shows that all works, not how well: a part of the data, few epochs.
 _QUICK_SAMPLES = {"train": 4_000, "validation": 500, "test": 1_000}
@@ -44,6 +44,8 @@ def run_demo(
     Returns:
         The files, the figures and the gates.
     """
+    # Again in `distill_to_tflite`, but that would be after the teacher's hour.
+    check_free(Path(out), overwrite)
     data = fashion_mnist()
     kept = Path(f"{out}.teacher")
     teacher = _trained_anew(data, kept) if retrain_teacher else load_teacher()

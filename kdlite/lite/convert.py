@@ -39,6 +39,7 @@ from kdlite.lite.calibration import (
 from kdlite.lite.labels import Labels, check_counts, check_texts, score_meaning
 from kdlite.lite.metadata import read_metadata, write_metadata
 from kdlite.lite.serving import ServingModel, serve
+from kdlite.lite.targets import read_once
 from kdlite.lite.tflite_file import TFLiteFile, inspect
 from kdlite.lite.verify import VerificationError, VerificationReport, verify
 
@@ -189,7 +190,7 @@ def export(
     specs = serving.input_specs
     calibrated = quantization == "int8" and not serving.quantize_aware
     _check_quantization(model.name, quantization, serving, calibration_data)
-    samples = targets = None
+    samples = None
     if calibration_data is not None:
         samples = load_samples(
             calibration_data, specs, most=MOST_SAMPLES, varied=calibrated
@@ -205,8 +206,8 @@ def export(
         specs = with_shapes(specs, samples)
     compared = samples
     if verify_data is not None:
+        verify_data = read_once(verify_data)
         compared = load_samples(verify_data, specs, role="verify_data")
-        targets = _targets(verify_data)
         specs = with_shapes(specs, compared)
     _check_shapes_known(specs)
     if compared is None:
@@ -250,7 +251,7 @@ def export(
     )
     with _put_in_place(path, blob, overwrite) as file:
         _check_runtime(model.name, file, min_runtime)
-        data = compared if targets is None else (compared, targets)
+        data = compared if verify_data is None else verify_data
         # By its final name: until it has passed, the file has another.
         report = replace(verify(file, serving, data), file=path.name)
         if problems := _problems(report, quantization, calibrated):
@@ -356,16 +357,6 @@ def _check_quantization(
                 "`calibration_data`, typical samples, or train the model that "
                 "kdlite.quantize_aware(model) returns, and export that."
             )
-
-
-def _targets(verify_data: Any) -> Any:
-    """Returns what the task's metric is computed with, if it was given."""
-    if isinstance(verify_data, tuple) and len(verify_data) > 1:
-        return verify_data[1]
-    if isinstance(verify_data, (str, os.PathLike)):
-        with np.load(verify_data) as file:
-            return file["y"] if "y" in file.files else None
-    return None
 
 
 def _check_shapes_known(specs: Sequence[InputSpec]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdlite.lite.calibration import InputSpec, load_samples, with_shapes
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.serving import ServingModel, serve
+from kdlite.lite.targets import read_once, read_targets
 
 Array = np.ndarray[Any, Any]
 
@@ -324,7 +325,7 @@ def verify(
         serving = serve(model, **_normalisation(Path(file)))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], runner.inputs)
     specs = [_spec_of(spec, inputs, runner) for spec in serving.input_specs]
-    data = _read_once(data)
+    data = read_once(data)
     samples = load_samples(data, specs, role="data")
     if any(None in spec.shape for spec in specs):
         specs = list(with_shapes(specs, samples))
@@ -332,7 +333,7 @@ def verify(
     names = _matched("outputs", list(by_keras), runner.outputs)
     told = runner.predict({inputs[name]: array for name, array in samples.items()})
     by_file = told if isinstance(told, Mapping) else {runner.outputs[0].name: told}
-    targets = _targets(data, list(inputs), list(by_keras))
+    targets = read_targets(data, list(inputs), list(by_keras))
     content = runner.content
     count = len(next(iter(samples.values())))
     for name, target in targets.items():
@@ -529,69 +530,3 @@ def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, A
     count = len(next(iter(samples.values())))
     outputs = serving.predict(dict(samples), batch_size=min(_BATCH, count), verbose=0)
     return {name: np.asarray(values) for name, values in outputs.items()}
-
-
-def _read_once(data: Any) -> Any:
-    """Returns batches as a list: a second time they may be others, or used up."""
-    whole = isinstance(data, (str, bytes, os.PathLike, Mapping, tuple, list))
-    if whole or hasattr(data, "shape"):
-        return data
-    if callable(data) and not isinstance(data, Iterable):
-        data = data()
-    cardinality = getattr(data, "cardinality", None)
-    endless = cardinality is not None and int(cardinality()) == -1
-    return list(data) if isinstance(data, Iterable) and not endless else data
-
-
-def _targets(
-    data: Any, inputs: Sequence[str], outputs: Sequence[str]
-) -> dict[str, Array]:
-    """Returns the targets by output name, if there are any."""
-    y: Any = None
-    if isinstance(data, (str, os.PathLike)):
-        with np.load(data) as stored:
-            # An input may be called `y` as well.
-            if "y" in stored.files and "y" not in inputs:
-                y = stored["y"]
-    elif _has_targets(data):
-        y = data[1]
-    elif isinstance(data, list) and all(map(_has_targets, data)):
-        y = _joined([batch[1] for batch in data], len(outputs))
-    if y is None:
-        return {}
-    if isinstance(y, Mapping):
-        unknown = sorted(set(y) - set(outputs))
-        if unknown:
-            raise ValueError(
-                f"Targets must be named like the outputs "
-                f"{', '.join(map(repr, outputs))}. Received: "
-                f"{', '.join(map(repr, unknown))}. Rename them."
-            )
-        return {name: np.asarray(target) for name, target in y.items()}
-    if isinstance(y, (list, tuple)) and 1 < len(outputs) == len(y):
-        return {
-            name: np.asarray(target) for name, target in zip(outputs, y, strict=True)
-        }
-    if len(outputs) > 1:
-        raise ValueError(
-            "Targets of several outputs must be a mapping by name. Received: "
-            f"{type(y).__name__} for outputs {', '.join(map(repr, outputs))}. Give for "
-            f"example {{{outputs[0]!r}: y}}."
-        )
-    return {outputs[0]: np.asarray(y)}
-
-
-def _has_targets(data: Any) -> bool:
-    return isinstance(data, tuple) and len(data) in (2, 3) and data[1] is not None
-
-
-def _joined(batches: Sequence[Any], outputs: int) -> Any:
-    """Joins the targets of batches: mappings, lists with one an output, or arrays."""
-    if outputs > 1 and isinstance(batches[0], (list, tuple)):
-        return [_joined(parts, 1) for parts in zip(*batches, strict=True)]
-    if isinstance(batches[0], Mapping):
-        return {
-            name: np.concatenate([np.asarray(batch[name]) for batch in batches])
-            for name in batches[0]
-        }
-    return np.concatenate([np.asarray(batch) for batch in batches])
