@@ -15,7 +15,7 @@ ARGS ?= --out out
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) dataset ## distil on Fashion-MNIST, about ten minutes (ARGS="--quick --out DIR")
+demo: $(STAMP) dataset ## distil on Fashion-MNIST, a quarter of an hour (ARGS="--quick --out DIR")
 	$(BIN)/kdlite demo $(ARGS)
 
 test: $(STAMP) ## run all tests (ARGS="tests/test_datasets.py -x")
