@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,14 +312,7 @@ def load(
             f"Data must exist. Received: {path}, which is not there. Name an .npz file "
             "or a folder with one subfolder of images a class."
         )
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else {}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
-        raise ValueError(
-            f"A data file must be an .npz of plain arrays. Received: {path}, and numpy "
-            f"says: {err} Write it with np.savez(path, x=x, y=y)."
-        ) from err
+    arrays = read_npz(path)
     for name in ("x", "y") if needs_y else ("x",):
         if name not in arrays:
             raise ValueError(
@@ -327,6 +321,32 @@ def load(
             )
     y = arrays.get("y")
     return Samples(arrays["x"], None if y is None else np.squeeze(y))
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Reads all arrays of an ``.npz``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        ValueError: NumPy cannot read it, or it holds objects.
+    """
+    try:
+        # Opened here: given a path, numpy leaves a broken file open.
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("It holds a single array.")
+            return dict(stored)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise ValueError(
+            f"A data file must be an .npz of plain arrays. Received: {path}, and numpy "
+            f"says: {err} Write it with np.savez(path, x=x, y=y)."
+        ) from err
 
 
 def _load_folder(

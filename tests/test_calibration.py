@@ -239,11 +239,11 @@ def test_files(tmp_path: pathlib.Path) -> None:
         load_samples(tmp_path / "none.npz", [FREE])
     text = tmp_path / "text.npz"
     text.write_text("no archive")
-    with pytest.raises(ValueError, match="an .npz that NumPy can read.*text.npz"):
+    with pytest.raises(ValueError, match="must be an .npz of plain arrays.*text.npz"):
         load_samples(text, [FREE])
     single = tmp_path / "single.npy"
     np.save(single, np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="an .npz that NumPy can read.*single.npy"):
+    with pytest.raises(ValueError, match="must be an .npz of plain arrays.*single.npy"):
         load_samples(single, [FREE])
     wrong = tmp_path / "wrong.npz"
     np.savez(wrong, a=np.zeros((2, 3)))

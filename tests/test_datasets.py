@@ -274,7 +274,19 @@ def test_files_that_are_no_npz_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("words")
     (tmp_path / "cut.npz").write_bytes(b"PK\3\4" + bytes(40))
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object), y=np.zeros(1))
-    for name in ("array.npy", "text.npz", "cut.npz", "objects.npz"):
+    (tmp_path / "empty.npz").touch()
+    np.savez_compressed(tmp_path / "damaged.npz", x=np.arange(5000))
+    damaged = bytearray((tmp_path / "damaged.npz").read_bytes())
+    damaged[300:400] = bytes(100)
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    for name in (
+        "array.npy",
+        "text.npz",
+        "cut.npz",
+        "objects.npz",
+        "empty.npz",
+        "damaged.npz",
+    ):
         with pytest.raises(ValueError, match=name):
             datasets.load(tmp_path / name, (2,))
 

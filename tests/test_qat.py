@@ -124,10 +124,10 @@ def separable_block(x, filters, strides, name):
     x = layers.DepthwiseConv2D(
         3, strides=strides, padding="same", use_bias=False, name=f"{name}_dw"
     )(x)
-    x = layers.BatchNormalization(name=f"{name}_bn1")(x)
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn1")(x)
     x = layers.ReLU(6.0, name=f"{name}_relu")(x)
     x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pw")(x)
-    return layers.BatchNormalization(name=f"{name}_bn2")(x)
+    return layers.BatchNormalization(momentum=0.9, name=f"{name}_bn2")(x)
 
 
 def mobile_net():
@@ -135,7 +135,7 @@ def mobile_net():
     inputs = keras.Input((16, 16, 3), name="image")
     x = layers.Rescaling(1 / 255, name="rescale")(inputs)
     x = layers.Conv2D(8, 3, 2, padding="same", use_bias=False, name="stem")(x)
-    x = layers.BatchNormalization(name="stem_bn")(x)
+    x = layers.BatchNormalization(momentum=0.9, name="stem_bn")(x)
     x = layers.ReLU(6.0, name="stem_relu")(x)
     x = layers.Add(name="sum")([x, separable_block(x, 8, 1, "block1")])
     x = layers.ReLU(name="last")(separable_block(x, 16, 2, "block2"))

@@ -312,30 +312,19 @@ class SoftLabels:
         batch_size: int,
         drop_remainder: bool,
     ) -> tf.data.Dataset:
-        def shown(epoch: Tensor, place: Tensor, parts: Structure) -> Structure:
-            x = looks.view(place, epochs.view(epoch, place), parts[0])
-            return epoch, place, (x, *parts[1:])
-
-        def joined(epoch: Tensor, places: Tensor, parts: Structure) -> Structure:
-            logits = tf.numpy_function(
-                self._rows, [places, epochs.view(epoch, places)], tf.float32
-            )
+        def made(epoch: Tensor, places: Tensor, *streamed: Structure) -> Structure:
+            (parts,) = streamed or (samples.at(places),)
+            views = epochs.view(epoch, places)
+            logits = tf.numpy_function(self._rows, [places, views], tf.float32)
             logits.set_shape([*places.shape, *self._logits.shape[2:]])
-            inputs = {INPUTS_KEY: parts[0], SOFT_LABELS_KEY: logits}
+            x = looks.view(places, views, parts[0])
+            inputs = {INPUTS_KEY: x, SOFT_LABELS_KEY: logits}
             return epoch[0], (inputs, *parts[1:])
-
-        def gathered(epoch: Tensor, place: Tensor) -> Structure:
-            return epoch, place, samples.at(place)
 
         in_memory = samples.arrays is not None
         rows = epochs.places() if in_memory else self._stream(samples, epochs)
-        if looks.augment is not None:
-            rows = rows.map(gathered) if in_memory else rows
-            rows = rows.map(shown, tf.data.AUTOTUNE, deterministic=True)
         batches = rows.batch(batch_size, drop_remainder)
-        if looks.augment is None and in_memory:  # whole batches at once
-            batches = batches.map(gathered, tf.data.AUTOTUNE, deterministic=True)
-        batches = batches.map(joined, tf.data.AUTOTUNE, deterministic=True)
+        batches = batches.map(made, tf.data.AUTOTUNE, deterministic=True)
         count = (
             len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
         )
@@ -444,8 +433,8 @@ def _label(
         .map(all_views)
         .unbatch()
         .skip(manifest.samples * views)
-        .map(looks.view, tf.data.AUTOTUNE, deterministic=True)
         .batch(rows_at_once)
+        .map(looks.view, tf.data.AUTOTUNE, deterministic=True)
         .map(filled)
         .prefetch(2)
     )

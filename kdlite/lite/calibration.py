@@ -12,13 +12,14 @@ import itertools
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kdlite.datasets import read_npz
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ FEW_SAMPLES = 100
 # Beyond a few hundred samples, the ranges that calibration finds hardly move.
 MOST_SAMPLES = 1000
 _MOST_NAMED = 5
-# What NumPy raises for files that are none of its own; TypeError: for an .npy.
-_UNREADABLE = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -309,14 +308,7 @@ class _Reader:
                 f"`{self._role}` must be a file that exists. Received: {str(path)!r}. "
                 "Name an .npz with an array for each input."
             )
-        try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
-        except _UNREADABLE as err:
-            raise ValueError(
-                f"`{self._role}` must be an .npz that NumPy can read. Received: "
-                f"{str(path)!r} ({err}). Write it with numpy.savez."
-            ) from err
+        arrays = read_npz(path)
         if "y" not in self._names:
             arrays.pop("y", None)
         if len(self._names) == 1 and list(arrays) == ["x"]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from kdlite.datasets import read_npz
+
 Array = np.ndarray[Any, Any]
 
 
@@ -41,10 +43,8 @@ def read_targets(
     """
     y: Any = None
     if isinstance(data, (str, os.PathLike)):
-        with np.load(data) as stored:
-            # An input may be called `y` as well.
-            if "y" in stored.files and "y" not in inputs:
-                y = stored["y"]
+        # An input may be called `y` as well.
+        y = None if "y" in inputs else read_npz(data).get("y")
     elif _has_targets(data):
         y = data[1]
     elif isinstance(data, list) and all(map(_has_targets, data)):
