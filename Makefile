@@ -8,6 +8,8 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?= --out out
+# A file stays together, as its tests share models.
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dataset test lint format
@@ -19,7 +21,7 @@ demo: $(STAMP) dataset ## distil on Fashion-MNIST, a quarter of an hour (ARGS="-
 	$(BIN)/kdlite demo $(ARGS)
 
 test: $(STAMP) ## run all tests (ARGS="tests/test_datasets.py -x")
-	$(BIN)/pytest $(if $(filter command line,$(origin ARGS)),$(ARGS))
+	$(BIN)/pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),$(IN_PARALLEL))
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.DEBUG if args.verbose > 1 else logging.INFO
     )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not args.verbose:
+        # It warns of retracing where several models take turns.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         # Keras's progress bars go to stdout: there only the result belongs.
         with contextlib.redirect_stdout(sys.stderr):
@@ -441,7 +444,3 @@ class _Version(argparse.Action):
                 print(name, "not installed")
         print("python", sys.version.split()[0])
         parser.exit()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -149,7 +149,8 @@ def distill_to_tflite(
             `student_float32.tflite`, `report.json`, `report.html`.
         overwrite: Whether to replace `out`, and to drop what an earlier run with other
             settings left half-done.
-        verbose: As in Keras's `fit`.
+        verbose: As in Keras's `fit`; `"auto"` is a bar on a terminal, else a line an
+            epoch.
 
     Returns:
         The files, the figures and the gates; prints as a table.

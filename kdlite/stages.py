@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,10 @@ class Stages:
         self.training = training
         self.augment = augment
         self.views = views
-        self.verbose = verbose
+        # A bar that moves fills a log file with its every step.
+        self.verbose = (
+            (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
+        )
         self.measured_on = "test" if "test" in data else "validation"
         self.soft: SoftLabels
 
@@ -213,7 +217,7 @@ class Stages:
         if not path.exists():
             x, _ = self.data[split]
             scores = self.teacher.predict(
-                x, batch_size=_BATCH_PREDICT, verbose=self.verbose
+                x, batch_size=_BATCH_PREDICT, verbose=1 if self.verbose == 1 else 0
             )
             temporary = path.with_suffix(".tmp.npy")
             np.save(temporary, scores)

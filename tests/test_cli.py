@@ -17,7 +17,7 @@ COMMANDS = ["demo", "distill", "label", "export", "inspect", "verify", "benchmar
 def kdlite(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a shell starts it."""
     return subprocess.run(
-        [sys.executable, "-m", "kdlite.cli", *map(str, arguments)],
+        [sys.executable, "-m", "kdlite", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
