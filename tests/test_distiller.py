@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.losses.outputs import SoftTargets
+from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
 
 N, FEATURES, CLASSES, BATCH = 32, 4, 3, 8

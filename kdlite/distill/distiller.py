@@ -8,11 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kdlite.distill.losses.outputs import (
-    SoftTargets,
-    compatible_shapes,
-    weighted_loss,
-)
+from kdlite.distill.losses.classes import SoftTargets
+from kdlite.distill.losses.outputs import compatible_shapes, weighted_loss
 from kdlite.distill.taps import (
     INPUTS_KEY,
     SOFT_LABELS_KEY,
@@ -258,7 +255,7 @@ class Distiller(keras.Model):
         # Read before the teacher runs: its call begins anew to collect such losses.
         losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if training:
-            soft_loss = self._soft_loss(x, y_pred, sample_weight)
+            soft_loss = self._soft_loss(x, y, y_pred, sample_weight)
             losses.append(_product(self._soft_loss_weight, soft_loss))
         if hard_loss is not None:
             weight = self._hard_loss_weight
@@ -287,13 +284,15 @@ class Distiller(keras.Model):
         self._hard_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
         return loss
 
-    def _soft_loss(self, x: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+    def _soft_loss(
+        self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         student_logits = self._student_logits.read(y_pred)
         teacher_logits = ops.stop_gradient(self._teachers_word(x))
         _check_logits(teacher_logits, student_logits)
         self.soft_loss.validate_outputs(teacher_logits, student_logits)
         loss = weighted_loss(
-            self.soft_loss, teacher_logits, student_logits, sample_weight
+            self.soft_loss, teacher_logits, student_logits, sample_weight, y
         )
         self._soft_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
         return loss

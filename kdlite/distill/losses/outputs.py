@@ -1,17 +1,21 @@
-r"""Losses between what a teacher and a student say about the classes.
+"""What all losses between a teacher's and a student's outputs have in common.
 
 They take **logits** and compute in float32. A loss is a `keras.losses.Loss` over
 `(teacher logits, student logits)`, so sample weights, masks and reduction work as in
 all of Keras, and a `keras.distillation.DistillationLoss`, so it also serves Keras's own
-`keras.distillation.Distiller`:
+`keras.distillation.Distiller`. Losses that ask for the label too find it beside the
+teacher's logits, in a pair:
 
 >>> import numpy as np
+>>> from kdlite.distill.losses import DecoupledKD, SoftTargets
 >>> teacher, student = np.array([[5.0, 1.0, -2.0]]), np.array([[1.0, 4.0, 0.0]])
 >>> loss = SoftTargets(temperature=3.0)
 >>> round(float(loss(teacher, student)), 4)
 5.2828
 >>> round(float(loss.compute_loss(teacher, student)), 4)
 5.2828
+>>> bool(DecoupledKD()((teacher, np.array([0])), student) > 0)
+True
 """
 
 from __future__ import annotations
@@ -28,102 +32,66 @@ Tensor = Any
 
 # Infinite logits (a class that is masked out) become this: beyond every real logit, and
 # small enough that differences of two and products with T^2 stay finite in float32.
-_LARGEST_LOGIT = 1e30
+LARGEST_LOGIT = 1e30
 
 
-@keras.saving.register_keras_serializable(package="kdlite")
-class SoftTargets(keras.losses.Loss, keras.distillation.DistillationLoss):
-    r"""KL divergence from the teacher's softened class distribution to the student's.
+class OutputLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
+    """A loss between class logits: their shapes are checked, and it is in float32.
 
-    $$ L = T^2 \sum_c p_c (\log p_c - \log q_c), \quad
-       p = \mathrm{softmax}(t / T), \quad q = \mathrm{softmax}(s / T) $$
-
-    over logits `t` of the teacher and `s` of the student, computed in float32 from
-    log-softmax. Softening brings out how the teacher ranks the wrong classes. The
-    gradient to the student is $T (q - p)$ for each sample; without the factor $T^2$ it
-    would shrink as $1 / T^2$ and the balance with the hard loss would hang on `T`.
-
-    The classes are on the last axis. More axes, such as positions of a sequence, give
-    one value for each position. Adding a constant to all logits of a sample changes
-    nothing, and equal distributions give zero.
+    A loss defines `values(teacher_logits, student_logits, targets)`.
 
     Args:
-        temperature: `T` > 0; 2 to 5 for small students, up to 20 for large ones. It is
-            kept in a variable: `loss.temperature.assign(2.0)` acts in compiled code.
-        reduction: As in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`, the
-            weighted sum over the number of values.
+        reduction: As in `keras.losses.Loss`. `"sum_over_batch_size"` is the weighted
+            sum over the number of values.
         name: Name of the loss.
-
-    Call arguments:
-        y_true: Teacher **logits** of shape `(batch, ..., classes)`.
-        y_pred: Student **logits** of the same shape.
-        sample_weight: Weights of shape `(batch, ...)`.
-
-    Raises:
-        ValueError: If `temperature` is not a finite number above zero, or the two
-            logits differ in shape.
-
-    Example:
-        >>> import numpy as np
-        >>> loss = SoftTargets(temperature=2.0, reduction=None)
-        >>> same = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 9.0]])
-        >>> loss(same, same + 7.0).numpy().tolist()
-        [0.0, 0.0]
-
-    Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015,
-        arXiv:1503.02531, section 2.
     """
 
-    def __init__(
-        self,
-        temperature: float = 4.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "soft_targets",
-    ) -> None:
+    #: Whether the values hang on the label: it is then given beside the teacher.
+    uses_labels = False
+
+    def __init__(self, reduction: str | None, name: str) -> None:
         # Half precision cannot hold softened log-probabilities: float32 whatever comes.
         super().__init__(name=name, reduction=reduction, dtype="float32")
-        self._temperature = keras.Variable(
-            _checked_temperature(temperature),
-            trainable=False,
-            dtype="float32",
-            autocast=False,
-            name="temperature",
-        )
 
-    @property
-    def temperature(self) -> keras.Variable:
-        """The temperature `T`, a variable; assigning a number sets its value."""
-        return self._temperature
+    def values(
+        self, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Returns one value for each sample (and position).
 
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self._temperature.assign(_checked_temperature(value))
+        Args:
+            teacher_logits: float32, finite, of shape `(batch, ..., classes)`.
+            student_logits: The same of the student.
+            targets: One-hot target classes of the same shape, for losses that use
+                labels; else `None`.
+
+        Returns:
+            float32 values of shape `(batch, ...)`.
+        """
+        raise NotImplementedError
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns one value for each sample (and position).
 
         Args:
-            y_true: Teacher logits of shape `(batch, ..., classes)`.
-            y_pred: Student logits of the same shape.
+            y_true: Teacher logits of shape `(batch, ..., classes)`, or a pair of these
+                and labels: class indices `(batch, ...)`, negative where there is none,
+                or one-hot rows `(batch, ..., classes)`. Where there is no label the
+                teacher's first choice stands for it.
+            y_pred: Student logits of the shape of the teacher's.
 
         Returns:
             float32 values of shape `(batch, ...)`.
         """
+        labels = None
+        if isinstance(y_true, (tuple, list)):
+            y_true, labels = y_true
         self.validate_outputs(y_true, y_pred)
-        temperature = ops.convert_to_tensor(self._temperature)
-        log_p, log_q = (
-            ops.log_softmax(
-                ops.clip(ops.cast(logits, "float32"), -_LARGEST_LOGIT, _LARGEST_LOGIT)
-                / temperature,
-                axis=-1,
-            )
+        teacher, student = (
+            ops.clip(ops.cast(logits, "float32"), -LARGEST_LOGIT, LARGEST_LOGIT)
             for logits in (y_true, y_pred)
         )
-        divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
-        # The gradient of the divergence is (q - p) / T, and q - p itself shrinks as
-        # 1 / T: times T^2 the pull on the student is the same at every temperature.
-        return divergence * ops.square(temperature)
+        targets = _targets(labels, teacher) if self.uses_labels else None
+        return self.values(teacher, student, targets)
 
     def compute_loss(
         self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any
@@ -131,7 +99,8 @@ class SoftTargets(keras.losses.Loss, keras.distillation.DistillationLoss):
         """Returns the reduced loss: the contract of Keras's distillation losses.
 
         Args:
-            teacher_outputs: Teacher logits of shape `(batch, ..., classes)`.
+            teacher_outputs: Teacher logits of shape `(batch, ..., classes)`, or a pair
+                of these and labels.
             student_outputs: Student logits of the same shape.
             **kwargs: `sample_weight`, of shape `(batch, ...)`; others are not used.
 
@@ -200,7 +169,47 @@ class SoftTargets(keras.losses.Loss, keras.distillation.DistillationLoss):
                 )
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make the loss again, at its present value."""
+        """Returns the arguments that make the loss again."""
+        config: dict[str, Any] = super().get_config()
+        config.pop("dtype", None)  # no argument
+        return config
+
+
+class TemperedLoss(OutputLoss):
+    """An `OutputLoss` with a temperature.
+
+    Args:
+        temperature: `T` > 0. It is kept in a variable:
+            `loss.temperature.assign(2.0)` acts in compiled code.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+
+    Raises:
+        TypeError: If `temperature` is no number.
+        ValueError: If `temperature` is not finite or not above zero.
+    """
+
+    def __init__(self, temperature: float, reduction: str | None, name: str) -> None:
+        super().__init__(reduction, name)
+        self._temperature = keras.Variable(
+            checked_number("temperature", temperature, above_zero=True),
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+            name="temperature",
+        )
+
+    @property
+    def temperature(self) -> keras.Variable:
+        """The temperature `T`, a variable; assigning a number sets its value."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature.assign(checked_number("temperature", value, above_zero=True))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make the loss again, at its present values."""
         return {**super().get_config(), "temperature": float(self._temperature.numpy())}
 
     # A run that is taken up again from weights alone finds its temperature here.
@@ -218,6 +227,7 @@ def weighted_loss(
     teacher_logits: Tensor,
     student_logits: Tensor,
     sample_weight: Tensor = None,
+    labels: Tensor = None,
 ) -> Tensor:
     """Returns any distillation loss of a batch, weighted and masked as Keras's are.
 
@@ -227,6 +237,7 @@ def weighted_loss(
         teacher_logits: Logits of shape `(batch, ..., classes)`.
         student_logits: Logits of the same shape, with their mask if there is one.
         sample_weight: Weights of shape `(batch,)` up to `(batch, ...)`, or `None`.
+        labels: Labels of the batch, for a loss that uses them, or `None`.
 
     Returns:
         A scalar: the weighted sum of the values over their number.
@@ -236,6 +247,8 @@ def weighted_loss(
     """
     if isinstance(loss, keras.losses.Loss):
         rank = len(student_logits.shape) - 1
+        if labels is not None and getattr(loss, "uses_labels", False):
+            teacher_logits = (teacher_logits, labels)
         return loss(teacher_logits, student_logits, _with_rank(sample_weight, rank))
     values = loss.compute_loss(teacher_logits, student_logits)
     mask = getattr(student_logits, "_keras_mask", None)
@@ -296,22 +309,59 @@ def compatible_shapes(
     )
 
 
-def _checked_temperature(value: float) -> float:
+def checked_number(name: str, value: float, *, above_zero: bool = False) -> float:
+    """Returns an argument of a loss as a float.
+
+    Args:
+        name: Its name.
+        value: What was given.
+        above_zero: Whether zero is too little; less than zero always is.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite, or too small.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"`temperature` must be a number. Received: temperature={value!r}."
+            f"`{name}` must be a number. Received: {name}={value!r}."
         ) from None
     if not math.isfinite(number):
-        raise ValueError(
-            f"`temperature` must be finite. Received: temperature={value}."
+        raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
+    if number < 0.0 or (above_zero and number == 0.0):
+        least = "above zero" if above_zero else "zero or more"
+        fix = (
+            " Fix: 1 leaves the distributions as they are; 2 to 5 is usual."
+            if name == "temperature"
+            else ""
         )
-    if number <= 0.0:
-        raise ValueError(
-            f"`temperature` must be above zero. Received: temperature={value}. Fix: 1 "
-            f"leaves the distributions as they are; 2 to 5 is usual."
-        )
+        raise ValueError(f"`{name}` must be {least}. Received: {name}={value}.{fix}")
     return number
+
+
+def _targets(labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    """One-hot target classes: the labels, else the teacher's first choice."""
+    classes = teacher_logits.shape[-1]
+    first_choice = ops.argmax(teacher_logits, axis=-1)
+    if labels is None:
+        return ops.one_hot(first_choice, classes, dtype="float32")
+    shape, rank = tuple(labels.shape), len(teacher_logits.shape)
+    if len(shape) == rank and shape[-1] == classes:
+        labels = ops.argmax(labels, axis=-1)
+    elif len(shape) == rank and shape[-1] == 1:
+        labels = ops.squeeze(labels, axis=-1)
+    if not compatible_shapes(tuple(labels.shape), tuple(first_choice.shape)):
+        raise ValueError(
+            f"Labels must be class indices or one-hot rows. Received: labels {shape}, "
+            f"teacher logits {tuple(teacher_logits.shape)}. Fix: one index for each "
+            f"row of logits."
+        )
+    labels = ops.cast(labels, first_choice.dtype)
+    labels = ops.where(labels < 0, first_choice, labels)
+    return ops.one_hot(labels, classes, dtype="float32")
