@@ -10,10 +10,12 @@ from __future__ import annotations
 # that `--help` answers at once.
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # It warns of retracing where several models take turns.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
+        _load_tensorflow()
         # Keras's progress bars go to stdout: there only the result belongs.
         with contextlib.redirect_stdout(sys.stderr):
             result = args.run(args)
@@ -58,13 +61,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError) as err:
         if args.verbose > 1:
             raise
-        print(f"kdlite {args.command}: {err}", file=sys.stderr)
+        print(f"kdlite {args.command}: {_in_its_words(err)}", file=sys.stderr)
         return 1 if _is_failed_check(err) else 2
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         print(result)
     return 0 if getattr(result, "passed", True) else 1
+
+
+def _load_tensorflow() -> None:
+    """Imports TensorFlow without its start-up lines, which no setting turns off."""
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _in_its_words(err: Exception) -> str:
+    """What an error says, in the command line's terms."""
+    text = str(err).replace("pass overwrite=True", "give --overwrite")
+    text = text.replace("overwrite=True", "--overwrite")
+    # h5py has the system's number in its text alone.
+    if getattr(err, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
+        return (
+            "There must be room for the files. Received: a full disk. Free some, and "
+            "give the same command again: it goes on where it was."
+        )
+    return text
 
 
 def _is_failed_check(err: Exception) -> bool:
@@ -178,12 +209,33 @@ def _inspect(args: argparse.Namespace) -> Any:
 
 def _verify(args: argparse.Namespace) -> Any:
     from kdlite import datasets
-    from kdlite.lite.verify import verify
+    from kdlite.lite.verify import VerificationError, verify
 
     model = _load_model(args.model)
     samples = datasets.load(args.data, model.input_shape[1:], needs_y=False)
     data = samples.x if samples.y is None else (samples.x, samples.y)
-    return verify(args.file, model, data).require(top1_agreement=args.top1_agreement)
+    report = verify(args.file, model, data)
+    try:
+        report.require(top1_agreement=args.top1_agreement)
+    except VerificationError as err:
+        return _Failed(report, err)
+    return report
+
+
+class _Failed:
+    """A comparison that was made, and does not hold."""
+
+    passed = False
+
+    def __init__(self, report: Any, err: Any) -> None:
+        self.report = report
+        self.err = err
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.report.to_dict(), "problems": list(self.err.problems)}
+
+    def __str__(self) -> str:
+        return str(self.err)
 
 
 def _benchmark(args: argparse.Namespace) -> Any:
@@ -229,6 +281,13 @@ def _load_model(path: Path) -> Any:
         raise FileNotFoundError(
             f"A model file must exist. Received: {path}, which is not there. Name a "
             ".keras file."
+        )
+    old_format = path.suffix in (".h5", ".hdf5")
+    if not path.is_file() or not (old_format or zipfile.is_zipfile(path)):
+        raise ValueError(
+            f"A model must be a .keras file. Received: {path}, which is "
+            f"{'a folder' if path.is_dir() else 'another file'}. Save the model with "
+            "model.save('name.keras')."
         )
     try:
         return keras.models.load_model(path)

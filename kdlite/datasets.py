@@ -367,6 +367,13 @@ def _load_folder(
             + (f", where {list(class_names)} were named. " if class_names else ". ")
             + "Sort the images into subfolders named like the classes."
         )
+    empty = [name for name in found if not any((path / name).iterdir())]
+    if empty:
+        raise ValueError(
+            "Each class must have images. Received: "
+            f"{path} with nothing in {', '.join(empty)}. Add images, or remove the "
+            "subfolder."
+        )
     dataset = keras.utils.image_dataset_from_directory(
         path,
         label_mode="int",
@@ -376,9 +383,27 @@ def _load_folder(
         shuffle=False,
         verbose=False,
     )
-    batches = list(dataset.as_numpy_iterator())
+    try:
+        batches = list(dataset.as_numpy_iterator())
+    except Exception as err:  # TensorFlow's, which names no file
+        raise ValueError(
+            "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "
+            f"Received: {_unreadable(dataset.file_paths)}. Mend or remove it."
+        ) from err
     return Samples(
         np.concatenate([x for x, _ in batches]),
         np.concatenate([y for _, y in batches]),
         tuple(dataset.class_names),
     )
+
+
+def _unreadable(paths: Sequence[str]) -> str:
+    """The first image that cannot be read."""
+    import tensorflow as tf
+
+    for path in paths:
+        try:
+            tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
+        except tf.errors.OpError as err:
+            return f"{path} ({err.message.splitlines()[0]})"
+    return "one that cannot be read a second time"

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kdlite.fingerprint import rows_fingerprint
+from kdlite.lite.calibration import check_pixels
 
 Array = np.ndarray[Any, Any]
 
@@ -61,6 +62,11 @@ def check_inputs(
                 f"Received: model {model.name!r} with output shape {shape}. Give a "
                 "classifier; end it with a pooling or Flatten layer and a Dense layer."
             )
+    if not student.trainable_variables:
+        raise ValueError(
+            "The student must have weights to train. Received: "
+            f"{student.name!r}, in which all are frozen. Set student.trainable = True."
+        )
     classes = _output_shape(student)[-1]
     teacher_classes = _output_shape(teacher)[-1]
     if classes != teacher_classes:
@@ -70,10 +76,11 @@ def check_inputs(
             f"{classes}. Rebuild the student's last layer with {teacher_classes} units."
         )
     if labels is not None and len(labels) != classes:
+        named = ", ".join([*labels[:5], *(["..."] if len(labels) > 5 else [])])
         raise ValueError(
-            "`labels` must name each class once. Received: "
-            f"{len(labels)} names for {classes} classes. Give them in the order of the "
-            "class indices."
+            "There must be one name, or one subfolder of images, for each class. "
+            f"Received: {len(labels)} ({named}) for {classes} classes. Give "
+            "them in the order of the class indices."
         )
     for name, split in data.items():
         _check_split(name, split, classes)
@@ -119,8 +126,12 @@ def _check_split(name: str, split: tuple[Array, Array], classes: int | None) -> 
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(
             f"`{name}` labels must be integer class indices of shape (samples,). "
-            f"Received: dtype {y.dtype}, shape {y.shape}. From one-hot rows: "
-            "y.argmax(-1)."
+            f"Received: dtype {y.dtype}, shape {y.shape}. "
+            + (
+                "From one-hot rows: y.argmax(-1)."
+                if y.ndim > 1
+                else "From names: np.unique(y, return_inverse=True)[1]."
+            )
         )
     if y.min() < 0 or y.max() >= (classes or 0):
         raise ValueError(
@@ -176,24 +187,8 @@ def _check_value_ranges(
                 f"`{name}` up to {value:g}, `{large}` up to {highest[large]:g}. Scale "
                 "them alike (pixels all in 0..255, or all in 0..1)."
             )
-    for role, model in (("student", student), ("teacher", teacher)):
-        first = next(
-            (
-                layer
-                for layer in model.layers
-                if not isinstance(layer, keras.layers.InputLayer)
-            ),
-            None,
-        )
-        scale: Any = getattr(first, "scale", None)
-        if not isinstance(first, keras.layers.Rescaling) or np.ndim(scale):
-            continue
-        if float(scale) < 0.1 and highest[large] <= 1.0:
-            raise ValueError(
-                f"The {role} {model.name!r} begins with Rescaling({scale:g}), so "
-                f"it takes raw pixels. Received: data up to {highest[large]:g}. Give "
-                "pixels in 0..255, or build the model without Rescaling."
-            )
+    for model in (student, teacher):
+        check_pixels(model, highest[large], f"`{large}`")
 
 
 def _warn_overlap(data: Mapping[str, tuple[Array, Array]]) -> None:

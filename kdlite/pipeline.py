@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite import report as report_page
+from kdlite.compress.qat import quantize_aware
+from kdlite.distill.distiller import Distiller
+from kdlite.distill.label_store import LOCK, locked
 from kdlite.distill.losses import SoftTargets
 from kdlite.distill.views import Augment, Views
 from kdlite.doctor import check_inputs
@@ -146,7 +150,8 @@ def distill_to_tflite(
         baseline: Whether to train the student without a teacher beside it.
         gates: What must be reached. By default int8 may lose at most 1 point.
         out: Folder to write: `teacher.keras`, `student.keras`, `student_int8.tflite`,
-            `student_float32.tflite`, `report.json`, `report.html`.
+            `student_float32.tflite`, `report.json`, `report.html`, and
+            `student_qat.keras`, the model that the int8 file was made from.
         overwrite: Whether to replace `out`, and to drop what an earlier run with other
             settings left half-done.
         verbose: As in Keras's `fit`; `"auto"` is a bar on a terminal, else a line an
@@ -158,6 +163,7 @@ def distill_to_tflite(
     Raises:
         ValueError: An input breaks a rule; found before anything is computed.
         FileExistsError: `out` exists, and `overwrite` is False.
+        RuntimeError: Another process is at the same `out`, or training diverged.
     """
     out = Path(out)
     if quantization not in _QUANTIZATIONS:
@@ -177,6 +183,20 @@ def distill_to_tflite(
                 f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
                 "Give a whole number from 1 on."
             )
+    for name, rate, least in (
+        ("learning_rate", learning_rate, "above 0"),
+        ("weight_decay", weight_decay, "0 or more"),
+    ):
+        if not math.isfinite(rate) or rate < 0 or (rate == 0 and least == "above 0"):
+            raise ValueError(
+                f"`{name}` must be finite and {least}. Received: {name}={rate!r}. The "
+                "default is a good start."
+            )
+    if hard_loss_weight == soft_loss_weight == 0:
+        raise ValueError(
+            "One of the two losses must count. Received: hard_loss_weight=0 and "
+            "soft_loss_weight=0. Give for example 0.1 and 0.9."
+        )
     if seeds > 1 and isinstance(student, keras.Model):
         raise ValueError(
             "`seeds` above 1 needs the student as a function that builds it, so that "
@@ -213,35 +233,38 @@ def distill_to_tflite(
         soft_loss_weight,
     )
     # Made before the first file is written: they hold the rules for these arguments.
-    SoftTargets(temperature)
-    Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
-    work = _open_work(
-        Path(f"{out}.partial"),
-        {
-            **asdict(training),
-            "views": views,
-            "seeds": seeds,
-            "baseline": baseline,
-            "augmented": augment is not None,
-            "teacher": model_fingerprint(teacher),
-            "student": model_fingerprint(example),
-            "trainable": [layer.trainable for layer in example._flatten_layers()],
-            **{f"data_{name}": data_fingerprint(split) for name, split in data.items()},
-        },
-        overwrite,
+    Distiller(
+        example, teacher, SoftTargets(temperature), hard_loss_weight, soft_loss_weight
     )
-    stages = Stages(work, teacher, data, names, training, augment, views, verbose)
-    stages.label()
-    outcomes = []
-    for seed in range(seeds):
-        keras.utils.set_random_seed(seed)
-        start = student if isinstance(student, keras.Model) else student()
-        outcomes.append(stages.train_and_export(start, seed, baseline))
-    report = stages.measure(outcomes, gates or Gates())
-    best = max(outcomes, key=lambda outcome: outcome.validation_top1)
-    stages.write_files(best, report)
-    _put_in_place(work / "final", out)
-    shutil.rmtree(work)
+    quantize_aware(example, quantization)
+    Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
+    settings = {
+        **asdict(training),
+        "views": views,
+        "seeds": seeds,
+        "baseline": baseline,
+        "augmented": augment is not None,
+        "teacher": model_fingerprint(teacher),
+        "student": model_fingerprint(example),
+        "trainable": [layer.trainable for layer in example._flatten_layers()],
+        **{f"data_{name}": data_fingerprint(split) for name, split in data.items()},
+    }
+    work = Path(f"{out}.partial")
+    _make_folder(work, out)
+    with locked(work, "A run is"):
+        _begin_or_go_on(work, settings, overwrite)
+        stages = Stages(work, teacher, data, names, training, augment, views, verbose)
+        stages.label()
+        outcomes = []
+        for seed in range(seeds):
+            keras.utils.set_random_seed(seed)
+            start = student if isinstance(student, keras.Model) else student()
+            outcomes.append(stages.train_and_export(start, seed, baseline))
+        report = stages.measure(outcomes, gates or Gates())
+        best = max(outcomes, key=lambda outcome: outcome.validation_top1)
+        stages.write_files(best, report)
+        _put_in_place(work / "final", out)
+        shutil.rmtree(work)
     return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))
 
 
@@ -249,7 +272,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Raises `FileExistsError` if there is something at `out` that is to stay."""
     if _exists(out) and not overwrite:
         raise FileExistsError(
-            f"`out` must not exist. Received: {out}, which holds files. Choose another "
+            f"`out` must not exist. Received: {out}, which is there. Choose another "
             "folder, or pass overwrite=True to replace it."
         )
 
@@ -295,8 +318,18 @@ def _exists(out: Path) -> bool:
     return out.exists() and (not out.is_dir() or any(out.iterdir()))
 
 
-def _open_work(work: Path, settings: dict[str, Any], overwrite: bool) -> Path:
-    """The folder of a run under way: a new one, or that of the same run stopped."""
+def _make_folder(work: Path, out: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise type(err)(
+            f"`out` must be a place that can be written. Received: {out} "
+            f"({err.strerror}). Choose another folder, or change its permissions."
+        ) from err
+
+
+def _begin_or_go_on(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Leaves the folder of the same run stopped as it is, and empties any other."""
     state = work / _STATE
     if state.exists():
         before = json.loads(state.read_text())
@@ -305,19 +338,21 @@ def _open_work(work: Path, settings: dict[str, Any], overwrite: bool) -> Path:
         )
         if not changed:
             logger.info("going on with the run in %s", work)
-            return work
+            return
         if not overwrite:
             raise FileExistsError(
                 "A run that was stopped goes on only with the same settings. Received: "
                 f"{work} from a run with other {', '.join(changed)}. Repeat the call "
                 "of then, delete the folder, or pass overwrite=True."
             )
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
     temporary = work / f"{_STATE}.tmp"
     temporary.write_text(json.dumps(settings, indent=2))
     os.replace(temporary, state)
-    return work
 
 
 def _put_in_place(final: Path, out: Path) -> None:

@@ -96,14 +96,22 @@ def _number(figures: Mapping[str, Any], key: str, form: Any) -> str:
     return form(figures[key]) if figures.get(key) is not None else "-"
 
 
+def _times(ratio: float, word: str) -> str:
+    if ratio < 1.0:
+        opposite = {"small": "larger", "fast": "slower"}[word]
+        return f"{1 / ratio:.1f} times {opposite}"
+    comparative = {"small": "smaller", "fast": "faster"}[word]
+    return f"{ratio:.{0 if ratio >= 10 else 1}f} times {comparative}"
+
+
 def _ratios(report: Report) -> list[str]:
     teacher, int8 = report["teacher"], report["tflite"]["int8"]
     lines = []
     lost = 100 * (teacher["top1"] - int8["top1"])
     if teacher.get("bytes"):
         lines.append(
-            f"int8 student: {teacher['bytes'] / int8['bytes']:.0f} times smaller and "
-            f"{teacher['latency_ms'] / int8['latency_ms']:.0f} times faster than the "
+            f"int8 student: {_times(teacher['bytes'] / int8['bytes'], 'small')} and "
+            f"{_times(teacher['latency_ms'] / int8['latency_ms'], 'fast')} than the "
             "teacher's float file (LiteRT on this computer; a phone differs), "
             f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} it"
         )

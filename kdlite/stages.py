@@ -207,6 +207,13 @@ class Stages:
                 keras.callbacks.BackupAndRestore(str(backup)),
             ],
         )
+        if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+            shutil.rmtree(backup, ignore_errors=True)  # not to go on from there
+            raise RuntimeError(
+                "Training must give finite weights. Received: NaN or infinity after "
+                f"training {path.name!r} with learning_rate={training.learning_rate}. "
+                "Lower the learning rate, or look at the range of the data."
+            )
         _save_whole(model, whole)
         shutil.rmtree(backup, ignore_errors=True)
         return model
@@ -320,6 +327,7 @@ class Stages:
         final.mkdir()
         self.teacher.save(final / "teacher.keras")
         best.student.save(final / "student.keras")
+        shutil.copyfile(best.folder / "student_qat.keras", final / "student_qat.keras")
         for kind in ("float32", "int8"):
             shutil.copyfile(
                 best.folder / f"student_{kind}.tflite",

@@ -249,3 +249,14 @@ def test_files(tmp_path: pathlib.Path) -> None:
     np.savez(wrong, a=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="no 'free', unknown 'a'"):
         load_samples(wrong, [FREE])
+
+
+def test_samples_in_the_units_of_the_range() -> None:
+    pixels = InputSpec("image", (2,), low_high=(0.0, 255.0))
+    for role in ("calibration_data", "verify_data"):
+        with pytest.raises(
+            ValueError, match=f"`{role}` must be in the units.*up to 1 "
+        ):
+            load_samples(np.array([[0.0, 1.0], [0.5, 1.0]]), [pixels], role=role)
+    load_samples(np.array([[0.0, 3.0]]), [pixels])
+    load_samples(np.array([[0.0, 0.0]]), [pixels])

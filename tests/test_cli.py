@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -40,6 +42,8 @@ def folder(tmp_path_factory):
     np.savez(path / "inputs.npz", x=x)
     (path / "labels.txt").write_text("one\ntwo\nthree\n")
     (path / "broken.keras").write_text("not a model")
+    with zipfile.ZipFile(path / "torn.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
     (path / "broken.tflite").write_text("not a file of LiteRT")
     return path
 
@@ -138,7 +142,11 @@ def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
         ["verify", str(tflite), str(tmp_path / "other.keras"), "--data", data]
     )
     assert code == 1
-    assert capsys.readouterr().err.startswith("kdlite verify: ")
+    assert capsys.readouterr().out.startswith("The file must do what the Keras model")
+    arguments = ["verify", str(tflite), str(tmp_path / "other.keras"), "--data", data]
+    assert cli.main([*arguments, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] and report["outputs"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +155,10 @@ def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
         (["inspect", "{}/nowhere.tflite"], "nowhere.tflite"),
         (["inspect", "{}/broken.tflite"], "broken.tflite"),
         (["export", "{}/nowhere.keras", "-o", "{}/x.tflite"], "must exist"),
-        (["export", "{}/broken.keras", "-o", "{}/x.tflite"], "Keras can load"),
+        (["export", "{}/broken.keras", "-o", "{}/x.tflite"], "which is another file"),
+        (["export", "{}", "-o", "{}/x.tflite"], "which is a folder"),
+        (["export", "{}/torn.keras", "-o", "{}/x.tflite"], "Keras can load"),
+        (["export", "{}/model.keras", "-o", "{}/data.npz"], "give --overwrite"),
         (
             ["export", "{}/model.keras", "-o", "{}/x.tflite", "--quantization", "int8"],
             "calibration_data",
@@ -192,6 +203,27 @@ def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
         keras.models.load_model(model).predict(x, verbose=0),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    "err",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Can't write data (file write failed: errno = 28, error message = ..."),
+    ],
+)
+def test_a_full_disk_is_said_in_words(err, monkeypatch, capsys) -> None:
+    def write(args):
+        raise err
+
+    monkeypatch.setattr(cli, "_inspect", write)
+    assert cli.main(["inspect", "any.tflite"]) == 2
+    assert "Received: a full disk. Free some" in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_says_nothing_but_the_result(folder, tflite) -> None:
+    result = kdlite("inspect", tflite)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_interrupt_says_what_to_do_next(monkeypatch, capsys) -> None:

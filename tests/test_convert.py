@@ -744,3 +744,29 @@ def test_open_lengths_come_from_the_data(tmp_path, no_conversion) -> None:
         export(model, tmp_path / "m.tflite")
     with pytest.raises(AssertionError, match="converted"):
         export(model, tmp_path / "m.tflite", verify_data=pixels(2))
+
+
+def test_pixels_in_other_units_than_the_model_takes(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dense(3),
+        ],
+        name="takes_bytes",
+    )
+    x = np.random.default_rng(0).uniform(size=(120, 4, 4, 1)).astype("float32")
+    with pytest.raises(ValueError, match="units.*'takes_bytes'.*begins with Rescaling"):
+        export(model, tmp_path / "m.tflite", "int8", calibration_data=x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distiller_is_not_its_student(tmp_path):
+    class Trains(keras.Model):
+        student = None
+
+    trains = Trains()
+    trains.student = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    with pytest.raises(TypeError, match="Received: Trains.*Give its .student"):
+        export(trains, tmp_path / "m.tflite")

@@ -255,6 +255,20 @@ def test_folder_errors(tmp_path: Path) -> None:
         datasets.load(tmp_path, (4,))
 
 
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "nobody").mkdir()
+    with pytest.raises(ValueError, match="Each class must have images.*nobody"):
+        datasets.load(tmp_path, (4, 4, 1))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "a" / "torn.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"TensorFlow can read.*a.torn\.png \("):
+        datasets.load(tmp_path, (4, 4, 1))
+
+
 def test_npz_is_read_with_and_without_y(tmp_path: Path) -> None:
     x, y = np.arange(8.0).reshape(4, 2), np.arange(4)
     np.savez(tmp_path / "xy.npz", x=x, y=y[:, None])

@@ -45,6 +45,20 @@ def test_output_must_be_one_vector(rng) -> None:
         check_inputs(net(), two, {"train": split(rng)})
 
 
+def test_a_frozen_student_is_refused(rng) -> None:
+    frozen = net()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="must have weights to train.*'net'"):
+        check_inputs(frozen, net(), {"train": split(rng)})
+
+
+def test_names_that_are_not_one_a_class_are_shown(rng) -> None:
+    with pytest.raises(
+        ValueError, match=r"Received: 6 \(a, b, c, d, e, \.\.\.\) for 3"
+    ):
+        check_inputs(net(), net(), {"train": split(rng)}, list("abcdef"))
+
+
 def test_unbuilt_model_is_named(rng) -> None:
     raw = keras.Sequential([keras.layers.Dense(3)], name="raw")
     with pytest.raises(ValueError, match="must know its shapes.*'raw'"):
@@ -59,7 +73,7 @@ def test_one_input_only(rng) -> None:
 
 
 def test_labels_name_each_class(rng) -> None:
-    with pytest.raises(ValueError, match="2 names for 3 classes"):
+    with pytest.raises(ValueError, match=r"Received: 2 \(.*\) for 3 classes"):
         check_inputs(net(), net(), {"train": split(rng)}, ["a", "b"])
 
 
@@ -68,6 +82,7 @@ def test_labels_name_each_class(rng) -> None:
     [
         (lambda x, y: (x, y[:-1]), "one label a sample.*12 samples, 11 labels"),
         (lambda x, y: (x, np.eye(3)[y]), r"integer class indices.*argmax"),
+        (lambda x, y: (x, y.astype("float32")), r"integer class.*float32.*np.unique"),
         (lambda x, y: (x, y.astype("float32")), "integer class indices.*float32"),
         (lambda x, y: (x, y + 1), r"lie in 0\.\.2.*from 1 to 3.*Count from 0"),
         (lambda x, y: (x, y - 1), r"lie in 0\.\.2.*from -1 to 1"),
@@ -104,7 +119,9 @@ def test_splits_in_other_units_are_refused(rng) -> None:
 
 
 def test_normalized_pixels_into_a_model_that_rescales(rng) -> None:
-    with pytest.raises(ValueError, match="begins with Rescaling.*data up to"):
+    with pytest.raises(
+        ValueError, match="up to 0.9.*begins with Rescaling.*raw pixels"
+    ):
         check_inputs(net(rescale=True), net(), {"train": split(rng)})
 
 

@@ -195,6 +195,10 @@ def shared(second):
             lambda: model(layers.Dense(2, activation="gelu", name="d")),
             "'relu', 'relu6', 'softmax', 'sigmoid' and 'linear'.*'gelu' in layer 'd'",
         ),
+        (
+            lambda: model(layers.RandomFlip(name="flip")),
+            "does not have this layer.*'flip' of class RandomFlip.*in the data",
+        ),
         (in_training_mode, "held in training mode. Received: layer 'mc'"),
         (
             lambda: keras.Model((x := keras.Input((4,), dtype="int32")), x),

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kdlite import pipeline, stages
+from kdlite.distill.label_store import locked
 from kdlite.gates import Gates
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.pipeline import distill_to_tflite
@@ -91,6 +92,7 @@ def test_writes_the_promised_files_and_nothing_else(result) -> None:
         "student.keras",
         "student_float32.tflite",
         "student_int8.tflite",
+        "student_qat.keras",
         "teacher.keras",
     ]
     assert [path.name for path in result.out.parent.iterdir()] == ["out"]
@@ -257,6 +259,15 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"test": {"x": 1}}, TypeError, "`test` must be .*Received: dict"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"views": 2}, ValueError, "augment"),
+        ({"learning_rate": float("nan")}, ValueError, "`learning_rate` must be finite"),
+        ({"learning_rate": -1.0}, ValueError, "above 0.*learning_rate=-1.0"),
+        ({"weight_decay": -1.0}, ValueError, "0 or more.*weight_decay=-1.0"),
+        ({"hard_loss_weight": -1.0}, ValueError, "not negative"),
+        (
+            {"hard_loss_weight": 0, "soft_loss_weight": 0},
+            ValueError,
+            "One of the two losses must count",
+        ),
     ],
 )
 def test_wrong_arguments_fail_before_anything_is_written(
@@ -268,6 +279,50 @@ def test_wrong_arguments_fail_before_anything_is_written(
             teacher, data["train"], build_student(), out=tmp_path / "out", **arguments
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_that_int8_cannot_take_is_refused_before_training(
+    data, teacher, tmp_path
+) -> None:
+    image = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Reshape((8, 8))(keras.layers.Rescaling(1 / 255)(image))
+    x = keras.layers.LSTM(4, name="memory")(x)
+    student = keras.Model(image, keras.layers.Dense(3)(x))
+    with pytest.raises(ValueError, match="does not have this layer.*'memory'"):
+        distill_to_tflite(
+            teacher,
+            data["train"],
+            student,
+            test=data["test"],
+            out=tmp_path / "out",
+            **SETTINGS,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time(data, teacher, tmp_path) -> None:
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    with (
+        locked(work, "A run is"),
+        pytest.raises(RuntimeError, match="A run is written by one process at a time"),
+    ):
+        distill_to_tflite(
+            teacher,
+            data["train"],
+            build_student,
+            test=data["test"],
+            out=tmp_path / "out",
+            overwrite=True,
+            **SETTINGS,
+        )
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    with pytest.raises(OSError, match="`out` must be a place that can be written"):
+        pipeline._make_folder(tmp_path / "file" / "out.partial", out)
 
 
 def test_a_teacher_that_guesses_is_refused(data, tmp_path) -> None:

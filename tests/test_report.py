@@ -67,6 +67,19 @@ def test_table_says_what_was_gained_and_lost(figures) -> None:
     assert len({len(line) for line in lines[1:2]}) == 1
 
 
+@pytest.mark.parametrize(
+    "ratio, word, text",
+    [
+        (66.5, "small", "66 times smaller"),
+        (1.36, "fast", "1.4 times faster"),
+        (0.8, "fast", "1.2 times slower"),
+        (0.5, "small", "2.0 times larger"),
+    ],
+)
+def test_ratios_are_said_as_they_are(ratio, word, text) -> None:
+    assert report._times(ratio, word) == text
+
+
 def test_table_without_baseline_and_teacher_file(figures) -> None:
     bare = copy.deepcopy(figures)
     bare["baseline"] = None

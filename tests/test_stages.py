@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kdlite import stages
+from kdlite.distill.soft_labels import SoftLabels
 
 
 def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
@@ -53,6 +54,23 @@ def test_epochs_done_are_those_of_the_backup(tmp_path) -> None:
     assert stages._epochs_done(tmp_path) == 7
     (tmp_path / "training_metadata.json").write_text("half a fi")
     assert stages._epochs_done(tmp_path) == 0
+
+
+def test_training_that_diverges_leaves_nothing_to_go_on_from(tmp_path) -> None:
+    x = np.zeros((40, 2), "float32")
+    y = np.zeros(40, "int64")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.layers[0].bias.assign([np.nan, 0.0])
+    training = stages.Training(1, 1, 8, 0.01, 0.0, 2.0, 0.5, 0.5)
+    run = stages.Stages(
+        tmp_path, model, {"train": (x, y)}, ("a", "b"), training, None, 1, 0
+    )
+    sound = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    run.soft = SoftLabels.build(sound, x, tmp_path / "labels")
+    with pytest.raises(RuntimeError, match="finite weights.*'student'.*rate=0.01"):
+        run._fit(model, tmp_path / "student", 0, distill=True)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["labels"]
+    assert not list(tmp_path.glob("*.keras"))
 
 
 def test_spread_over_seeds_is_the_sample_deviation() -> None:

@@ -265,7 +265,7 @@ def test_an_unknown_head_is_an_error_until_declared(rng):
 @pytest.mark.parametrize("declared", [None, "probabilities"])
 def test_a_sigmoid_head_is_refused(make, declared):
     with pytest.raises(
-        ValueError, match=r"must return class.*sigmoid of .*multi-label"
+        ValueError, match=r"must return class.*sigmoid of .*a class and a softmax"
     ):
         logits_model(make(), declared)
 

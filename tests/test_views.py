@@ -120,6 +120,27 @@ def drawn_while_traced(x, seed):
     return x + tf.constant(random.randrange(200), x.dtype)
 
 
+def with_one_argument(x):
+    return x
+
+
+def that_raises(x, seed):
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    "augment, text",
+    [
+        (with_one_argument, "augment=with_one_argument, which raised TypeError"),
+        (that_raises, "augment=that_raises, which raised KeyError.*no such thing"),
+    ],
+)
+def test_what_an_augment_raises_is_one_sentence(augment, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        Views(augment, 1, 0).check(IMAGES)
+    assert "in user code" not in str(caught.value)
+
+
 @pytest.mark.parametrize("augment", [drawn, drawn_by_numpy, drawn_while_traced])
 @pytest.mark.parametrize("global_seed", [None, 3])
 def test_a_stateful_augment(augment, global_seed):
@@ -154,5 +175,6 @@ def test_a_stateful_augment(augment, global_seed):
     ],
 )
 def test_an_augment_that_changes_the_kind_of_sample(augment, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=text) as caught:
         Views(augment, 2, 0).check(IMAGES)
+    assert "in user code" not in str(caught.value)

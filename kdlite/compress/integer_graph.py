@@ -119,6 +119,8 @@ class IntegerGraph:
                 arguments = [tensors[id(x)] for x in node.arguments.keras_tensors]
                 pinned = node.arguments.kwargs.get("training")
                 pinned = training if pinned is None else pinned
+                if not isinstance(layer, keras.Model):
+                    _check_supported(layer)
                 if pinned:
                     raise ValueError(
                         "A layer must not be held in training mode. Received: layer "
@@ -127,7 +129,6 @@ class IntegerGraph:
                 if isinstance(layer, keras.Model):
                     results = self._read(layer, arguments, pinned)
                 else:
-                    _check_supported(layer)
                     shape = node.outputs[0].shape
                     results = [self._call(layer, arguments, shape, pinned is not None)]
                 tensors.update(zip(map(id, node.outputs), results, strict=True))
@@ -417,7 +418,7 @@ def _check_supported(layer: Any) -> None:
         raise ValueError(
             "Quantization-aware training does not have this layer. Received: layer "
             f"{layer.name!r} of class {type(layer).__name__}. Build the student from "
-            f"{names}, or quantize it after training."
+            f"{names}, or quantize it after training. Augmentation belongs in the data."
         )
     if layer.dtype_policy.name != "float32":
         raise ValueError(

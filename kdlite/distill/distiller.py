@@ -430,6 +430,8 @@ def _batch_size(y_pred: Tensor) -> Tensor:
 
 def _checked_weight(name: str, value: float) -> float:
     try:
+        if isinstance(value, str):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(

@@ -32,14 +32,14 @@ except ImportError:  # not on this system: two builds at once are not told apart
 
 Array = np.ndarray[Any, Any]
 
-_MANIFEST, _LOGITS, _SAMPLES, _LOCK = (
+_MANIFEST, _LOGITS, _SAMPLES, LOCK = (
     "manifest.json",
     "logits.f32",
     "samples.u64",
     "lock",
 )
 _DATA_FILES = (_LOGITS, _SAMPLES)
-_OWN_FILES = {_MANIFEST, f"{_MANIFEST}.tmp", _LOCK, *_DATA_FILES}
+_OWN_FILES = {_MANIFEST, f"{_MANIFEST}.tmp", LOCK, *_DATA_FILES}
 _FORMAT = "kdlite soft labels 1"
 _SECONDS_BETWEEN_COMMITS = 5.0
 _READ_BYTES = 1 << 22
@@ -228,7 +228,7 @@ class LabelWriter:
     def __enter__(self) -> LabelWriter:
         with contextlib.ExitStack() as undo:
             self.path.mkdir(parents=True, exist_ok=True)
-            undo.enter_context(_locked(self.path))
+            undo.enter_context(locked(self.path, "Soft labels are"))
             if self._overwrite:
                 # The manifest first: without it the others mean nothing.
                 for name in (_MANIFEST, *_DATA_FILES):
@@ -381,14 +381,23 @@ def _digest_of(file: IO[bytes], size_bytes: int) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path / _LOCK, "w") as file:
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Keeps other processes out of a folder while this one writes there.
+
+    Args:
+        path: The folder.
+        what: What is written, and its verb, for the message.
+
+    Raises:
+        RuntimeError: If another process is at it.
+    """
+    with open(path / LOCK, "w") as file:
         try:
             if fcntl is not None:  # the system lets go of it when the process ends
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
-                f"Soft labels are written by one process at a time. Received: "
+                f"{what} written by one process at a time. Received: "
                 f"path={path}, where another is at it. Fix: wait for it, or give "
                 f"another path."
             ) from None

@@ -39,6 +39,7 @@ from kdlite.distill.label_store import (
     check_place,
     read_store,
 )
+from kdlite.distill.losses.outputs import compatible_shapes
 from kdlite.distill.samples import (
     DataSet,
     Samples,
@@ -166,6 +167,7 @@ class SoftLabels:
         fingerprint = model_fingerprint(logits.model)
         check_place(path)
         samples = Samples(dataset, _batch_rank(logits.model, dataset))
+        _check_taken(logits, samples)
         looks = Views(augment, views, seed)
         few = first_samples(samples)
         looks.check(few)
@@ -486,6 +488,27 @@ def _batch_rank(model: keras.Model, dataset: DataSet) -> int | None:
     if isinstance(x, dict) and min(x) in names:  # the first, as structures are sorted
         return names[min(x)]
     return len(inputs[0].shape)
+
+
+def _check_taken(logits: LogitsModel, samples: Samples) -> None:
+    """Checks that the teacher takes such samples, as far as its graph says."""
+    inputs = getattr(logits.model, "inputs", None) or ()
+    taken = [tuple(tensor.shape[1:]) for tensor in inputs]
+    given = [tuple(shape) for _, shape in samples.spec]
+    if len(taken) == len(given) == 1 and not any(
+        # Keras itself adds or takes a last axis of 1.
+        compatible_shapes(wanted, shape)
+        for wanted, shape in (
+            (taken[0], given[0]),
+            (taken[0], (*given[0], 1)),
+            ((*taken[0], 1), given[0]),
+        )
+    ):
+        raise ValueError(
+            f"Samples must have the shape that the teacher takes. Received: samples of "
+            f"{given}, teacher '{logits.name}' takes {taken}. Fix: resize or reshape "
+            f"the data, or give the teacher they are for."
+        )
 
 
 def _checked_int(name: str, value: Any, least: int) -> int:

@@ -364,7 +364,7 @@ def _outputs_of_op(op: Any, sources: Callable[[], list[Outputs]]) -> Outputs:
 
 _SIGMOID = (
     "which ends in the sigmoid of {}: independent labels, not one of several classes. "
-    "Fix: distil such a model with a loss for multi-label outputs"
+    "Fix: give it one logit a class and a softmax, or none; for two classes two logits"
 )
 
 

@@ -133,11 +133,38 @@ class Views:
 
         def made(place: Tensor, seed: Tensor) -> Structure:
             sample = tf.nest.map_structure(lambda array: array[place], held)
-            seen = self.augment(sample, seed)  # type: ignore[misc]
-            _check_augmented(self.augment, sample, seen)
+            try:
+                seen = self.augment(sample, seed)  # type: ignore[misc]
+            except Exception as err:
+                raised.append(
+                    ValueError(
+                        f"`augment` must be a function of a sample (tensors, without a "
+                        f"batch axis) and a seed that TensorFlow can trace. Received: "
+                        f"augment={_called(self.augment)}, which raised "
+                        f"{type(err).__name__}: {err}. Fix: def augment(x, seed), with "
+                        f"operations of tf alone."
+                    )
+                )
+                raise
+            try:
+                _check_augmented(self.augment, sample, seen)
+            except ValueError as err:
+                raised.append(err)
+                raise
             return tuple(tf.nest.flatten(seen))
 
-        pairs = tf.data.Dataset.from_tensor_slices((probes[:, 0], seeds)).map(made)
+        raised: list[ValueError] = []
+        pairs = tf.data.Dataset.from_tensor_slices((probes[:, 0], seeds))
+        try:
+            pairs = pairs.map(made)
+        except Exception as err:  # as `raised`, with TensorFlow's trace around it
+            if raised:
+                raise raised[0] from None
+            raise ValueError(
+                f"`augment` must be a function that TensorFlow can trace. Received: "
+                f"augment={_called(self.augment)}: {err} Fix: def augment(x, seed), "
+                f"with operations of tf alone."
+            ) from err
         results = [tuple(leaf.numpy() for leaf in result) for result in pairs]
         shapes = [array.shape[1:] for array in tf.nest.flatten(held)]
         for result in results:

@@ -124,6 +124,34 @@ def load_samples(
     return arrays
 
 
+def check_pixels(model: Any, highest: float, received: str) -> None:
+    """Refuses data of 0..1 for a model that divides pixels of 0..255 itself.
+
+    Args:
+        model: A Keras model.
+        highest: The largest magnitude in the data.
+        received: What the message calls the data.
+
+    Raises:
+        ValueError: If the model begins with a Rescaling that makes next to nothing of
+            such values.
+    """
+    # Without the input layer: only that has a batch shape of its own.
+    first = next(
+        (layer for layer in model.layers if not hasattr(layer, "batch_shape")), None
+    )
+    scale = getattr(first, "scale", None)
+    if type(first).__name__ != "Rescaling" or scale is None or np.ndim(scale):
+        return
+    if float(scale) < 0.1 and highest <= 1.0:
+        raise ValueError(
+            f"Data must be in the units that the model takes. Received: {received} up "
+            f"to {highest:g}, for model {model.name!r}, which begins with "
+            f"Rescaling({scale:g}) and so takes raw pixels. Give pixels in 0..255, or "
+            "build the model without Rescaling."
+        )
+
+
 def random_samples(
     inputs: Sequence[InputSpec], count: int, seed: int = 0
 ) -> dict[str, Array]:
@@ -224,6 +252,7 @@ class _Reader:
                     "Give samples in the units of the file's input, or the range that "
                     "these have."
                 )
+            _check_units(array, spec, role)
         if dtype.kind != "f":
             with np.errstate(invalid="ignore"):
                 cast = array.astype(dtype)
@@ -383,6 +412,17 @@ def _first_leaf(value: Any) -> Any:
     while isinstance(value, list) and value:
         value = value[0]
     return value
+
+
+def _check_units(array: Array, spec: InputSpec, role: str) -> None:
+    low, high = spec.low_high or (0.0, 0.0)
+    largest = float(np.abs(array).max(initial=0.0))
+    if 0.0 < largest * 100.0 < max(abs(low), abs(high)):
+        raise ValueError(
+            f"`{role}` must be in the units of `input_range`. Received: values up to "
+            f"{largest:g} for input {spec.name!r}, whose range is {low:g} to {high:g}. "
+            "Scale them alike (pixels all in 0..255, or all in 0..1)."
+        )
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:

@@ -32,6 +32,7 @@ from kdlite.lite.calibration import (
     FEW_SAMPLES,
     MOST_SAMPLES,
     InputSpec,
+    check_pixels,
     load_samples,
     random_samples,
     with_shapes,
@@ -185,6 +186,12 @@ def export(
     path = Path(path)
     float_ops = _checked_options(quantization, io, min_runtime, allow_float_ops)
     _check_target(path, overwrite, time_limit_s)
+    if isinstance(getattr(model, "student", None), keras.Model):
+        raise TypeError(
+            "`model` must be the model that the file is to hold. Received: "
+            f"{type(model).__name__} {model.name!r}, which trains one. Give its "
+            ".student."
+        )
     check_texts(labels)
     serving = serve(model, mean=mean, std=std, input_range=input_range)
     specs = serving.input_specs
@@ -195,6 +202,9 @@ def export(
         samples = load_samples(
             calibration_data, specs, most=MOST_SAMPLES, varied=calibrated
         )
+        if len(specs) == 1:
+            highest = float(np.abs(samples[specs[0].name]).max())
+            check_pixels(model, highest, "`calibration_data`")
         count = len(samples[specs[0].name])
         if calibrated and count < FEW_SAMPLES:
             warnings.warn(

@@ -333,7 +333,7 @@ def inspect_bytes(file: str | os.PathLike[str] | bytes) -> tuple[TFLiteFile, byt
         received = repr(str(file)) if name else f"{len(blob)} bytes"
         raise ValueError(
             "A .tflite must be a whole, well-formed file. Received: "
-            f"{received}: {err}. Make it again, or copy it again."
+            f"{received}: {err}. Name a .tflite file, or make or copy it again."
         ) from err
 
 

@@ -325,7 +325,7 @@ def checked_number(name: str, value: float, *, above_zero: bool = False) -> floa
         ValueError: If it is not finite, or too small.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, str)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
