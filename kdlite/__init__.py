@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdlite import datasets
     from kdlite.compress.qat import quantize_aware
-    from kdlite.distill import losses
+    from kdlite.distill import losses, schedules
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.soft_labels import SoftLabels
     from kdlite.lite.convert import ExportResult, export
@@ -44,6 +44,7 @@ __all__ = [
     "losses",
     "quantize_aware",
     "read_metadata",
+    "schedules",
     "verify",
 ]
 
@@ -61,6 +62,7 @@ _HOMES = {
     "losses": "kdlite.distill.losses:",
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",
+    "schedules": "kdlite.distill.schedules:",
     "verify": "kdlite.lite.verify:verify",
 }
 

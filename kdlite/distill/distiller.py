@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.classes import SoftTargets
-from kdlite.distill.losses.outputs import compatible_shapes, weighted_loss
+from kdlite.distill.losses.outputs import weighted_loss
+from kdlite.distill.pairs import check_logits, check_pair
+from kdlite.distill.schedules import (
+    Unit,
+    from_config,
+    in_config,
+    start_of,
+    unit_of,
+)
 from kdlite.distill.taps import (
     INPUTS_KEY,
     SOFT_LABELS_KEY,
@@ -48,7 +58,8 @@ class Distiller(keras.Model):
     Logs: `loss`, `hard_loss`, `soft_loss` (both before weighting) and the metrics of
     `compile()`; without labels `loss` and `soft_loss`. In `evaluate()` and validation
     `loss` is what `student.evaluate()` gives, the hard loss with the regularization,
-    free of the weights, and there is no `soft_loss`.
+    free of the weights, and there is no `soft_loss`. What follows a schedule is logged
+    as well: `hard_loss_weight`, `soft_loss_weight`, `temperature`.
 
     Saved (`.keras`), a distiller holds student, losses, weights, optimizer and the
     state of the student's random layers, and no teacher: `loaded.teacher = teacher`
@@ -61,8 +72,10 @@ class Distiller(keras.Model):
         soft_loss: Any `keras.distillation.DistillationLoss`; it is given logits. If it
             returns one value for the batch, sample weights cannot act on it and are
             refused. Defaults to `SoftTargets(temperature=4.0)`.
-        hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels.
-        soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs.
+        hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels: a number, or one
+            of `kdlite.schedules`, or a Keras `LearningRateSchedule`.
+        soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs, like
+            the other.
         student_outputs: What a student without a graph (a subclassed model) returns:
             `"logits"` or `"probabilities"`. `None` finds out from the graph.
         teacher_outputs: The same for the teacher.
@@ -73,7 +86,8 @@ class Distiller(keras.Model):
         student: The student, a plain `keras.Model`: the thing to save and export.
         teacher: The teacher, or `None`. May be set.
         soft_loss: The loss on the teacher's outputs.
-        hard_loss_weight: A variable; assigning it acts at once, in compiled code too.
+        hard_loss_weight: A variable; `.assign(0.5)` acts at once, in compiled code too,
+            unless it follows a schedule. `distiller.hard_loss_weight = 0.5` ends that.
         soft_loss_weight: A variable, as above.
 
     Raises:
@@ -106,8 +120,8 @@ class Distiller(keras.Model):
         student: keras.Model,
         teacher: keras.Model | LogitsModel | None = None,
         soft_loss: keras.distillation.DistillationLoss | None = None,
-        hard_loss_weight: float = 0.1,
-        soft_loss_weight: float = 0.9,
+        hard_loss_weight: float | LearningRateSchedule = 0.1,
+        soft_loss_weight: float | LearningRateSchedule = 0.9,
         *,
         student_outputs: Outputs | None = None,
         teacher_outputs: Outputs | None = None,
@@ -141,6 +155,7 @@ class Distiller(keras.Model):
         ]
         self._student_logits = student_logits
         self._declared_outputs = (student_outputs, teacher_outputs)
+        self._schedules: dict[str, LearningRateSchedule] = {}
         self._hard_loss_weight = self._loss_weight("hard_loss_weight", hard_loss_weight)
         self._soft_loss_weight = self._loss_weight("soft_loss_weight", soft_loss_weight)
         self._hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
@@ -162,7 +177,7 @@ class Distiller(keras.Model):
         if teacher is not None:
             declared = self._declared_outputs[1]
             teacher = logits_model(teacher, declared, role="teacher")
-            _check_pair(self._student_logits, teacher)
+            check_pair(self._student_logits, teacher)
         self._teacher_logits = teacher
         self.train_function = None  # a traced one would go on with the old teacher
 
@@ -185,6 +200,7 @@ class Distiller(keras.Model):
     @hard_loss_weight.setter
     def hard_loss_weight(self, value: float) -> None:
         self._hard_loss_weight.assign(_checked_weight("hard_loss_weight", value))
+        self._end_schedule("hard_loss_weight")
 
     @property
     def soft_loss_weight(self) -> keras.Variable:
@@ -194,8 +210,14 @@ class Distiller(keras.Model):
     @soft_loss_weight.setter
     def soft_loss_weight(self, value: float) -> None:
         self._soft_loss_weight.assign(_checked_weight("soft_loss_weight", value))
+        self._end_schedule("soft_loss_weight")
 
-    def _loss_weight(self, name: str, value: float) -> keras.Variable:
+    def _loss_weight(
+        self, name: str, value: float | LearningRateSchedule
+    ) -> keras.Variable:
+        if isinstance(value, LearningRateSchedule):
+            self._schedules[name] = value
+            value = start_of(value)
         return self.add_weight(
             name=name,
             initializer=keras.initializers.Constant(_checked_weight(name, value)),
@@ -203,6 +225,51 @@ class Distiller(keras.Model):
             trainable=False,
             autocast=False,
         )
+
+    def _scheduled(self) -> dict[str, tuple[keras.Variable, LearningRateSchedule]]:
+        """What follows a schedule, by the name it is logged under."""
+        scheduled = {
+            name: (getattr(self, name), schedule)
+            for name, schedule in self._schedules.items()
+        }
+        temperature = getattr(self.soft_loss, "temperature_schedule", None)
+        if temperature is not None:
+            scheduled["temperature"] = (self.soft_loss.temperature, temperature)
+        return scheduled
+
+    def _follow_schedules(self, unit: Unit, number: Any) -> None:
+        for variable, schedule in self._scheduled().values():
+            if unit_of(schedule) == unit:
+                variable.assign(ops.cast(schedule(number), "float32"))
+
+    def _end_schedule(self, name: str) -> None:
+        if self._schedules.pop(name, None) is not None:
+            self.train_function = None  # a traced one would go on with it
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the student: `keras.Model.fit`, with schedules over epochs followed.
+
+        Args:
+            *args: As for every `keras.Model`.
+            **kwargs: As for every `keras.Model`.
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        schedules = [schedule for _, schedule in self._scheduled().values()]
+        if any(unit_of(schedule) == "epochs" for schedule in schedules):
+            given = inspect.signature(super().fit).bind_partial(*args, **kwargs)
+            callbacks = given.arguments.get("callbacks")
+            following = _EpochSchedules()
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                following.set_model(self)
+                callbacks.callbacks.append(following)
+            else:
+                listed = keras.tree.flatten(callbacks) if callbacks else []
+                # Last, so that what takes a run up again has told the epoch.
+                given.arguments["callbacks"] = [*listed, following]
+            args, kwargs = given.args, given.kwargs
+        return super().fit(*args, **kwargs)
 
     @property
     def output_names(self) -> list[str]:
@@ -251,6 +318,8 @@ class Distiller(keras.Model):
             ValueError: Before the first step, if there is no source of soft labels, no
                 loss for the labels, or a weight or mask that `soft_loss` cannot use.
         """
+        if training and self.optimizer is not None:
+            self._follow_schedules("steps", self.optimizer.iterations)
         hard_loss = self._hard_loss(y, y_pred, sample_weight, training)
         # Read before the teacher runs: its call begins anew to collect such losses.
         losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
@@ -289,7 +358,7 @@ class Distiller(keras.Model):
     ) -> Tensor:
         student_logits = self._student_logits.read(y_pred)
         teacher_logits = ops.stop_gradient(self._teachers_word(x))
-        _check_logits(teacher_logits, student_logits)
+        check_logits(teacher_logits, student_logits)
         self.soft_loss.validate_outputs(teacher_logits, student_logits)
         loss = weighted_loss(
             self.soft_loss, teacher_logits, student_logits, sample_weight, y
@@ -343,7 +412,8 @@ class Distiller(keras.Model):
         if y is not None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
         trackers = (self._loss_tracker, self._soft_loss_tracker)
-        return {tracker.name: tracker.result() for tracker in trackers}
+        results = {tracker.name: tracker.result() for tracker in trackers}
+        return {**results, **self._scheduled_values()}
 
     def get_metrics_result(self) -> dict[str, Tensor]:
         """Returns the values of all metrics that have seen data of their kind."""
@@ -355,12 +425,19 @@ class Distiller(keras.Model):
             results.update(
                 result if isinstance(result, dict) else {metric.name: result}
             )
-        return results
+        return {**results, **self._scheduled_values()}
+
+    def _scheduled_values(self) -> dict[str, Tensor]:
+        return {
+            name: ops.convert_to_tensor(variable)
+            for name, (variable, _) in self._scheduled().items()
+        }
 
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluates the student on a batch; the teacher has no part in it."""
         logs = super().test_step(data)
-        logs.pop(self._soft_loss_tracker.name)
+        for name in (self._soft_loss_tracker.name, *self._scheduled()):
+            logs.pop(name)
         return logs
 
     # --- saving and going on
@@ -371,8 +448,10 @@ class Distiller(keras.Model):
             **super().get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
             "soft_loss": keras.saving.serialize_keras_object(self.soft_loss),
-            "hard_loss_weight": float(self._hard_loss_weight.numpy()),
-            "soft_loss_weight": float(self._soft_loss_weight.numpy()),
+            **{
+                name: in_config(self._schedules.get(name), getattr(self, name))
+                for name in ("hard_loss_weight", "soft_loss_weight")
+            },
             "student_outputs": self._declared_outputs[0],
             "teacher_outputs": self._declared_outputs[1],
         }
@@ -387,6 +466,8 @@ class Distiller(keras.Model):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
+        for name in ("hard_loss_weight", "soft_loss_weight"):
+            config[name] = from_config(config[name])
         return cls(**config)
 
     def save_own_variables(self, store: Any) -> None:
@@ -420,6 +501,13 @@ class Distiller(keras.Model):
         return [v for v in self.student.variables if id(v) not in weights]
 
 
+class _EpochSchedules(keras.callbacks.Callback):
+    """Moves what follows a schedule over epochs."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.model._follow_schedules("epochs", epoch)
+
+
 def _product(weight: keras.Variable, loss: Tensor) -> Tensor:
     return ops.multiply(ops.cast(weight, loss.dtype), loss)
 
@@ -444,72 +532,5 @@ def _checked_weight(name: str, value: float) -> float:
     return number
 
 
-def _check_logits(teacher_logits: Tensor, student_logits: Tensor) -> None:
-    """Checks the shapes in a batch: broadcasting would hide that they do not match."""
-    shapes = tuple(teacher_logits.shape), tuple(student_logits.shape)
-    if not compatible_shapes(*shapes):
-        raise ValueError(
-            f"The teacher's logits must have the shape of the student's. Received: "
-            f"teacher logits or soft labels {shapes[0]}, student logits {shapes[1]}. "
-            f"Fix: use the soft labels of the same classes."
-        )
-
-
 def _input_names(model: keras.Model) -> set[str]:
     return {tensor.name for tensor in getattr(model, "inputs", None) or ()}
-
-
-def _check_pair(student: LogitsModel, teacher: LogitsModel) -> None:
-    """Checks that a teacher can teach a student, as far as their shapes are known."""
-    pair = f"student '{student.name}'", f"teacher '{teacher.name}'"
-    parts = {id(layer) for layer in student.model._flatten_layers()}
-    if id(teacher.model) in parts:
-        raise ValueError(
-            f"The teacher must be another model than the student or a part of it. "
-            f"Received: teacher '{teacher.name}' in student '{student.name}'. Fix: "
-            f"teach with a copy, keras.models.clone_model() with the weights set."
-        )
-    trained = {id(variable) for variable in student.model.trainable_variables}
-    shared = [v.path for v in teacher.model.variables if id(v) in trained]
-    if shared:
-        raise ValueError(
-            f"The student must not train weights of the teacher. Received: {pair[0]} "
-            f"and {pair[1]}, which share {shared[0]}. Fix: freeze the shared layers, "
-            f"or clone them."
-        )
-    taught, teaching = (_shapes(model.model, "outputs") for model in (student, teacher))
-    if taught and teaching:
-        _check_outputs(pair, taught[0], teaching[0])
-    taken, needed = (_shapes(model.model, "inputs") for model in (student, teacher))
-    if (taken and needed) and (
-        len(taken) != len(needed) or not all(map(compatible_shapes, taken, needed))
-    ):
-        raise ValueError(
-            f"The teacher must take the student's inputs. Received: {pair[0]} with "
-            f"inputs {taken}, {pair[1]} with inputs {needed}. Fix: put the "
-            f"resizing or the selection of inputs into one of the models."
-        )
-
-
-def _check_outputs(pair: tuple[str, str], student: Any, teacher: Any) -> None:
-    received = f"Received: {pair[0]} with {student}, {pair[1]} with {teacher}."
-    if student[-1] == 1 or teacher[-1] == 1:
-        raise ValueError(
-            f"Soft targets are over two classes or more. {received} Fix: give two "
-            f"logits, or distil a single probability with a loss for binary outputs."
-        )
-    if not compatible_shapes(student[-1:], teacher[-1:]):
-        raise ValueError(
-            f"Student and teacher must have the same number of classes. {received} "
-            f"Fix: give both the last axis of the same classes in the same order."
-        )
-    if not compatible_shapes(student, teacher):
-        raise ValueError(
-            f"Student and teacher outputs must have the same shape. {received} Fix: "
-            f"pool or resize one of them to the positions of the other."
-        )
-
-
-def _shapes(model: keras.Model, side: str) -> list[tuple[int | None, ...]]:
-    """Returns the shapes of a model's "inputs" or "outputs"; none without a graph."""
-    return [tuple(tensor.shape) for tensor in getattr(model, side, None) or ()]

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.outputs import OutputLoss, TemperedLoss
 
@@ -33,8 +34,9 @@ class SoftTargets(TemperedLoss):
     nothing, and equal distributions give zero.
 
     Args:
-        temperature: `T` > 0; 2 to 5 for small students, up to 20 for large ones. It is
-            kept in a variable: `loss.temperature.assign(2.0)` acts in compiled code.
+        temperature: `T` > 0; 2 to 5 for small students, up to 20 for large ones; or
+            one of `kdlite.schedules`, which `Distiller` follows. It is kept in a
+            variable: `loss.temperature.assign(2.0)` acts in compiled code.
         divergence: `"forward"` is the above; `"reverse"` has teacher and student
             swapped, so that the student keeps to what the teacher finds likely;
             `"jensen_shannon"` is the mean of both to their mean, at most
@@ -70,7 +72,7 @@ class SoftTargets(TemperedLoss):
 
     def __init__(
         self,
-        temperature: float = 4.0,
+        temperature: float | LearningRateSchedule = 4.0,
         divergence: Divergence = "forward",
         standardize: bool = False,
         reduction: str | None = "sum_over_batch_size",

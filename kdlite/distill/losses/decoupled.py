@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.classes import kl_divergence
 from kdlite.distill.losses.outputs import LARGEST_LOGIT, TemperedLoss, checked_number
@@ -26,7 +27,7 @@ class DecoupledKD(TemperedLoss):
     leaves its ranking of the others unheard, and this loss does not.
 
     Args:
-        temperature: `T` > 0, a variable as in `SoftTargets`.
+        temperature: `T` > 0 or a schedule, as in `SoftTargets`.
         target_weight: $\alpha \ge 0$.
         other_weight: $\beta \ge 0$; the paper has 8 for CIFAR-100, 0.5 for ImageNet.
         reduction: As in `keras.losses.Loss`.
@@ -56,7 +57,7 @@ class DecoupledKD(TemperedLoss):
 
     def __init__(
         self,
-        temperature: float = 4.0,
+        temperature: float | LearningRateSchedule = 4.0,
         target_weight: float = 1.0,
         other_weight: float = 8.0,
         reduction: str | None = "sum_over_batch_size",
@@ -127,7 +128,7 @@ class NKD(TemperedLoss):
 
     def __init__(
         self,
-        temperature: float = 1.0,
+        temperature: float | LearningRateSchedule = 1.0,
         other_weight: float = 1.5,
         reduction: str | None = "sum_over_batch_size",
         name: str = "nkd",

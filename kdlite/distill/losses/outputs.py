@@ -25,7 +25,13 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
+from kdlite.distill.schedules import (
+    from_config,
+    in_config,
+    start_of,
+)
 from kdlite.distill.taps import logits_model
 
 Tensor = Any
@@ -179,8 +185,8 @@ class TemperedLoss(OutputLoss):
     """An `OutputLoss` with a temperature.
 
     Args:
-        temperature: `T` > 0. It is kept in a variable:
-            `loss.temperature.assign(2.0)` acts in compiled code.
+        temperature: `T` > 0, or a schedule, which `Distiller` follows. It is kept in a
+            variable: `loss.temperature.assign(2.0)` acts in compiled code.
         reduction: As in `keras.losses.Loss`.
         name: Name of the loss.
 
@@ -189,8 +195,17 @@ class TemperedLoss(OutputLoss):
         ValueError: If `temperature` is not finite or not above zero.
     """
 
-    def __init__(self, temperature: float, reduction: str | None, name: str) -> None:
+    def __init__(
+        self,
+        temperature: float | LearningRateSchedule,
+        reduction: str | None,
+        name: str,
+    ) -> None:
         super().__init__(reduction, name)
+        self.temperature_schedule: LearningRateSchedule | None = None
+        if isinstance(temperature, LearningRateSchedule):
+            self.temperature_schedule = temperature
+            temperature = start_of(temperature)
         self._temperature = keras.Variable(
             checked_number("temperature", temperature, above_zero=True),
             trainable=False,
@@ -201,16 +216,25 @@ class TemperedLoss(OutputLoss):
 
     @property
     def temperature(self) -> keras.Variable:
-        """The temperature `T`, a variable; assigning a number sets its value."""
+        """The temperature `T`, a variable; a number takes the place of a schedule."""
         return self._temperature
 
     @temperature.setter
     def temperature(self, value: float) -> None:
         self._temperature.assign(checked_number("temperature", value, above_zero=True))
+        self.temperature_schedule = None
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make the loss again, at its present values."""
-        return {**super().get_config(), "temperature": float(self._temperature.numpy())}
+        return {
+            **super().get_config(),
+            "temperature": in_config(self.temperature_schedule, self._temperature),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TemperedLoss:
+        """Returns a loss from its config."""
+        return cls(**{**config, "temperature": from_config(config["temperature"])})
 
     # A run that is taken up again from weights alone finds its temperature here.
     def save_own_variables(self, store: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.outputs import TemperedLoss, checked_number
 
@@ -32,7 +33,7 @@ class DIST(TemperedLoss):
     into the correlation.
 
     Args:
-        temperature: `T` > 0, a variable as in `SoftTargets`.
+        temperature: `T` > 0 or a schedule, as in `SoftTargets`.
         inter_weight: $\beta \ge 0$, of the relations between classes.
         intra_weight: $\gamma \ge 0$, of those within a class.
         reduction: As in `keras.losses.Loss`.
@@ -59,7 +60,7 @@ class DIST(TemperedLoss):
 
     def __init__(
         self,
-        temperature: float = 4.0,
+        temperature: float | LearningRateSchedule = 4.0,
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
         reduction: str | None = "sum_over_batch_size",
