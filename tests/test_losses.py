@@ -390,7 +390,7 @@ def test_the_two_divergences_are_each_others_mirror(rng, swapped):
 
 @pytest.mark.parametrize("kind", [SoftTargets, DecoupledKD, NKD, DIST])
 def test_temperatures_are_checked(kind):
-    with pytest.raises(ValueError, match="`temperature` must be above zero"):
+    with pytest.raises(ValueError, match="`temperature` must be above 0"):
         kind(0.0)
     with pytest.raises(TypeError, match="`temperature` must be a number"):
         kind(None)
@@ -410,7 +410,7 @@ def test_temperatures_are_checked(kind):
     ],
 )
 def test_weights_are_checked(kind, name):
-    with pytest.raises(ValueError, match=f"`{name}` must be zero or more.*-1.0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be 0 or more.*-1.0"):
         kind(**{name: -1.0})
     with pytest.raises(ValueError, match=f"`{name}` must be finite.*nan"):
         kind(**{name: float("nan")})

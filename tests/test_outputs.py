@@ -273,11 +273,9 @@ class TestInKerasDistiller:
 
 @pytest.mark.parametrize("temperature", [0, -1.0])
 def test_temperature_must_be_above_zero(temperature):
-    with pytest.raises(
-        ValueError, match=r"must be above zero\. Received: temperature="
-    ):
+    with pytest.raises(ValueError, match=r"must be above 0\. Received: temperature="):
         SoftTargets(temperature)
-    with pytest.raises(ValueError, match="must be above zero"):
+    with pytest.raises(ValueError, match="must be above 0"):
         SoftTargets().temperature = temperature
 
 

@@ -262,7 +262,7 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"learning_rate": float("nan")}, ValueError, "`learning_rate` must be finite"),
         ({"learning_rate": -1.0}, ValueError, "above 0.*learning_rate=-1.0"),
         ({"weight_decay": -1.0}, ValueError, "0 or more.*weight_decay=-1.0"),
-        ({"hard_loss_weight": -1.0}, ValueError, "not negative"),
+        ({"hard_loss_weight": -1.0}, ValueError, "0 or more"),
         (
             {"hard_loss_weight": 0, "soft_loss_weight": 0},
             ValueError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from kdlite.distill.losses.outputs import weighted_loss
 from kdlite.distill.pairs import check_logits, check_pair
 from kdlite.distill.schedules import (
     Unit,
+    checked_number,
     from_config,
     in_config,
     start_of,
@@ -199,7 +199,7 @@ class Distiller(keras.Model):
 
     @hard_loss_weight.setter
     def hard_loss_weight(self, value: float) -> None:
-        self._hard_loss_weight.assign(_checked_weight("hard_loss_weight", value))
+        self._hard_loss_weight.assign(checked_number("hard_loss_weight", value))
         self._end_schedule("hard_loss_weight")
 
     @property
@@ -209,7 +209,7 @@ class Distiller(keras.Model):
 
     @soft_loss_weight.setter
     def soft_loss_weight(self, value: float) -> None:
-        self._soft_loss_weight.assign(_checked_weight("soft_loss_weight", value))
+        self._soft_loss_weight.assign(checked_number("soft_loss_weight", value))
         self._end_schedule("soft_loss_weight")
 
     def _loss_weight(
@@ -220,7 +220,7 @@ class Distiller(keras.Model):
             value = start_of(value)
         return self.add_weight(
             name=name,
-            initializer=keras.initializers.Constant(_checked_weight(name, value)),
+            initializer=keras.initializers.Constant(checked_number(name, value)),
             dtype="float32",
             trainable=False,
             autocast=False,
@@ -514,22 +514,6 @@ def _product(weight: keras.Variable, loss: Tensor) -> Tensor:
 
 def _batch_size(y_pred: Tensor) -> Tensor:
     return ops.shape(keras.tree.flatten(y_pred)[0])[0]
-
-
-def _checked_weight(name: str, value: float) -> float:
-    try:
-        if isinstance(value, str):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`{name}` must be a number. Received: {name}={value!r}."
-        ) from None
-    if not math.isfinite(number) or number < 0.0:
-        raise ValueError(
-            f"`{name}` must be finite and not negative. Received: {name}={value}."
-        )
-    return number
 
 
 def _input_names(model: keras.Model) -> set[str]:

@@ -63,10 +63,10 @@ class _Ramp(Schedule):
         unit: Unit = "steps",
     ) -> None:
         super().__init__(unit)
-        self.start = _checked("start", start)
-        self.end = _checked("end", end)
-        self.over = _checked("over", over, least=0.0)
-        self.delay = _checked("delay", delay, least=0.0)
+        self.start = checked_number("start", start, least=None)
+        self.end = checked_number("end", end, least=None)
+        self.over = checked_number("over", over)
+        self.delay = checked_number("delay", delay)
 
     def __call__(self, step: Tensor) -> Tensor:
         """Returns the value at a step (or epoch), a float32 scalar."""
@@ -167,8 +167,10 @@ class Piecewise(Schedule):
         unit: Unit = "steps",
     ) -> None:
         super().__init__(unit)
-        self.boundaries = [_checked("boundaries", value) for value in boundaries]
-        self.values = [_checked("values", value) for value in values]
+        self.boundaries = [
+            checked_number("boundaries", value, least=None) for value in boundaries
+        ]
+        self.values = [checked_number("values", value, least=None) for value in values]
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"`values` must be one more than `boundaries`. Received: "
@@ -298,16 +300,42 @@ def from_config(value: Any) -> Any:
     )
 
 
-def _checked(name: str, value: float, least: float | None = None) -> float:
+def checked_number(
+    name: str, value: Any, *, least: float | None = 0.0, above: float | None = None
+) -> float:
+    """Returns an argument as a float.
+
+    Args:
+        name: Its name.
+        value: What was given.
+        least: The least that it may be; `None` for no bound.
+        above: What it must exceed; `None` for no such bound.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite, or too small.
+    """
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"`{name}` must be a number. Received: {name}={value!r}."
+            f"`{name}` must be a number. Received: {name}={value!r}. Fix: give one, "
+            f"such as 1.0."
         ) from None
-    if not math.isfinite(number) or (least is not None and number < least):
-        rule = "finite" if least is None else f"finite and at least {least:g}"
-        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}.")
+    rule = None
+    if not math.isfinite(number):
+        rule = "finite"
+    elif above is not None and number <= above:
+        rule = f"above {above:g}"
+    elif least is not None and number < least:
+        rule = f"{least:g} or more"
+    if rule is not None:
+        raise ValueError(
+            f"`{name}` must be {rule}. Received: {name}={value}. Fix: 1 is a start."
+        )
     return number

@@ -9,7 +9,8 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.classes import kl_divergence
-from kdlite.distill.losses.outputs import LARGEST_LOGIT, TemperedLoss, checked_number
+from kdlite.distill.losses.outputs import LARGEST_LOGIT, TemperedLoss
+from kdlite.distill.schedules import checked_number
 
 Tensor = Any
 

@@ -20,7 +20,6 @@ True
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -28,6 +27,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.schedules import (
+    checked_number,
     from_config,
     in_config,
     start_of,
@@ -207,7 +207,7 @@ class TemperedLoss(OutputLoss):
             self.temperature_schedule = temperature
             temperature = start_of(temperature)
         self._temperature = keras.Variable(
-            checked_number("temperature", temperature, above_zero=True),
+            checked_number("temperature", temperature, above=0.0),
             trainable=False,
             dtype="float32",
             autocast=False,
@@ -221,7 +221,7 @@ class TemperedLoss(OutputLoss):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self._temperature.assign(checked_number("temperature", value, above_zero=True))
+        self._temperature.assign(checked_number("temperature", value, above=0.0))
         self.temperature_schedule = None
 
     def get_config(self) -> dict[str, Any]:
@@ -331,42 +331,6 @@ def compatible_shapes(
     return len(first) == len(second) and all(
         None in (a, b) or a == b for a, b in zip(first, second, strict=True)
     )
-
-
-def checked_number(name: str, value: float, *, above_zero: bool = False) -> float:
-    """Returns an argument of a loss as a float.
-
-    Args:
-        name: Its name.
-        value: What was given.
-        above_zero: Whether zero is too little; less than zero always is.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite, or too small.
-    """
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`{name}` must be a number. Received: {name}={value!r}."
-        ) from None
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
-    if number < 0.0 or (above_zero and number == 0.0):
-        least = "above zero" if above_zero else "zero or more"
-        fix = (
-            " Fix: 1 leaves the distributions as they are; 2 to 5 is usual."
-            if name == "temperature"
-            else ""
-        )
-        raise ValueError(f"`{name}` must be {least}. Received: {name}={value}.{fix}")
-    return number
 
 
 def _targets(labels: Tensor, teacher_logits: Tensor) -> Tensor:

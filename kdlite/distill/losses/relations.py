@@ -8,7 +8,8 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kdlite.distill.losses.outputs import TemperedLoss, checked_number
+from kdlite.distill.losses.outputs import TemperedLoss
+from kdlite.distill.schedules import checked_number
 
 Tensor = Any
 
