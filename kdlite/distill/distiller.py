@@ -45,7 +45,9 @@ class Distiller(keras.Model):
     `from_logits` is chosen there as ever) and `soft_loss` as $L_s$, over teacher logits
     `t` and student logits `s`. Where a model ends in a softmax, the logits before it
     are taken. `sample_weight` and `class_weight` act on both losses. Without labels
-    (`y=None`) the soft loss alone is minimised.
+    (`y=None`) the soft loss alone is minimised. Where only some samples have a label, a
+    hard loss with `ignore_class` is a mean over those of a batch: a `hard_loss_weight`
+    of their share lets a label count as much as the teacher's word about its sample.
 
     The teacher's word comes from one of two places:
 
