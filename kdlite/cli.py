@@ -343,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write")
     demo.add_argument(
-        "--quick", action="store_true", help="a part of the data: under 90 seconds"
+        "--quick", action="store_true", help="a part of the data: a minute or two"
     )
     demo.add_argument(
         "--seeds", type=int, default=1, help="repetitions (default %(default)s)"

@@ -353,6 +353,7 @@ def _load_folder(
     path: Path, shape: tuple[int | None, ...], class_names: Sequence[str] | None
 ) -> Samples:
     import keras
+    import tensorflow as tf
 
     if len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
         raise ValueError(
@@ -385,7 +386,7 @@ def _load_folder(
     )
     try:
         batches = list(dataset.as_numpy_iterator())
-    except Exception as err:  # TensorFlow's, which names no file
+    except tf.errors.InvalidArgumentError as err:  # it names no file
         raise ValueError(
             "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "
             f"Received: {_unreadable(dataset.file_paths)}. Mend or remove it."

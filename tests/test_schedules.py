@@ -172,10 +172,16 @@ def test_a_number_ends_a_schedule():
         temperature=Linear(1.0, 5.0, over=2),
     )
     trained.fit(*data(), batch_size=BATCH, verbose=0)
-    trained.soft_loss_weight = 0.3
+    # One by one: each of them is part of the traced step.
     trained.soft_loss.temperature = 7.0
     logs = trained.fit(*data(), batch_size=BATCH, verbose=0).history
+    assert float(trained.soft_loss.temperature) == 7.0
+    assert "temperature" not in logs and "soft_loss_weight" in logs
+    trained.soft_loss_weight = 0.3
+    x, y = data()
+    trained.train_on_batch(x, y)
     assert float(trained.soft_loss_weight) == pytest.approx(0.3)
+    logs = trained.fit(x, y, batch_size=BATCH, verbose=0).history
     assert "soft_loss_weight" not in logs
 
 

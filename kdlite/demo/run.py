@@ -34,7 +34,7 @@ def run_demo(
 
     Args:
         out: Folder to write, see `distill_to_tflite`.
-        quick: Whether to use a part of the data only, for under 90 seconds.
+        quick: Whether to use a part of the data only: a minute or two.
         seeds: Repetitions of student and baseline.
         retrain_teacher: Whether to train the teacher anew (an hour or more) instead of
             loading the one that comes with kdlite.

@@ -158,6 +158,7 @@ class Distiller(keras.Model):
         self._student_logits = student_logits
         self._declared_outputs = (student_outputs, teacher_outputs)
         self._schedules: dict[str, LearningRateSchedule] = {}
+        self._traced_schedules: list[LearningRateSchedule] = []
         self._hard_loss_weight = self._loss_weight("hard_loss_weight", hard_loss_weight)
         self._soft_loss_weight = self._loss_weight("soft_loss_weight", soft_loss_weight)
         self._hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
@@ -202,7 +203,7 @@ class Distiller(keras.Model):
     @hard_loss_weight.setter
     def hard_loss_weight(self, value: float) -> None:
         self._hard_loss_weight.assign(checked_number("hard_loss_weight", value))
-        self._end_schedule("hard_loss_weight")
+        self._schedules.pop("hard_loss_weight", None)
 
     @property
     def soft_loss_weight(self) -> keras.Variable:
@@ -212,7 +213,7 @@ class Distiller(keras.Model):
     @soft_loss_weight.setter
     def soft_loss_weight(self, value: float) -> None:
         self._soft_loss_weight.assign(checked_number("soft_loss_weight", value))
-        self._end_schedule("soft_loss_weight")
+        self._schedules.pop("soft_loss_weight", None)
 
     def _loss_weight(
         self, name: str, value: float | LearningRateSchedule
@@ -244,9 +245,19 @@ class Distiller(keras.Model):
             if unit_of(schedule) == unit:
                 variable.assign(ops.cast(schedule(number), "float32"))
 
-    def _end_schedule(self, name: str) -> None:
-        if self._schedules.pop(name, None) is not None:
-            self.train_function = None  # a traced one would go on with it
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes Keras's training step anew if other schedules are to be followed.
+
+        A schedule is part of the traced step, wherever a number took its place: here,
+        or at the loss, which does not know who trains with it.
+
+        Args:
+            force: Whether to make it anew in any case.
+        """
+        schedules = [schedule for _, schedule in self._scheduled().values()]
+        force = force or schedules != self._traced_schedules
+        self._traced_schedules = schedules
+        super().make_train_function(force)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the student: `keras.Model.fit`, with schedules over epochs followed.

@@ -336,6 +336,7 @@ def checked_number(
         rule = f"{least:g} or more"
     if rule is not None:
         raise ValueError(
-            f"`{name}` must be {rule}. Received: {name}={value}. Fix: 1 is a start."
+            f"`{name}` must be {rule}. Received: {name}={value}. Fix: give such a "
+            f"number, for example 1.0."
         )
     return number

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from kdlite.datasets import read_npz
@@ -124,7 +125,7 @@ def load_samples(
     return arrays
 
 
-def check_pixels(model: Any, highest: float, received: str) -> None:
+def check_pixels(model: keras.Model, highest: float, received: str) -> None:
     """Refuses data of 0..1 for a model that divides pixels of 0..255 itself.
 
     Args:
@@ -136,13 +137,17 @@ def check_pixels(model: Any, highest: float, received: str) -> None:
         ValueError: If the model begins with a Rescaling that makes next to nothing of
             such values.
     """
-    # Without the input layer: only that has a batch shape of its own.
     first = next(
-        (layer for layer in model.layers if not hasattr(layer, "batch_shape")), None
+        (
+            layer
+            for layer in model.layers
+            if not isinstance(layer, keras.layers.InputLayer)
+        ),
+        None,
     )
-    scale = getattr(first, "scale", None)
-    if type(first).__name__ != "Rescaling" or scale is None or np.ndim(scale):
+    if not isinstance(first, keras.layers.Rescaling) or np.ndim(first.scale):
         return
+    scale = first.scale
     if float(scale) < 0.1 and highest <= 1.0:
         raise ValueError(
             f"Data must be in the units that the model takes. Received: {received} up "
