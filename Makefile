@@ -17,7 +17,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) dataset ## distil on Fashion-MNIST, a quarter of an hour (ARGS="--quick --out DIR")
+demo: $(STAMP) dataset ## distil on Fashion-MNIST, ten minutes (ARGS="--quick --out DIR")
 	$(BIN)/kdlite demo $(ARGS)
 
 test: $(STAMP) ## run all tests (ARGS="tests/test_datasets.py -x")
