@@ -11,6 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.losses.outputs import weighted_loss
+from kdlite.distill.losses.teacher_loss import trained_layers
 from kdlite.distill.pairs import check_logits, check_pair
 from kdlite.distill.schedules import (
     Unit,
@@ -150,11 +151,7 @@ class Distiller(keras.Model):
         self.student = student
         self.soft_loss = soft_loss
         # What such a loss holds to be trained, a projection say, is trained here.
-        self._soft_loss_layers = [
-            value
-            for value in vars(soft_loss).values()
-            if isinstance(value, keras.layers.Layer)
-        ]
+        self._soft_loss_layers = trained_layers(soft_loss)
         self._student_logits = student_logits
         self._declared_outputs = (student_outputs, teacher_outputs)
         self._schedules: dict[str, LearningRateSchedule] = {}

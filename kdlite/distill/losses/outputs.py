@@ -24,14 +24,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
-from kdlite.distill.schedules import (
-    checked_number,
-    from_config,
-    in_config,
-    start_of,
-)
+from kdlite.distill.losses.teacher_loss import TeacherLoss, Tempered
 from kdlite.distill.taps import logits_model
 
 Tensor = Any
@@ -41,7 +35,7 @@ Tensor = Any
 LARGEST_LOGIT = 1e30
 
 
-class OutputLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
+class OutputLoss(TeacherLoss):
     """A loss between class logits: their shapes are checked, and it is in float32.
 
     A loss defines `values(teacher_logits, student_logits, targets)`.
@@ -54,10 +48,6 @@ class OutputLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 
     #: Whether the values hang on the label: it is then given beside the teacher.
     uses_labels = False
-
-    def __init__(self, reduction: str | None, name: str) -> None:
-        # Half precision cannot hold softened log-probabilities: float32 whatever comes.
-        super().__init__(name=name, reduction=reduction, dtype="float32")
 
     def values(
         self, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
@@ -98,26 +88,6 @@ class OutputLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         )
         targets = _targets(labels, teacher) if self.uses_labels else None
         return self.values(teacher, student, targets)
-
-    def compute_loss(
-        self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """Returns the reduced loss: the contract of Keras's distillation losses.
-
-        Args:
-            teacher_outputs: Teacher logits of shape `(batch, ..., classes)`, or a pair
-                of these and labels.
-            student_outputs: Student logits of the same shape.
-            **kwargs: `sample_weight`, of shape `(batch, ...)`; others are not used.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self(
-            teacher_outputs,
-            student_outputs,
-            sample_weight=kwargs.get("sample_weight"),
-        )
 
     def validate_outputs(
         self, teacher_outputs: Tensor, student_outputs: Tensor
@@ -174,76 +144,9 @@ class OutputLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
                     f"the logits before it."
                 )
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make the loss again."""
-        config: dict[str, Any] = super().get_config()
-        config.pop("dtype", None)  # no argument
-        return config
 
-
-class TemperedLoss(OutputLoss):
-    """An `OutputLoss` with a temperature.
-
-    Args:
-        temperature: `T` > 0, or a schedule, which `Distiller` follows. It is kept in a
-            variable: `loss.temperature.assign(2.0)` acts in compiled code.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-
-    Raises:
-        TypeError: If `temperature` is no number.
-        ValueError: If `temperature` is not finite or not above zero.
-    """
-
-    def __init__(
-        self,
-        temperature: float | LearningRateSchedule,
-        reduction: str | None,
-        name: str,
-    ) -> None:
-        super().__init__(reduction, name)
-        self.temperature_schedule: LearningRateSchedule | None = None
-        if isinstance(temperature, LearningRateSchedule):
-            self.temperature_schedule = temperature
-            temperature = start_of(temperature)
-        self._temperature = keras.Variable(
-            checked_number("temperature", temperature, above=0.0),
-            trainable=False,
-            dtype="float32",
-            autocast=False,
-            name="temperature",
-        )
-
-    @property
-    def temperature(self) -> keras.Variable:
-        """The temperature `T`, a variable; a number takes the place of a schedule."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self._temperature.assign(checked_number("temperature", value, above=0.0))
-        self.temperature_schedule = None
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make the loss again, at its present values."""
-        return {
-            **super().get_config(),
-            "temperature": in_config(self.temperature_schedule, self._temperature),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TemperedLoss:
-        """Returns a loss from its config."""
-        return cls(**{**config, "temperature": from_config(config["temperature"])})
-
-    # A run that is taken up again from weights alone finds its temperature here.
-    def save_own_variables(self, store: Any) -> None:
-        """Writes the temperature into a Keras weights store."""
-        store["temperature"] = self._temperature.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Reads the temperature from a Keras weights store."""
-        self._temperature.assign(store["temperature"])
+class TemperedLoss(Tempered, OutputLoss):
+    """An `OutputLoss` with a temperature."""
 
 
 def weighted_loss(
