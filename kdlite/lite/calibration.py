@@ -157,6 +157,38 @@ def check_pixels(model: keras.Model, highest: float, received: str) -> None:
         )
 
 
+def observed_range(
+    samples: Mapping[str, Array], inputs: Sequence[InputSpec]
+) -> tuple[float, float] | None:
+    """Tells by the looks of samples what 8-bit pixels become before they go in.
+
+    Args:
+        samples: By input name `(samples, ...)`.
+        inputs: What the model takes.
+
+    Returns:
+        `(0, 255)`, `(0, 1)` or `(-1, 1)`, the one that a single image input's values
+        fill; None where they fill none, as after a normalisation with mean and
+        deviation.
+
+    Example:
+        >>> inputs = [InputSpec("image", (1, 2, 1))]
+        >>> observed_range({"image": np.array([[[[0.0], [231.0]]]])}, inputs)
+        (0.0, 255.0)
+    """
+    images = [s for s in inputs if len(s.shape) == 3 and s.shape[-1] in (1, 3)]
+    if len(inputs) != 1 or not images:
+        return None
+    values = samples[images[0].name]
+    least, most = float(values.min()), float(values.max())
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        # Both ends are near: some pixel is all but black, another all but white.
+        near = 0.2 * (high - low)
+        if low <= least <= low + near and high - near <= most <= high:
+            return low, high
+    return None
+
+
 def random_samples(
     inputs: Sequence[InputSpec], count: int, seed: int = 0
 ) -> dict[str, Array]:

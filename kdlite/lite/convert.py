@@ -34,9 +34,11 @@ from kdlite.lite.calibration import (
     InputSpec,
     check_pixels,
     load_samples,
+    observed_range,
     random_samples,
     with_shapes,
 )
+from kdlite.lite.golden import golden_vectors
 from kdlite.lite.labels import Labels, check_counts, check_texts, score_meaning
 from kdlite.lite.metadata import read_metadata, write_metadata
 from kdlite.lite.serving import ServingModel, serve
@@ -152,6 +154,8 @@ def export(
         input_range: `(lo, hi)`, the values that the file's image inputs, or else its
             only input, take. Calibration data must lie in it; an int8 file spreads its
             256 levels over it, so that with `(0.0, 255.0)` a level is a pixel value.
+            Where it is not given, the file's metadata say what the samples look like:
+            0..255, 0..1 or -1..1.
         mean: What the model was trained with: its images were `(pixels - mean) / std`.
             The file then takes the pixels. A number, or one a channel.
         std: Goes with `mean`.
@@ -220,6 +224,9 @@ def export(
         compared = load_samples(verify_data, specs, role="verify_data")
         specs = with_shapes(specs, compared)
     _check_shapes_known(specs)
+    image_range = serving.image_range
+    if image_range is None and compared is not None:
+        image_range = observed_range(compared, specs)
     if compared is None:
         compared = random_samples(serving.with_ranges(specs), _RANDOM_SAMPLES)
 
@@ -254,10 +261,13 @@ def export(
         name=model.name,
         labels=labels,
         score_meaning=score_meaning(model) if labels else "",
-        input_range=serving.image_range,
-        provenance=_provenance(
-            model, quantization, io, samples if calibrated else None, mean, std
-        ),
+        input_range=image_range,
+        provenance={
+            **_provenance(
+                model, quantization, io, samples if calibrated else None, mean, std
+            ),
+            "golden": golden_vectors(blob, image_range),
+        },
     )
     with _put_in_place(path, blob, overwrite) as file:
         _check_runtime(model.name, file, min_runtime)
