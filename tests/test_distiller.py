@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.losses.classes import SoftTargets
+from kdlite.distill.losses import MultiLabelSoftTargets, SoftTargets
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
 
 N, FEATURES, CLASSES, BATCH = 32, 4, 3, 8
@@ -730,7 +730,7 @@ class TestErrors:
                 r"same number of classes\. Received: student 's' with \(None, 3\), "
                 r"teacher 't' with \(None, 5\)",
             ),
-            (lambda: layers.Dense(1), "two classes or more. Received: student 's'"),
+            (lambda: layers.Dense(1), "over two or more. Received: student 's'"),
             (
                 lambda: keras.Sequential(
                     [layers.Reshape((2, 2)), layers.Dense(CLASSES)]
@@ -755,8 +755,14 @@ class TestErrors:
             Distiller(model(), teacher)
 
     def test_heads(self, teacher):
-        with pytest.raises(ValueError, match=r"student 'sequential.*sigmoid of Dense"):
+        with pytest.raises(
+            ValueError, match=r"over classes.*student 'seq.*a sigmoid\. Fix"
+        ):
             Distiller(model("sigmoid"), teacher)
+        with pytest.raises(
+            ValueError, match=r"independent .*student 'seq.*softmax\. Fix"
+        ):
+            Distiller(model("softmax"), teacher, MultiLabelSoftTargets())
         with pytest.raises(ValueError, match=r"whether the teacher .*teacher_outputs="):
             Distiller(model(), Subclassed())
         with pytest.raises(ValueError, match=r"whether the student .*student_outputs="):
@@ -774,6 +780,12 @@ class TestErrors:
         assert {key: config[key] for key in declared} == declared
         taught = Distiller(model(), LogitsModel(Subclassed(), "logits"))
         assert isinstance(taught.teacher, Subclassed)
+
+    def test_a_loss_needs_something_known(self, teacher):
+        loss = MeanSquares()
+        loss.needs = "tokens"
+        with pytest.raises(ValueError, match=r"one of .*MeanSquares\.needs='tokens'"):
+            Distiller(model(), teacher, loss)
 
     def test_the_soft_loss_must_be_one(self, teacher):
         with pytest.raises(TypeError, match=r"`soft_loss` must be a keras\.dist.*'kl'"):

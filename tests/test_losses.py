@@ -17,8 +17,13 @@ from kdlite.distill.losses import (
     DecoupledKD,
     HardLabel,
     LogitMSE,
+    MultiLabelSoftTargets,
+    PixelSoftTargets,
+    Regression,
+    SequenceSoftTargets,
     SoftTargets,
 )
+from kdlite.distill.losses.outputs import weighted_loss
 
 Array = np.ndarray
 CLASSES = 5
@@ -100,6 +105,50 @@ def dist(t, s, y, temperature=4.0, beta=1.0, gamma=2.0):
     return temperature**2 * (beta * inter + gamma * intra)
 
 
+def multi_label(t, s, y, temperature=2.0):
+    p, q = (1 / (1 + np.exp(-x / temperature)) for x in (t, s))
+    each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    return temperature**2 * each.mean(-1)
+
+
+@by_row
+def regression(t, s, y, margin=1.65):
+    error, bound = ((s - y) ** 2).mean(), ((t - y) ** 2).mean()
+    return error if error + margin > bound else 0.0
+
+
+def imitation(t, s, y):
+    return ((t - s) ** 2).mean(-1)
+
+
+def by_position(t, s, y, temperature=2.0):
+    result = np.zeros(t.shape[:-1])
+    for index in np.ndindex(result.shape):
+        if y[index] != IGNORED:
+            p, q = softmax(t[index] / temperature), softmax(s[index] / temperature)
+            result[index] = temperature**2 * kl(p, q)
+    return result
+
+
+def by_class_map(t, s, y, temperature=4.0):
+    """Each class map, of the pixels that count, as one distribution."""
+    result = np.zeros(t.shape[:-1])
+    for sample in range(len(t)):
+        counted = y[sample] != IGNORED
+        maps = [
+            kl(softmax(a[counted] / temperature), softmax(b[counted] / temperature))
+            for a, b in zip(
+                np.moveaxis(t[sample], -1, 0),
+                np.moveaxis(s[sample], -1, 0),
+                strict=True,
+            )
+        ]
+        result[sample][counted] = temperature**2 * np.mean(maps)
+    return result
+
+
+IGNORED = 0
+
 # Each loss, its oracle, and what the paper says of it at equality and under shifts.
 CASES = {
     "reverse": (lambda: SoftTargets(3.0, divergence="reverse"), reverse),
@@ -114,9 +163,26 @@ CASES = {
     "decoupled": (DecoupledKD, decoupled),
     "nkd": (lambda: NKD(2.0), nkd),
     "dist": (lambda: DIST(intra_weight=2.0), dist),
+    "multi_label": (MultiLabelSoftTargets, multi_label),
+    "regression": (lambda: Regression(margin=1.65), regression),
+    "imitation": (lambda: Regression(bounded=False), imitation),
+    "sequence": (lambda: SequenceSoftTargets(ignore_class=IGNORED), by_position),
+    "pixels": (lambda: PixelSoftTargets(2.0, ignore_class=IGNORED), by_position),
+    "class_maps": (
+        lambda: PixelSoftTargets(over="positions", ignore_class=IGNORED),
+        by_class_map,
+    ),
 }
-ZERO_AT_EQUALITY = set(CASES) - {"hard_label", "nkd"}
-SHIFT_INVARIANT = set(CASES) - {"logit_mse"}
+ZERO_AT_EQUALITY = set(CASES) - {"hard_label", "nkd", "regression"}
+SHIFT_INVARIANT = set(CASES) - {"logit_mse", "multi_label", "regression", "imitation"}
+COPIES = {"logit_mse", "centered_mse", "regression", "imitation"}
+# Shapes of a sequence's and an image's outputs; the others take any.
+SHAPES = {"sequence": [(3, 4, 7), (2, 3, 5), (5, 2, 10)]} | dict.fromkeys(
+    ["pixels", "class_maps"], [(2, 3, 2, 10), (1, 5, 4, 3), (3, 2, 2, 5)]
+)
+SMALL = {"sequence": (2, 3, CLASSES)} | dict.fromkeys(
+    ["pixels", "class_maps"], (2, 3, 1, CLASSES)
+)
 
 each = pytest.mark.parametrize("case", CASES)
 
@@ -131,15 +197,18 @@ def given_to(loss, teacher, labels):
     return (teacher, labels) if loss.uses_labels else teacher
 
 
-def drawn(rng, shape, scale=3.0):
+def drawn(rng, shape, scale=3.0, case=None):
     teacher, student = rng.normal(scale=scale, size=(2, *shape)).astype("float32")
+    if case == "regression":
+        return teacher, student, rng.normal(scale=scale, size=shape).astype("float32")
     return teacher, student, rng.integers(shape[-1], size=shape[:-1])
 
 
 @each
-@pytest.mark.parametrize("shape", [(16, CLASSES), (3, 4, 7), (2, 3, 2, 10)])
-def test_values_equal_the_oracle(rng, case, shape):
-    teacher, student, labels = drawn(rng, shape)
+@pytest.mark.parametrize("index", range(3))
+def test_values_equal_the_oracle(rng, case, index):
+    shape = SHAPES.get(case, [(16, CLASSES), (3, 4, 7), (2, 3, 2, 10)])[index]
+    teacher, student, labels = drawn(rng, shape, case=case)
     loss = made(case)
     values = loss(given_to(loss, teacher, labels), student).numpy()
     expected = CASES[case][1](
@@ -153,7 +222,7 @@ def test_values_equal_the_oracle(rng, case, shape):
 
 @each
 def test_gradient_is_that_of_finite_differences(rng, case):
-    teacher, student, labels = drawn(rng, (3, CLASSES), scale=1.0)
+    teacher, student, labels = drawn(rng, SMALL.get(case, (3, CLASSES)), 1.0, case)
     loss, oracle = made(case, "sum"), CASES[case][1]
     variable = tf.Variable(student)
     with tf.GradientTape() as tape:
@@ -173,7 +242,7 @@ def test_gradient_is_that_of_finite_differences(rng, case):
 
 @pytest.mark.parametrize("case", sorted(ZERO_AT_EQUALITY))
 def test_equal_logits_give_zero(rng, case):
-    teacher, _, labels = drawn(rng, (8, CLASSES))
+    teacher, _, labels = drawn(rng, SMALL.get(case, (8, CLASSES)))
     loss = made(case)
     values = loss(given_to(loss, teacher, labels), teacher).numpy()
     assert np.abs(values).max() < 2e-5
@@ -181,7 +250,7 @@ def test_equal_logits_give_zero(rng, case):
 
 @pytest.mark.parametrize("case", sorted(SHIFT_INVARIANT))
 def test_a_shift_of_all_logits_changes_nothing(rng, case):
-    teacher, student, labels = drawn(rng, (8, CLASSES))
+    teacher, student, labels = drawn(rng, SMALL.get(case, (8, CLASSES)))
     loss = made(case)
     plain = loss(given_to(loss, teacher, labels), student)
     shifted = loss(given_to(loss, teacher + 3.0, labels), student - 5.0)
@@ -193,16 +262,20 @@ def test_a_shift_of_all_logits_changes_nothing(rng, case):
 @given(
     logits=arrays(
         "float32",
-        (2, 3, CLASSES),
+        (2, 6, CLASSES),
         elements=st.floats(-1e9, 1e9, width=32)
         | st.sampled_from([np.inf, -np.inf, 3e38, -3e38, 0.0]),
     ),
-    labels=arrays("int32", (3,), elements=st.integers(-1, CLASSES - 1)),
+    labels=arrays("int32", (6,), elements=st.integers(-1, CLASSES - 1)),
 )
 def test_extreme_logits_give_numbers(case, logits, labels):
     loss = made(case)
-    if case in ("logit_mse", "centered_mse"):  # copies the logits, their size included
+    if case in COPIES:  # the logits, their size included
         logits = np.clip(logits, -1e9, 1e9)
+    logits = logits.reshape(2, *SMALL.get(case, (6, CLASSES)))
+    labels = labels.reshape(logits.shape[1:-1])
+    if case == "regression":
+        labels = np.repeat(labels[..., None], CLASSES, axis=-1)
     variable = tf.Variable(logits[1])
     with tf.GradientTape() as tape:
         values = loss(given_to(loss, logits[0], labels), variable)
@@ -212,7 +285,7 @@ def test_extreme_logits_give_numbers(case, logits, labels):
 
 @each
 def test_half_precision_is_compared_in_float32(rng, case):
-    teacher, student, labels = drawn(rng, (6, CLASSES))
+    teacher, student, labels = drawn(rng, SMALL.get(case, (6, CLASSES)), case=case)
     loss = made(case)
     half = teacher.astype("float16"), student.astype("float16")
     values = loss(given_to(loss, half[0], labels), half[1])
@@ -231,15 +304,16 @@ def test_configs_make_the_loss_again(rng, case):
     )
     assert type(copy) is type(loss)
     assert copy.get_config() == loss.get_config()
-    teacher, student, labels = drawn(rng, (4, CLASSES))
+    teacher, student, labels = drawn(rng, SMALL.get(case, (4, CLASSES)), case=case)
     pair = given_to(loss, teacher, labels)
     assert float(copy(pair, student)) == float(loss(pair, student))
 
 
 @each
 def test_sample_weights_act(rng, case):
-    teacher, student, labels = drawn(rng, (6, CLASSES))
-    loss, weights = made(case), rng.uniform(size=6).astype("float32")
+    shape = SMALL.get(case, (6, CLASSES))
+    teacher, student, labels = drawn(rng, shape, case=case)
+    loss, weights = made(case), rng.uniform(size=shape[:-1]).astype("float32")
     pair = given_to(loss, teacher, labels)
     values = loss(pair, student).numpy()
     summed = made(case, "sum")(pair, student, sample_weight=weights)
@@ -262,7 +336,7 @@ def pair_of_models():
 
 @each
 def test_it_compiles(rng, case):
-    teacher, student, labels = drawn(rng, (4, CLASSES))
+    teacher, student, labels = drawn(rng, SMALL.get(case, (4, CLASSES)), case=case)
     loss = made(case)
     pair = given_to(loss, teacher, labels)
     compiled = tf.function(lambda: loss(pair, student), jit_compile=True)
@@ -296,6 +370,59 @@ def test_it_trains_in_the_distiller(rng, case, options):
         *(model(x).numpy().astype("float64") for model in (teacher, student)), y
     )
     assert logs["soft_loss"][0] == pytest.approx(expected.mean(), rel=2e-5, abs=1e-6)
+
+
+def tags(x, activation):
+    return keras.layers.Dense(CLASSES, activation=activation)(x)
+
+
+def tokens(x, activation):
+    x = keras.layers.Reshape((2, 2))(x)
+    return keras.layers.Dense(CLASSES, activation=activation)(x)
+
+
+def pixels(x, activation):
+    x = keras.layers.Reshape((2, 1, 2))(x)
+    return keras.layers.Conv2D(CLASSES, 1, activation=activation)(x)
+
+
+HEADS = {
+    "multi_label": (tags, "sigmoid", "binary_crossentropy", lambda x: (x > 0) * 1.0),
+    "regression": (tags, "relu", "mse", lambda x: np.exp(x)),
+    "sequence": (tokens, "softmax", "sparse_categorical_crossentropy", None),
+    "pixels": (pixels, "softmax", "sparse_categorical_crossentropy", None),
+    "class_maps": (pixels, "softmax", "sparse_categorical_crossentropy", None),
+}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_of_every_kind_train(rng, case, jit_compile):
+    head, activation, hard_loss, labels_of = HEADS[case]
+    x = rng.normal(size=(16, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    student, teacher = (keras.Model(inputs, head(inputs, activation)) for _ in "st")
+    before = [  # what the activation is put on
+        keras.Model(inputs, head(inputs, None)) for _ in "st"
+    ]
+    for model, plain in zip((teacher, student), before, strict=True):
+        model.set_weights([3.0 * w for w in model.get_weights()])
+        plain.set_weights(model.get_weights())
+    shape = student.output_shape[1:]
+    if labels_of is not None:
+        y = labels_of(rng.normal(size=(16, *shape))).astype("float32")
+    else:
+        y = rng.integers(CLASSES, size=(16, *shape[:-1]))
+    loss, oracle = CASES[case]
+    distiller = Distiller(student, teacher, loss(), 0.0, 1.0)
+    distiller.compile(keras.optimizers.SGD(0.0), hard_loss, jit_compile=jit_compile)
+    logs = distiller.fit(x, y, batch_size=16, verbose=0).history
+    outputs = (teacher, student) if case == "regression" else before
+    values = oracle(*(model(x).numpy().astype("float64") for model in outputs), y)
+    counted = (
+        values[y != IGNORED] if CASES[case][0]().needs == "class logits" else values
+    )
+    assert logs["soft_loss"][0] == pytest.approx(counted.mean(), rel=2e-5)
 
 
 @pytest.mark.parametrize("case", ["standardized", "decoupled", "dist"])
@@ -421,3 +548,117 @@ def test_weights_are_checked(kind, name):
 def test_divergences_are_named():
     with pytest.raises(ValueError, match="`divergence` must be one of forward, .*'KL'"):
         SoftTargets(divergence="KL")
+
+
+def test_classes_to_ignore_are_integers():
+    for kind in (SequenceSoftTargets, PixelSoftTargets):
+        with pytest.raises(TypeError, match="`ignore_class` must be a label.*'pad'"):
+            kind(ignore_class="pad")
+
+
+def test_what_is_compared_has_its_shape():
+    with pytest.raises(
+        ValueError, match=r"`SequenceSoftTargets` .*positions, c.*SoftT"
+    ):
+        SequenceSoftTargets()(np.zeros((2, 3)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"`PixelSoftTargets` .*height, width, class"):
+        PixelSoftTargets()(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"must be 'classes' or .*over='channels'"):
+        PixelSoftTargets(over="channels")
+    with pytest.raises(ValueError, match=r"shape of the values.*labels \(2, 4\)"):
+        Regression()((np.zeros((2, 3)), np.zeros((2, 4))), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="`margin` must be 0 or more"):
+        Regression(margin=-1.0)
+
+
+# --- positions, and values
+
+
+@pytest.mark.parametrize("case", ["sequence", "pixels"])
+def test_positions_to_ignore_leave_the_mean_of_the_others(rng, case):
+    teacher, student, labels = drawn(rng, SHAPES[case][0])
+    values = CASES[case][1](
+        teacher.astype("float64"), student.astype("float64"), labels
+    )
+    loss = made(case, "sum_over_batch_size")
+    expected = values[labels != IGNORED].mean()
+    assert float(loss((teacher, labels), student)) == pytest.approx(expected, rel=1e-5)
+    weights = rng.uniform(size=len(labels)).astype("float32")
+    shape = (-1,) + (1,) * (labels.ndim - 1)
+    expected = (values * weights.reshape(shape)).sum() / (labels != IGNORED).sum()
+    weighted = weighted_loss(loss, teacher, student, weights, labels)
+    assert float(weighted) == pytest.approx(expected, rel=1e-5)
+    every = np.full_like(labels, IGNORED)
+    assert float(loss((teacher, every), student)) == 0.0
+
+
+@pytest.mark.parametrize("masked", ["teacher", "student", "both"])
+def test_padding_that_either_model_masks_is_left_out(rng, masked):
+    teacher, student, _ = drawn(rng, (2, 3, CLASSES))
+    first, second = np.array([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]]) > 0
+    values = SoftTargets(2.0, reduction=None)(teacher, student).numpy()
+    teacher, student = map(tf.convert_to_tensor, (teacher, student))
+    kept = first if masked == "teacher" else second
+    if masked in ("teacher", "both"):
+        teacher._keras_mask = tf.convert_to_tensor(first)
+    if masked in ("student", "both"):
+        student._keras_mask = tf.convert_to_tensor(second)
+    kept = first & second if masked == "both" else kept
+    loss = weighted_loss(SequenceSoftTargets(2.0), teacher, student)
+    assert float(loss) == pytest.approx(values[kept].mean(), rel=1e-5)
+
+
+def test_labels_and_masks_leave_out_both(rng):
+    teacher, student, labels = drawn(rng, (2, 3, CLASSES))
+    kept = np.array([[1, 1, 0], [1, 1, 0]]) > 0
+    values = SoftTargets(2.0, reduction=None)(teacher, student).numpy()
+    student = tf.convert_to_tensor(student)
+    student._keras_mask = tf.convert_to_tensor(kept)
+    loss = SequenceSoftTargets(2.0, ignore_class=int(labels[0, 0]))
+    both = kept & (labels != labels[0, 0])
+    given = weighted_loss(loss, teacher, student, None, labels)
+    assert float(given) == pytest.approx(values[both].mean(), rel=1e-5)
+
+
+def test_weights_of_pixels_act_on_class_maps(rng):
+    teacher, student, labels = drawn(rng, (2, 3, 2, CLASSES))
+    weights = rng.uniform(size=labels.shape).astype("float32")
+    loss = PixelSoftTargets(over="positions")
+    values = by_class_map(teacher.astype("float64"), student, labels + 1)
+    assert float(loss(teacher, student, weights)) == pytest.approx(
+        (values * weights).mean(), rel=1e-5
+    )
+
+
+def test_without_labels_the_teachers_values_stand_for_them(rng):
+    teacher, student, _ = drawn(rng, (6, 2))
+    np.testing.assert_array_equal(
+        Regression(reduction=None)(teacher, student),
+        Regression(bounded=False, reduction=None)(teacher, student),
+    )
+
+
+def test_one_value_takes_labels_of_either_rank(rng):
+    teacher, student, labels = drawn(rng, (6, 1), case="regression")
+    loss = Regression()
+    assert float(loss((teacher, labels[:, 0]), student)) == float(
+        loss((teacher, labels), student)
+    )
+
+
+def test_a_student_as_good_as_the_teacher_is_left_alone(rng):
+    teacher, _, labels = drawn(rng, (6, 2), case="regression")
+    assert float(Regression()((teacher, labels), teacher)) == 0.0
+    assert float(Regression(margin=0.1)((teacher, labels), teacher)) > 0.0
+
+
+def test_binary_labels_are_the_two_classes_of_a_softmax(rng):
+    """A sigmoid of a logit is the softmax of it and zero."""
+    teacher, student, _ = drawn(rng, (8, 1))
+    pairs = [np.concatenate([x, np.zeros_like(x)], -1) for x in (teacher, student)]
+    np.testing.assert_allclose(
+        MultiLabelSoftTargets(3.0, reduction=None)(teacher, student),
+        SoftTargets(3.0, reduction=None)(*pairs),
+        rtol=1e-4,
+        atol=1e-6,
+    )

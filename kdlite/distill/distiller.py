@@ -9,8 +9,9 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from kdlite.distill.heads import Outputs
 from kdlite.distill.losses.classes import SoftTargets
-from kdlite.distill.losses.outputs import weighted_loss
+from kdlite.distill.losses.outputs import needs_of, weighted_loss
 from kdlite.distill.losses.teacher_loss import trained_layers
 from kdlite.distill.pairs import check_logits, check_pair
 from kdlite.distill.schedules import (
@@ -25,7 +26,6 @@ from kdlite.distill.taps import (
     INPUTS_KEY,
     SOFT_LABELS_KEY,
     LogitsModel,
-    Outputs,
     logits_model,
 )
 
@@ -69,18 +69,23 @@ class Distiller(keras.Model):
     goes on where it was. `distiller.student.save(...)` is a plain Keras model.
 
     Args:
-        student: The model to train. One output, classes on the last axis.
+        student: The model to train. One output, classes (or labels, or values) on the
+            last axis.
         teacher: A `keras.Model` with the same classes that takes the student's inputs,
             or a `LogitsModel`, or `None` if the data bring soft labels.
-        soft_loss: Any `keras.distillation.DistillationLoss`; it is given logits. If it
-            returns one value for the batch, sample weights cannot act on it and are
-            refused. Defaults to `SoftTargets(temperature=4.0)`.
+        soft_loss: Any `keras.distillation.DistillationLoss`; it is given class logits,
+            or what an attribute `needs` of it says, and both models' heads must fit:
+            `MultiLabelSoftTargets` takes the logits before sigmoids, `Regression` the
+            values themselves. If it returns one value for the batch, sample weights
+            cannot act on it and are refused. Defaults to
+            `SoftTargets(temperature=4.0)`.
         hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels: a number, or one
             of `kdlite.schedules`, or a Keras `LearningRateSchedule`.
         soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs, like
             the other.
         student_outputs: What a student without a graph (a subclassed model) returns:
-            `"logits"` or `"probabilities"`. `None` finds out from the graph.
+            `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`.
+            `None` finds out from the graph.
         teacher_outputs: The same for the teacher.
         **kwargs: `name`, `trainable` and `dtype`, as for every `keras.Model`; `dtype`
             is by default the student's.
@@ -130,8 +135,7 @@ class Distiller(keras.Model):
         teacher_outputs: Outputs | None = None,
         **kwargs: Any,
     ) -> None:
-        student_logits = logits_model(student, student_outputs, role="student")
-        if student_logits is student:
+        if isinstance(student, LogitsModel):
             raise TypeError(
                 f"`student` must be a keras.Model. Received: student={student!r}. Fix: "
                 f"give its model, and what it returns as student_outputs."
@@ -144,6 +148,10 @@ class Distiller(keras.Model):
                 f"soft_loss={soft_loss!r}. Fix: kdlite.losses.SoftTargets(), or "
                 f"student.fit() to train without a teacher."
             )
+        needs = needs_of(soft_loss)
+        student_logits = logits_model(
+            student, student_outputs, needs=needs, role="student"
+        )
         # The student's policy, so that compile() scales the loss as for the student.
         # But inputs and soft labels must not be rounded to half precision on the way.
         kwargs.setdefault("dtype", student.dtype_policy)
@@ -176,8 +184,9 @@ class Distiller(keras.Model):
     def teacher(self, teacher: keras.Model | LogitsModel | None) -> None:
         if teacher is not None:
             declared = self._declared_outputs[1]
-            teacher = logits_model(teacher, declared, role="teacher")
-            check_pair(self._student_logits, teacher)
+            needs = needs_of(self.soft_loss)
+            teacher = logits_model(teacher, declared, needs=needs, role="teacher")
+            check_pair(self._student_logits, teacher, needs)
         self._teacher_logits = teacher
         self.train_function = None  # a traced one would go on with the old teacher
 

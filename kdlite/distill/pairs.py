@@ -6,18 +6,22 @@ from typing import Any
 
 import keras
 
+from kdlite.distill.heads import Needs
 from kdlite.distill.losses.outputs import compatible_shapes
 from kdlite.distill.taps import LogitsModel
 
 Tensor = Any
 
 
-def check_pair(student: LogitsModel, teacher: LogitsModel) -> None:
+def check_pair(
+    student: LogitsModel, teacher: LogitsModel, needs: Needs = "class logits"
+) -> None:
     """Checks that a teacher can teach a student, as far as their shapes are known.
 
     Args:
         student: The student, read at its logits.
         teacher: The teacher, likewise.
+        needs: What the loss between them is over.
 
     Raises:
         ValueError: If one is in the other, they share weights that are trained, or
@@ -41,7 +45,7 @@ def check_pair(student: LogitsModel, teacher: LogitsModel) -> None:
         )
     taught, teaching = (_shapes(model.model, "outputs") for model in (student, teacher))
     if taught and teaching:
-        _check_outputs(pair, taught[0], teaching[0])
+        _check_outputs(pair, taught[0], teaching[0], needs)
     taken, needed = (_shapes(model.model, "inputs") for model in (student, teacher))
     if (taken and needed) and (
         len(taken) != len(needed) or not all(map(compatible_shapes, taken, needed))
@@ -53,12 +57,14 @@ def check_pair(student: LogitsModel, teacher: LogitsModel) -> None:
         )
 
 
-def _check_outputs(pair: tuple[str, str], student: Any, teacher: Any) -> None:
+def _check_outputs(
+    pair: tuple[str, str], student: Any, teacher: Any, needs: Needs
+) -> None:
     received = f"Received: {pair[0]} with {student}, {pair[1]} with {teacher}."
-    if student[-1] == 1 or teacher[-1] == 1:
+    if needs == "class logits" and 1 in (student[-1], teacher[-1]):
         raise ValueError(
-            f"Soft targets are over two classes or more. {received} Fix: give two "
-            f"logits, or distil a single probability with a loss for binary outputs."
+            f"A loss over classes is over two or more. {received} Fix: give two "
+            f"logits, or distil a single one with kdlite.losses.MultiLabelSoftTargets."
         )
     if not compatible_shapes(student[-1:], teacher[-1:]):
         raise ValueError(

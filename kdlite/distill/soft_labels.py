@@ -113,8 +113,8 @@ class SoftLabels:
         data set are not used: only `x` is labelled, in inference mode.
 
         Args:
-            teacher: A `keras.Model` with one output of class logits or probabilities
-                (its logits are found), or a `LogitsModel`.
+            teacher: A `keras.Model` with one output of logits, class probabilities or
+                sigmoids (the logits are found), or a `LogitsModel`.
             dataset: `x` (an array, or a dict or list of arrays), `(x, y)`,
                 `(x, y, sample_weight)`, a `tf.data.Dataset` of such, batched or not, or
                 a `keras.utils.PyDataset`. It must give the same samples in the same
@@ -163,7 +163,7 @@ class SoftLabels:
         seed = _checked_int("seed", seed, least=0)
         show = _checked_verbose(verbose)
         _check_callable(augment)
-        logits = logits_model(teacher, role="teacher")
+        logits = logits_model(teacher, needs=None, role="teacher")
         fingerprint = model_fingerprint(logits.model)
         check_place(path)
         samples = Samples(dataset, _batch_rank(logits.model, dataset))
@@ -207,7 +207,7 @@ class SoftLabels:
         manifest, *stored = read_store(path)
         soft = cls(path, manifest, (stored[0], stored[1]))
         if teacher is not None:
-            model = logits_model(teacher, role="teacher").model
+            model = logits_model(teacher, needs=None, role="teacher").model
             fingerprint = model_fingerprint(model)
             if fingerprint != soft.teacher_fingerprint:
                 raise ValueError(
@@ -446,7 +446,7 @@ def _label(
         bar = keras.utils.Progbar(target, verbose=1, unit_name="label")
     with witness.errors():
         for x, count in batches:
-            rows = _checked_logits(run(x).numpy()[: int(count)], logits.name)
+            rows = _checked_logits(run(x).numpy()[: int(count)], logits)
             rows = rows.reshape(-1, views, *rows.shape[1:])
             done = writer.manifest.samples
             writer.append(rows, witness.take(done, len(rows)))
@@ -463,16 +463,18 @@ def _label(
         bar.update(writer.manifest.samples * views, finalize=True)
 
 
-def _checked_logits(rows: Array, name: str) -> Array:
-    if rows.ndim < 2 or rows.shape[-1] < 2:
+def _checked_logits(rows: Array, teacher: LogitsModel) -> Array:
+    least = 1 if teacher.outputs in ("sigmoid", "values") else 2
+    if rows.ndim < 2 or rows.shape[-1] < least:
         raise ValueError(
-            f"Soft labels are over two classes or more. Received: teacher '{name}' "
-            f"with logits {rows.shape}. Fix: give a classifier with two logits or more."
+            f"Soft labels are over two classes or more. Received: teacher "
+            f"'{teacher.name}' with logits {rows.shape}. Fix: give a classifier with "
+            f"two logits or more, or with a sigmoid."
         )
     if not np.isfinite(rows).all():
         raise ValueError(
             f"The teacher's logits must be finite. Received: NaN or infinity from "
-            f"teacher '{name}'. Fix: check its weights and the range of the data."
+            f"teacher '{teacher.name}'. Fix: check its weights and the data's range."
         )
     return rows
 

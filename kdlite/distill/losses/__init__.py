@@ -15,7 +15,11 @@ from kdlite.distill.losses.features import (
     VariationalInformation as VariationalInformation,
 )
 from kdlite.distill.losses.generative import MaskedGenerative as MaskedGenerative
+from kdlite.distill.losses.labels import MultiLabelSoftTargets as MultiLabelSoftTargets
 from kdlite.distill.losses.maps import AttentionTransfer as AttentionTransfer
 from kdlite.distill.losses.maps import ChannelWise as ChannelWise
 from kdlite.distill.losses.maps import Gram as Gram
+from kdlite.distill.losses.positions import PixelSoftTargets as PixelSoftTargets
+from kdlite.distill.losses.positions import SequenceSoftTargets as SequenceSoftTargets
+from kdlite.distill.losses.regression import Regression as Regression
 from kdlite.distill.losses.relations import DIST as DIST

@@ -1,10 +1,10 @@
 """What all losses between a teacher's and a student's outputs have in common.
 
-They take **logits** and compute in float32. A loss is a `keras.losses.Loss` over
-`(teacher logits, student logits)`, so sample weights, masks and reduction work as in
-all of Keras, and a `keras.distillation.DistillationLoss`, so it also serves Keras's own
-`keras.distillation.Distiller`. Losses that ask for the label too find it beside the
-teacher's logits, in a pair:
+They take **logits** (`Regression`: values) and compute in float32. A loss is a
+`keras.losses.Loss` over `(teacher logits, student logits)`, so sample weights, masks
+and reduction work as in all of Keras, and a `keras.distillation.DistillationLoss`, so
+it also serves Keras's own `keras.distillation.Distiller`. Losses that ask for the label
+too find it beside the teacher's logits, in a pair:
 
 >>> import numpy as np
 >>> from kdlite.distill.losses import DecoupledKD, SoftTargets
@@ -20,13 +20,13 @@ True
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import keras
 from keras import ops
 
+from kdlite.distill.heads import Needs, find_head
 from kdlite.distill.losses.teacher_loss import TeacherLoss, Tempered
-from kdlite.distill.taps import logits_model
 
 Tensor = Any
 
@@ -36,9 +36,10 @@ LARGEST_LOGIT = 1e30
 
 
 class OutputLoss(TeacherLoss):
-    """A loss between class logits: their shapes are checked, and it is in float32.
+    """A loss between outputs: their shapes are checked, and it is in float32.
 
-    A loss defines `values(teacher_logits, student_logits, targets)`.
+    A loss defines `values(teacher_logits, student_logits, targets)`, and says what it
+    is over with `needs`.
 
     Args:
         reduction: As in `keras.losses.Loss`. `"sum_over_batch_size"` is the weighted
@@ -46,6 +47,8 @@ class OutputLoss(TeacherLoss):
         name: Name of the loss.
     """
 
+    #: What it is over: heads that do not fit are refused.
+    needs: Needs = "class logits"
     #: Whether the values hang on the label: it is then given beside the teacher.
     uses_labels = False
 
@@ -57,13 +60,31 @@ class OutputLoss(TeacherLoss):
         Args:
             teacher_logits: float32, finite, of shape `(batch, ..., classes)`.
             student_logits: The same of the student.
-            targets: One-hot target classes of the same shape, for losses that use
-                labels; else `None`.
+            targets: What `targets` made of the labels, for losses that use them; else
+                `None`.
 
         Returns:
             float32 values of shape `(batch, ...)`.
         """
         raise NotImplementedError
+
+    def targets(self, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Returns labels as `values` takes them: one-hot target classes.
+
+        Args:
+            labels: As in `call`, or `None`.
+            teacher_logits: float32 logits of shape `(batch, ..., classes)`.
+
+        Returns:
+            Rows of the shape of the logits; the teacher's first choice where there is
+            no label.
+        """
+        classes = teacher_logits.shape[-1]
+        chosen = ops.argmax(teacher_logits, axis=-1)
+        if labels is not None:
+            labels = ops.cast(class_indices(labels, teacher_logits), chosen.dtype)
+            chosen = ops.where(labels < 0, chosen, labels)
+        return ops.one_hot(chosen, classes, dtype="float32")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns one value for each sample (and position).
@@ -86,7 +107,7 @@ class OutputLoss(TeacherLoss):
             ops.clip(ops.cast(logits, "float32"), -LARGEST_LOGIT, LARGEST_LOGIT)
             for logits in (y_true, y_pred)
         )
-        targets = _targets(labels, teacher) if self.uses_labels else None
+        targets = self.targets(labels, teacher) if self.uses_labels else None
         return self.values(teacher, student, targets)
 
     def validate_outputs(
@@ -124,7 +145,7 @@ class OutputLoss(TeacherLoss):
     def validate_model_compatibility(
         self, teacher: keras.Model, student: keras.Model
     ) -> None:
-        """Refuses softmax heads in Keras's own distiller, which hands on raw outputs.
+        """Refuses squashed heads in Keras's own distiller, which hands on raw outputs.
 
         `kdlite.Distiller` reads the logits of such models and has no need of this.
 
@@ -133,20 +154,44 @@ class OutputLoss(TeacherLoss):
             student: The student.
 
         Raises:
-            ValueError: If a model returns probabilities.
+            ValueError: If a model returns probabilities where logits are needed.
         """
+        loss = type(self).__name__
         for role, model in (("teacher", teacher), ("student", student)):
-            if logits_model(model, role=role).outputs == "probabilities":
+            head = find_head(model, needs=self.needs, role=role, loss=loss)
+            if self.needs != "values" and head.outputs != "logits":
+                squashing = "sigmoid" if head.outputs == "sigmoid" else "softmax"
                 raise ValueError(
-                    f"`{type(self).__name__}` needs logits, and this distiller hands "
-                    f"on what the models return. Received: {role} '{model.name}', "
-                    f"which ends in a softmax. Fix: use kdlite.Distiller, which reads "
-                    f"the logits before it."
+                    f"`{loss}` needs logits, and this distiller hands on what the "
+                    f"models return. Received: {head.described}, which ends in a "
+                    f"{squashing}. Fix: use kdlite.Distiller, which reads the logits "
+                    f"before it."
                 )
 
 
 class TemperedLoss(Tempered, OutputLoss):
     """An `OutputLoss` with a temperature."""
+
+
+def needs_of(loss: keras.distillation.DistillationLoss) -> Needs:
+    """Returns what a distillation loss is over; class logits, if it does not say.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        What the heads it compares must fit.
+
+    Raises:
+        ValueError: If it says something unknown.
+    """
+    needs: Needs = getattr(loss, "needs", "class logits")
+    if needs not in get_args(Needs):
+        raise ValueError(
+            f"A loss's `needs` must be one of {get_args(Needs)}. Received: "
+            f"{type(loss).__name__}.needs={needs!r}. Fix: leave it out for classes."
+        )
+    return needs
 
 
 def weighted_loss(
@@ -162,7 +207,8 @@ def weighted_loss(
         loss: A loss that returns one value for each sample (and position), or, where
             there are neither weights nor a mask, one for the batch.
         teacher_logits: Logits of shape `(batch, ..., classes)`.
-        student_logits: Logits of the same shape, with their mask if there is one.
+        student_logits: Logits of the same shape. A position counts if neither has a
+            mask (as Keras keeps it on outputs) that leaves it out.
         sample_weight: Weights of shape `(batch,)` up to `(batch, ...)`, or `None`.
         labels: Labels of the batch, for a loss that uses them, or `None`.
 
@@ -172,13 +218,16 @@ def weighted_loss(
     Raises:
         ValueError: If weights or a mask meet a loss that has averaged already.
     """
+    mask = _mask_of_both(teacher_logits, student_logits)
     if isinstance(loss, keras.losses.Loss):
+        if mask is not None:
+            student_logits = ops.convert_to_tensor(student_logits)
+            student_logits._keras_mask = mask
         rank = len(student_logits.shape) - 1
         if labels is not None and getattr(loss, "uses_labels", False):
             teacher_logits = (teacher_logits, labels)
         return loss(teacher_logits, student_logits, _with_rank(sample_weight, rank))
     values = loss.compute_loss(teacher_logits, student_logits)
-    mask = getattr(student_logits, "_keras_mask", None)
     if len(values.shape) == 0:
         unusable = {"sample_weight": sample_weight, "mask": mask}
         given = [name for name, value in unusable.items() if value is not None]
@@ -194,6 +243,15 @@ def weighted_loss(
         values._keras_mask = mask
     weights = _with_rank(sample_weight, len(values.shape))
     return _PerSample(name="soft_loss")(ops.zeros_like(values), values, weights)
+
+
+def _mask_of_both(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """A student may have lost the mask in layers that pass none on, or the teacher."""
+    masks = [getattr(x, "_keras_mask", None) for x in (teacher_logits, student_logits)]
+    known = [ops.cast(mask, "bool") for mask in masks if mask is not None]
+    if not known:
+        return None
+    return known[0] if len(known) == 1 else ops.logical_and(*known)
 
 
 class _PerSample(keras.losses.Loss):
@@ -236,23 +294,27 @@ def compatible_shapes(
     )
 
 
-def _targets(labels: Tensor, teacher_logits: Tensor) -> Tensor:
-    """One-hot target classes: the labels, else the teacher's first choice."""
-    classes = teacher_logits.shape[-1]
-    first_choice = ops.argmax(teacher_logits, axis=-1)
-    if labels is None:
-        return ops.one_hot(first_choice, classes, dtype="float32")
-    shape, rank = tuple(labels.shape), len(teacher_logits.shape)
-    if len(shape) == rank and shape[-1] == classes:
+def class_indices(labels: Tensor, logits: Tensor) -> Tensor:
+    """Returns labels as class indices.
+
+    Args:
+        labels: Indices of shape `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows.
+        logits: Logits of shape `(batch, ..., classes)`.
+
+    Returns:
+        Indices of shape `(batch, ...)`, of the type of the labels if they are indices.
+
+    Raises:
+        ValueError: If labels have another shape.
+    """
+    shape, rows = tuple(labels.shape), tuple(logits.shape)
+    if len(shape) == len(rows) and shape[-1] == rows[-1]:
         labels = ops.argmax(labels, axis=-1)
-    elif len(shape) == rank and shape[-1] == 1:
+    elif len(shape) == len(rows) and shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
-    if not compatible_shapes(tuple(labels.shape), tuple(first_choice.shape)):
+    if not compatible_shapes(tuple(labels.shape), rows[:-1]):
         raise ValueError(
             f"Labels must be class indices or one-hot rows. Received: labels {shape}, "
-            f"teacher logits {tuple(teacher_logits.shape)}. Fix: one index for each "
-            f"row of logits."
+            f"teacher logits {rows}. Fix: one index for each row of logits."
         )
-    labels = ops.cast(labels, first_choice.dtype)
-    labels = ops.where(labels < 0, first_choice, labels)
-    return ops.one_hot(labels, classes, dtype="float32")
+    return labels
