@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdlite.distill import losses, schedules
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.soft_labels import SoftLabels
+    from kdlite.doctor import check
     from kdlite.lite.convert import ExportResult, export
     from kdlite.lite.metadata import read_metadata
     from kdlite.lite.tflite_file import inspect
@@ -37,6 +38,7 @@ __all__ = [
     "SoftLabels",
     "VerificationError",
     "__version__",
+    "check",
     "datasets",
     "distill_to_tflite",
     "export",
@@ -55,6 +57,7 @@ _HOMES = {
     "PipelineResult": "kdlite.pipeline:PipelineResult",
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
     "VerificationError": "kdlite.lite.verify:VerificationError",
+    "check": "kdlite.doctor:check",
     "datasets": "kdlite.datasets:",
     "distill_to_tflite": "kdlite.pipeline:distill_to_tflite",
     "export": "kdlite.lite.convert:export",

@@ -298,6 +298,27 @@ def _load_model(path: Path) -> Any:
         ) from err
 
 
+def _doctor(args: argparse.Namespace) -> Any:
+    from kdlite import datasets
+    from kdlite.distill.losses import SoftTargets
+    from kdlite.doctor import check
+
+    student, teacher = _load_model(args.student), _load_model(args.teacher)
+    samples = datasets.load(
+        args.data, teacher.input_shape[1:], _read_labels(args.labels), needs_y=False
+    )
+    return check(
+        student,
+        teacher,
+        samples.x if samples.y is None else (samples.x, samples.y),
+        soft_loss=SoftTargets(args.temperature),
+        batch_size=args.batch_size,
+        quantization=args.quantization,
+        allow=tuple(args.allow),
+        samples=args.samples,
+    )
+
+
 def _read_labels(path: Path | None) -> list[str] | None:
     if path is None:
         return None
@@ -476,6 +497,40 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.99,
         help="least share of equal predictions (%(default)s)",
+    )
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "Look for every known failure before training: no finding, exit code 0.",
+        "kdlite doctor teacher.keras --student student.keras --data train.npz",
+    )
+    doctor.add_argument("teacher", type=Path, help="the trained model, a .keras file")
+    doctor.add_argument(
+        "--student", type=Path, required=True, help="the model to train, a .keras file"
+    )
+    doctor.add_argument("--data", type=Path, required=True, help=".npz or image folder")
+    doctor.add_argument("--labels", type=Path, help="class names, one a line")
+    doctor.add_argument("--batch-size", type=int, default=128, help="(%(default)s)")
+    doctor.add_argument("--temperature", type=float, default=4.0, help="(%(default)s)")
+    doctor.add_argument(
+        "--quantization",
+        choices=["float32", "int8"],
+        default="int8",
+        help="what the student will be exported as (%(default)s)",
+    )
+    doctor.add_argument(
+        "--samples",
+        type=int,
+        default=256,
+        help="how many to run both models on (%(default)s)",
+    )
+    doctor.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="a finding to leave out, such as student-larger; repeatable",
     )
 
     benchmark = command(

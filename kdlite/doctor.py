@@ -1,21 +1,233 @@
-"""Checks before training: what would waste hours is found in the first seconds."""
+"""Checks before training: what would waste hours is found in the first seconds.
+
+`check` looks for every known failure and tells all it finds; `check_inputs` refuses
+what `distill_to_tflite` cannot begin with.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from kdlite.distill.distiller import Distiller
+from kdlite.distill.losses import SoftTargets
+from kdlite.distill.samples import DataSet
+from kdlite.distill.taps import LogitsModel, Outputs, logits_model
+from kdlite.distill.targets import check_label_range
 from kdlite.fingerprint import rows_fingerprint
 from kdlite.lite.calibration import check_pixels
+from kdlite.symptoms import models, outputs
+from kdlite.symptoms.case import Case, Finding, examine, unchanged
+from kdlite.symptoms.export import unsupported_layer
 
 Array = np.ndarray[Any, Any]
 
 # A hash per row costs little, but not nothing: enough rows to see an overlap.
 _OVERLAP_ROWS = 20_000
+
+CODES = (
+    "models",
+    "frozen-student",
+    "data",
+    "label-range",
+    "unlabelled",
+    "probabilities-as-logits",
+    "logits-as-probabilities",
+    "double-softmax",
+    "teacher-training-mode",
+    "input-range",
+    "class-order",
+    "teacher-guesses",
+    "teacher-worse",
+    "temperature-high",
+    "temperature-low",
+    "dead-soft-loss",
+    "small-batch-norm",
+    "student-larger",
+    "unsupported-layer",
+)
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What `check` found.
+
+    Attributes:
+        findings: What would go wrong, errors first; empty for a sound set-up.
+        samples: Number of samples that both models were run on.
+    """
+
+    findings: tuple[Finding, ...]
+    samples: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the findings as JSON takes them."""
+        return {
+            "passed": self.passed,
+            "samples": self.samples,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        """All findings, each with its fix."""
+        if self.passed:
+            return f"no findings, on {self.samples} samples"
+        return "\n".join(map(str, self.findings))
+
+
+def check(
+    student: keras.Model,
+    teacher: keras.Model | LogitsModel | None,
+    dataset: DataSet,
+    *,
+    loss: Any = None,
+    soft_loss: keras.distillation.DistillationLoss | None = None,
+    batch_size: int | None = None,
+    quantization: str | None = "int8",
+    allow: Sequence[str] = (),
+    samples: int = 256,
+    student_outputs: Outputs | None = None,
+    teacher_outputs: Outputs | None = None,
+) -> Checkup:
+    """Looks for every known failure of a distillation before it is begun.
+
+    Both models run on a few samples, the teacher a few times; nothing is trained, and
+    models and data are left as they are. docs/doctor.md lists what is looked for.
+
+    Args:
+        student: The model to be trained, with one output of classes.
+        teacher: The trained model, or `None` if the data bring soft labels.
+        dataset: What `Distiller.fit` will get: `x`, `(x, y)` or `(x, y, weights)` of
+            arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset`. Of arrays all
+            labels are looked at, and `samples` evenly spaced rows; of others the first
+            `samples`.
+        loss: The loss that `compile()` will get, if it is to be checked too.
+        soft_loss: As for `Distiller`; `SoftTargets(temperature=4.0)` by default.
+        batch_size: Of the training; by default that of a data set in batches.
+        quantization: What the student will be exported as, `"int8"` or `"float32"`, so
+            that layers that cannot be are found; `None` looks for none. Where
+            quantization-aware training does not have a layer, the student is converted
+            once on the samples, which takes some seconds.
+        allow: Codes of findings to leave out.
+        samples: How many samples to run the models on.
+        student_outputs: What a student without a graph returns, as for `Distiller`.
+        teacher_outputs: The same for the teacher.
+
+    Returns:
+        The findings, each with its fix; it prints well.
+
+    Raises:
+        TypeError: If the data are of no form that Keras takes.
+        ValueError: If `allow` names no finding, or `samples` or `batch_size` is less
+            than 1.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        >>> teacher.set_weights([np.eye(2) * 9.0, np.zeros(2)])
+        >>> student = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        >>> x = np.random.default_rng(0).random((100, 2))
+        >>> print(check(student, teacher, (x, x.argmax(-1))))
+        no findings, on 100 samples
+        >>> print(check(student, teacher, (x, x.argmin(-1))))
+        error class-order: The classes of teacher ... are in another order than ...
+          Fix: Number the labels as in the teacher's training, or reorder the ...
+    """
+    unknown = sorted(set(allow) - set(CODES))
+    if unknown:
+        raise ValueError(
+            f"`allow` must name findings. Received: {', '.join(unknown)}. Fix: one of "
+            f"{', '.join(CODES)}."
+        )
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(
+                f"`{name}` must be at least 1. Received: {name}={value}. Fix: leave it "
+                "out for the default."
+            )
+    soft_loss = soft_loss or SoftTargets()
+    found: list[Finding] = []
+    count = 0
+    declared = {"student_outputs": student_outputs, "teacher_outputs": teacher_outputs}
+    with _refusals(found, "models"):
+        Distiller(student, teacher, soft_loss, **declared)
+    if not found and not student.trainable_variables:
+        found.append(_frozen(student))
+    if not found:
+        pair = (
+            logits_model(student, student_outputs, role="student"),
+            teacher and logits_model(teacher, teacher_outputs, role="teacher"),
+        )
+        with unchanged(*pair), _refusals(found, "data"):
+            case, y = examine(*pair, dataset, samples, soft_loss, loss, batch_size)
+            count = len(case.student_logits)
+            found += _symptoms(case, y)
+            if quantization is not None:
+                found += [*filter(None, [unsupported_layer(case, quantization)])]
+    found = [finding for finding in found if finding.code not in allow]
+    order = {"error": 0, "warning": 1}
+    return Checkup(tuple(sorted(found, key=lambda f: order[f.severity])), count)
+
+
+def _symptoms(case: Case, y: Array | None) -> list[Finding]:
+    """All that shows in a case; what follows from a finding is not looked for."""
+    found: list[Finding | None] = [outputs.label_range(case, y)]
+    if found[0] is not None:
+        case, y = replace(case, y=None), None
+    found += [
+        outputs.loss_and_head(case),
+        outputs.unlabelled(case, y),
+        models.small_batches(case),
+        models.student_larger(case),
+        models.training_mode(case),
+    ]
+    heads = [
+        symptom(case, role)
+        for role in ("student", "teacher")
+        for symptom in (outputs.probabilities_as_logits, outputs.double_softmax)
+    ]
+    found += heads
+    causes: tuple[Callable[[Case], Finding | None], ...] = (
+        outputs.class_order,
+        models.input_range,
+        outputs.teacher_ability,
+    )
+    wrong = next((f for f in (symptom(case) for symptom in causes) if f), None)
+    found.append(wrong)
+    if not any(heads) and (wrong is None or wrong.severity == "warning"):
+        found.append(outputs.temperature(case))
+    found.append(outputs.dead_gradient(case))
+    return [finding for finding in found if finding is not None]
+
+
+@contextlib.contextmanager
+def _refusals(found: list[Finding], code: str) -> Iterator[None]:
+    """Notes what kdlite's own checks refuse as a finding."""
+    try:
+        yield
+    except (ValueError, TypeError) as err:
+        found.append(Finding.of(code, err))
+
+
+def _frozen(student: keras.Model) -> Finding:
+    return Finding(
+        "frozen-student",
+        "error",
+        f"Student '{student.name}' has no weights to train: all "
+        f"{student.count_params():,} are frozen.",
+        "student.trainable = True.",
+    )
 
 
 def check_inputs(
@@ -133,12 +345,7 @@ def _check_split(name: str, split: tuple[Array, Array], classes: int | None) -> 
                 else "From names: np.unique(y, return_inverse=True)[1]."
             )
         )
-    if y.min() < 0 or y.max() >= (classes or 0):
-        raise ValueError(
-            f"`{name}` labels must lie in 0..{(classes or 0) - 1}, as the models have "
-            f"{classes} classes. Received: labels from {y.min()} to {y.max()}. Count "
-            "from 0, and drop or merge classes that the models lack."
-        )
+    check_label_range(y, classes or 0, name=name)
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
         raise ValueError(
             f"`{name}` inputs must be numbers. Received: dtype {x.dtype}. Turn them "

@@ -13,7 +13,7 @@ import pytest
 
 from kdlite import cli
 
-COMMANDS = ["demo", "distill", "label", "export", "inspect", "verify", "benchmark"]
+COMMANDS = ["demo", "distill", "label", "export", "inspect", "verify", "doctor", "benchmark"]
 
 
 def kdlite(*arguments: object) -> subprocess.CompletedProcess[str]:

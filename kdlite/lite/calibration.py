@@ -152,8 +152,8 @@ def check_pixels(model: keras.Model, highest: float, received: str) -> None:
         raise ValueError(
             f"Data must be in the units that the model takes. Received: {received} up "
             f"to {highest:g}, for model {model.name!r}, which begins with "
-            f"Rescaling({scale:g}) and so takes raw pixels. Give pixels in 0..255, or "
-            "build the model without Rescaling."
+            f"Rescaling({scale:g}) and so takes raw pixels. Fix: give pixels in "
+            "0..255, or build the model without Rescaling."
         )
 
 

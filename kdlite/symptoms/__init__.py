@@ -1,0 +1,1 @@
+"""What shows before training that a distillation would go wrong."""

@@ -1,0 +1,269 @@
+"""What the doctor looks at, a `Case`, and what it finds, a `Finding`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kdlite.distill.samples import DataSet, Samples
+from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
+from kdlite.distill.targets import UNLABELLED, class_indices
+
+Array = np.ndarray[Any, Any]
+Structure = Any
+Role = Literal["student", "teacher"]
+
+BATCH = 64
+
+# Two outcomes on the same samples are told apart at this many standard deviations.
+SIGNIFICANT = 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that would go wrong, with the figures that show it and the way out.
+
+    Attributes:
+        code: Its name, see docs/doctor.md; `kdlite.check(allow=...)` takes it.
+        severity: `"error"`: training cannot work, or works on something else than is
+            meant; `"warning"`: it works, less well than it could.
+        found: What was found, with figures.
+        fix: What to do.
+    """
+
+    code: str
+    severity: Literal["error", "warning"]
+    found: str
+    fix: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Returns the fields as JSON takes them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """The finding in two lines."""
+        return f"{self.severity} {self.code}: {self.found}\n  Fix: {self.fix}"
+
+    @classmethod
+    def of(cls, code: str, error: Exception) -> Finding:
+        """Returns a finding from an error message in kdlite's form.
+
+        Args:
+            code: The finding's name.
+            error: `rule. Received: what. Fix: how.`
+        """
+        found, _, fix = str(error).partition(" Fix: ")
+        return cls(code, "error", found, fix[:1].upper() + fix[1:])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two models and what they say of some samples.
+
+    Attributes:
+        student: The student, read at its logits.
+        teacher: The teacher, likewise; `None` where the data bring soft labels.
+        x: Some samples as the models take them, arrays `(samples, ...)`.
+        y: Their labels as they came, or `None`.
+        student_logits: float32 `(samples, ..., classes)`.
+        teacher_logits: Those of the teacher, or the stored soft labels.
+        soft_loss: The loss on the teacher's outputs.
+        hard_loss: The loss on the labels as `compile()` takes it; `None`: not known.
+        batch_size: Of the training, where it is known.
+    """
+
+    student: LogitsModel
+    teacher: LogitsModel | None
+    x: Structure
+    y: Array | None
+    student_logits: Array
+    teacher_logits: Array
+    soft_loss: keras.distillation.DistillationLoss
+    hard_loss: Any
+    batch_size: int | None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.student_logits.shape[-1])
+
+    @property
+    def labels(self) -> Array:
+        """The class of each sample and position, in one row; `UNLABELLED` elsewhere."""
+        count = self.student_logits.size // self.classes
+        if self.y is None:
+            return np.full(count, UNLABELLED)
+        labels = class_indices(self.y, self.classes).reshape(-1)
+        return np.where(labels < self.classes, labels, UNLABELLED)
+
+    def model(self, role: Role) -> LogitsModel | None:
+        """Returns one of the two models."""
+        return self.student if role == "student" else self.teacher
+
+    def logits(self, role: Role) -> Array:
+        """Returns one model's logits, `(samples * positions, classes)`."""
+        logits = self.student_logits if role == "student" else self.teacher_logits
+        return logits.reshape(-1, logits.shape[-1])
+
+    def right(self, role: Role) -> Array:
+        """Returns for each labelled sample whether a model is right."""
+        labelled = self.labels != UNLABELLED
+        return self.logits(role)[labelled].argmax(-1) == self.labels[labelled]
+
+    def name(self, role: Role) -> str:
+        """How messages call a model, or what stands for it."""
+        model = self.model(role)
+        return "stored soft labels" if model is None else f"{role} '{model.name}'"
+
+
+def examine(
+    student: LogitsModel,
+    teacher: LogitsModel | None,
+    dataset: DataSet,
+    samples: int,
+    soft_loss: keras.distillation.DistillationLoss,
+    hard_loss: Any,
+    batch_size: int | None,
+) -> tuple[Case, Array | None]:
+    """Runs both models on some samples of a data set.
+
+    Args:
+        student: The student.
+        teacher: The teacher, or `None` where the data bring soft labels.
+        dataset: The data.
+        samples: How many to run them on.
+        soft_loss: The loss on the teacher's outputs.
+        hard_loss: The loss on the labels, or `None`.
+        batch_size: Of the training, or `None` for the data set's.
+
+    Returns:
+        The case, and all labels that could be had without reading more.
+
+    Raises:
+        ValueError: If there is no source of soft labels, or the inputs are not finite.
+    """
+    (x, y), labels, own_batch_size = _some(dataset, student, samples)
+    stored = None
+    if (
+        teacher is None
+        and isinstance(x, dict)
+        and set(x) == {INPUTS_KEY, SOFT_LABELS_KEY}
+    ):
+        x, stored = x[INPUTS_KEY], np.asarray(x[SOFT_LABELS_KEY], "float32")
+    arrays = keras.tree.flatten(x)
+    for array in arrays:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = ~np.isfinite(array.reshape(len(array), -1)).all(-1)
+            raise ValueError(
+                f"The inputs must be finite. Received: NaN or infinity in {bad.sum()} "
+                f"of {len(bad)} samples. Fix: clean or drop these samples."
+            )
+    if teacher is None and stored is None:
+        raise ValueError(
+            "There must be a teacher, or soft labels in the data. Received: "
+            "teacher=None and data without soft labels. Fix: give the teacher, or what "
+            "SoftLabels.attach returns."
+        )
+    case = Case(
+        student=student,
+        teacher=teacher,
+        x=x,
+        y=y,
+        student_logits=run(student, x),
+        teacher_logits=np.asarray(stored if teacher is None else run(teacher, x)),
+        soft_loss=soft_loss,
+        hard_loss=hard_loss,
+        batch_size=batch_size or own_batch_size,
+    )
+    return case, labels
+
+
+def run(model: LogitsModel, x: Structure) -> Array:
+    """Returns a model's logits on arrays, in inference mode and in batches.
+
+    Args:
+        model: The model.
+        x: Samples.
+
+    Returns:
+        float32 logits `(samples, ..., classes)`.
+    """
+    count = len(keras.tree.flatten(x)[0])
+    return np.concatenate(
+        [
+            np.asarray(model(rows(x, slice(start, start + BATCH))), "float32")
+            for start in range(0, count, BATCH)
+        ]
+    )
+
+
+@contextlib.contextmanager
+def unchanged(*models: LogitsModel | None) -> Iterator[None]:
+    """Puts back what a forward pass changes: statistics and random states.
+
+    Args:
+        *models: The models; `None` is left out.
+    """
+    kept = [
+        (variable, variable.numpy())
+        for model in models
+        if model is not None
+        for variable in model.model.variables
+        if not variable.trainable
+    ]
+    try:
+        yield
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
+
+
+def rows(x: Structure, chosen: slice) -> Structure:
+    """Returns some samples of a structure of arrays.
+
+    Args:
+        x: Arrays `(samples, ...)`.
+        chosen: Which.
+    """
+    return keras.tree.map_structure(lambda array: array[chosen], x)
+
+
+def better(right: Array, than: Array) -> bool:
+    """Whether more of the same samples are right than chance explains (McNemar).
+
+    Args:
+        right: For each sample, whether it is right.
+        than: The same of what it is compared with.
+    """
+    gained, lost = int((right & ~than).sum()), int((than & ~right).sum())
+    return gained - lost > SIGNIFICANT * np.sqrt(gained + lost)
+
+
+def _some(
+    dataset: DataSet, student: LogitsModel, count: int
+) -> tuple[tuple[Structure, Array | None], Array | None, int | None]:
+    """Returns some samples `(x, y)`, all labels that can be had cheaply, batch size."""
+    if not isinstance(dataset, (tf.data.Dataset, keras.utils.PyDataset)):
+        parts = dataset if isinstance(dataset, tuple) else (dataset,)
+        # As Keras has it, and with its checks of shapes; the few rows alone.
+        whole = [keras.tree.map_structure(np.asarray, part) for part in parts[:2]]
+        length = min(len(array) for array in keras.tree.flatten(whole))
+        chosen = np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
+        x, *y = keras.tree.map_structure(lambda array: array[chosen], whole)
+        return (x, y[0] if y else None), whole[1] if y else None, None
+    inputs = getattr(student.model, "inputs", None)
+    samples = Samples(dataset, len(inputs[0].shape) if inputs else None)
+    batches = []
+    for _, parts in samples.chunks():
+        batches.append(keras.tree.map_structure(np.asarray, parts))
+        if sum(len(keras.tree.flatten(batch)[0]) for batch in batches) >= count:
+            break
+    joined = keras.tree.map_structure(lambda *a: np.concatenate(a)[:count], *batches)
+    x, *y = joined
+    return (x, y[0] if y else None), y[0] if y else None, samples.batch_size

@@ -1,0 +1,250 @@
+"""What shows in models and their inputs that a distillation would go wrong.
+
+Each test looks at a `Case` and returns a `Finding`, or `None` where nothing is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdlite.distill.taps import LogitsModel
+from kdlite.distill.targets import UNLABELLED
+from kdlite.lite.calibration import check_pixels
+from kdlite.symptoms.case import (
+    BATCH,
+    Array,
+    Case,
+    Finding,
+    Structure,
+    better,
+    rows,
+    run,
+)
+
+# The statistics of a trained BatchNormalization and those of a few samples of its own
+# data, all of one class perhaps, differ by less; pixels of 0..255 where 0..1 belong
+# differ by 65,000.
+_VARIANCE_RATIO = 1000.0
+_MEAN_SHIFT = 4.0
+_SMALL_BATCH = 8
+
+
+def training_mode(case: Case) -> Finding | None:
+    """A teacher whose outputs are random, or hang on the rest of the batch."""
+    teacher = case.teacher
+    if teacher is None:
+        return None
+    few = rows(case.x, slice(0, BATCH // 2))
+    count = len(keras.tree.flatten(few)[0])
+    once = np.asarray(teacher(few))
+    # Far beyond rounding, in half precision too; far below any dropout.
+    tolerance = 0.02 * float(once.std()) + 1e-5
+    differs = float(np.abs(np.asarray(teacher(few)) - once).max())
+    what = "when asked again"
+    if differs <= tolerance and count > 1:
+        # Other company: the sizes of its parts differ, so that no two means agree.
+        cut = 1 + count // 3
+        parts = [
+            teacher(rows(few, slice(0, cut))),
+            teacher(rows(few, slice(cut, None))),
+        ]
+        differs = float(np.abs(np.concatenate([*map(np.asarray, parts)]) - once).max())
+        what = "with other samples in the batch"
+    if differs <= tolerance:
+        return None
+    return Finding(
+        "teacher-training-mode",
+        "error",
+        f"The {case.name('teacher')} gives the same sample other logits {what}, though "
+        f"called with training=False: they differ by up to {differs:.3g}, where logits "
+        f"vary by {once.std():.3g}.",
+        "Hand the `training` argument of the teacher's call() on to dropout and batch "
+        "normalization.",
+    )
+
+
+def input_range(case: Case) -> Finding | None:
+    """Inputs in other units than a model takes, or was trained with."""
+    arrays = keras.tree.flatten(case.x)
+    if len(arrays) == 1 and arrays[0].dtype.kind in "fiu":
+        highest = float(np.abs(arrays[0]).max())
+        try:
+            for model in filter(None, (case.student, case.teacher)):
+                check_pixels(model.model, highest, "the data")
+        except ValueError as err:
+            return Finding.of("input-range", err)
+    if case.teacher is None:
+        return None
+    return _rescued(case) or _unlike_statistics(case)
+
+
+def _rescued(case: Case) -> Finding | None:
+    """The teacher is right far more often when the inputs are scaled."""
+    x = case.x
+    labelled = case.labels != UNLABELLED
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or not labelled.any():
+        return None
+    if case.student_logits.ndim != 2 or case.teacher is None:
+        return None
+    values = x[labelled].astype("float32")
+    low, high = float(values.min()), float(values.max())
+    scalings: dict[str, Callable[[Array], Array]] = {}
+    if high > 1.5 and low >= 0.0:
+        scalings = {
+            "x / 255": lambda v: v / 255,
+            "x / 127.5 - 1": lambda v: v / 127.5 - 1,
+        }
+    elif low >= 0.0:
+        scalings = {"255 * x": lambda v: v * 255, "2 * x - 1": lambda v: v * 2 - 1}
+    elif low >= -1.0 and high <= 1.0:
+        scalings = {
+            "127.5 * (x + 1)": lambda v: (v + 1) * 127.5,
+            "(x + 1) / 2": lambda v: (v + 1) / 2,
+        }
+    right = case.right("teacher")
+    best, best_right = "", right
+    for name, scaled in scalings.items():
+        logits = run(case.teacher, scaled(values))
+        found = logits.argmax(-1) == case.labels[labelled]
+        if found.sum() > best_right.sum():
+            best, best_right = name, found
+    # A right scale is no small gain, and makes a teacher of it.
+    guessing = 1 / case.classes
+    least = max(right.mean() + 0.1, guessing + 0.25 * (1 - guessing))
+    if not better(best_right, right) or best_right.mean() < least:
+        return None
+    return Finding(
+        "input-range",
+        "error",
+        f"The {case.name('teacher')} is right on {right.mean():.1%} of {right.size} "
+        f"samples, whose values lie in {low:.4g}..{high:.4g}, and on "
+        f"{best_right.mean():.1%} if it is given {best}.",
+        f"Give the data as {best}, or begin the teacher with a Rescaling that does it.",
+    )
+
+
+def _unlike_statistics(case: Case) -> Finding | None:
+    """The first normalization of the teacher meets values it has never seen."""
+    teacher = case.teacher
+    if teacher is None:
+        return None
+    # From all over: samples are often sorted by class.
+    step = -(-len(case.teacher_logits) // BATCH)
+    met = _first_normalization(teacher, rows(case.x, slice(None, None, step)))
+    if met is None:
+        return None
+    layer, mean, variance, values = met
+    axes = tuple(range(values.ndim - 1))
+    found_mean, found_variance = values.mean(axes), values.var(axes)
+    epsilon = 1e-6 * float(np.median(variance)) + 1e-12
+    ratio = float(np.median((found_variance + epsilon) / (variance + epsilon)))
+    shift = float(np.median(np.abs(found_mean - mean) / np.sqrt(variance + epsilon)))
+    if 1 / _VARIANCE_RATIO < ratio < _VARIANCE_RATIO and shift < _MEAN_SHIFT:
+        return None
+    return Finding(
+        "input-range",
+        "error",
+        f"What reaches layer '{layer.name}' of {case.name('teacher')} has "
+        f"{ratio:.3g} times the variance that it was trained with, and means "
+        f"{shift:.3g} standard deviations from those.",
+        "Give the data in the units and with the normalisation of the teacher's "
+        "training.",
+    )
+
+
+def small_batches(case: Case) -> Finding | None:
+    """Batch normalization over a handful of samples."""
+    size = case.batch_size
+    if size is None or size >= _SMALL_BATCH:
+        return None
+    trained = [
+        layer.name
+        for layer in case.student.model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if not trained:
+        return None
+    return Finding(
+        "small-batch-norm",
+        "warning",
+        f"Student '{case.student.name}' has {len(trained)} BatchNormalization layers "
+        f"(first '{trained[0]}'), whose statistics come from batches of {size}.",
+        "Train with batches of 32 or more, or set trainable=False on these layers of a "
+        "pretrained student.",
+    )
+
+
+def student_larger(case: Case) -> Finding | None:
+    """A student with more weights than its teacher."""
+    if case.teacher is None:
+        return None
+    sizes = {
+        role: model.model.count_params()
+        for role, model in (("student", case.student), ("teacher", case.teacher))
+    }
+    if sizes["student"] <= sizes["teacher"]:
+        return None
+    return Finding(
+        "student-larger",
+        "warning",
+        f"Student '{case.student.name}' has {sizes['student']:,} parameters, teacher "
+        f"'{case.teacher.name}' {sizes['teacher']:,}.",
+        "Check the order of the arguments (student first), or take a smaller student.",
+    )
+
+
+def _first_normalization(
+    model: LogitsModel, x: Structure
+) -> tuple[keras.layers.Layer, Array, Array, Array] | None:
+    """The first layer with statistics of the training data, these, and its input."""
+    met: list[tuple[keras.layers.Layer, Array, Array, Array]] = []
+
+    def watched(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+
+        def seen(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not met:
+                met.append((layer, *known[layer], np.asarray(inputs, "float64")))
+            return call(inputs, *args, **kwargs)
+
+        return seen
+
+    known = {
+        layer: statistics
+        for layer in model.model._flatten_layers()
+        if (statistics := _statistics(layer)) is not None
+    }
+    # Functional models run layer by layer when called eagerly: `call` can be watched.
+    for layer in known:
+        object.__setattr__(layer, "call", watched(layer))
+    try:
+        if known:
+            model(x)
+    finally:
+        for layer in known:
+            object.__delattr__(layer, "call")
+    return met[0] if met else None
+
+
+def _statistics(layer: Any) -> tuple[Array, Array] | None:
+    """Mean and variance by channel that a layer was trained with, if it has such."""
+    if isinstance(layer, keras.layers.BatchNormalization) and layer.built:
+        rank = len(layer.input_spec.axes or {}) and layer.input_spec.ndim
+        if layer.axis not in (-1, (rank or 0) - 1):
+            return None
+        mean, variance = (
+            np.asarray(v, "float64") for v in (layer.moving_mean, layer.moving_variance)
+        )
+    elif isinstance(layer, keras.layers.Normalization) and layer.built:
+        mean, variance = (
+            np.asarray(v, "float64").reshape(-1) for v in (layer.mean, layer.variance)
+        )
+    else:
+        return None
+    if not mean.any() and (variance == 1.0).all():  # never trained
+        return None
+    return mean, variance

@@ -1,0 +1,482 @@
+"""Every known failure planted, and found; sound set-ups, in which nothing is."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kdlite
+from kdlite.distill.taps import LogitsModel
+from kdlite.doctor import CODES, check
+
+CLASSES = 3
+
+
+def samples(count: int = 200, scale: float = 1.0, shift: float = 0.0):
+    """Three bumps on a line of 6: `x` in 0..1, and which of them it is."""
+    rng = np.random.default_rng(7)
+    y = np.arange(count) % CLASSES
+    centers = np.eye(CLASSES).repeat(2, axis=1)
+    x = np.clip(0.7 * centers[y] + 0.3 * rng.random((count, 6)), 0, 1)
+    return (x * scale + shift).astype("float32"), y
+
+
+def linear(sharpness: float = 6.0, softmax: bool = False, units: int = CLASSES):
+    """A teacher that knows: each class's score is the mean of its two inputs."""
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(units, activation="softmax" if softmax else None),
+        ],
+        name="knows",
+    )
+    if units == CLASSES:
+        # About zero only in the middle of 0..1: another range is another answer.
+        kernel = np.eye(CLASSES).repeat(2, axis=1).T * sharpness
+        model.set_weights([kernel, np.zeros(CLASSES)])
+    return model
+
+
+def net(softmax: bool = False, norm: bool = False, width: int = 2, name: str = "small"):
+    x = inputs = keras.Input((6,))
+    x = keras.layers.Dense(width, use_bias=not norm)(x)
+    if norm:
+        x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    outputs = keras.layers.Dense(CLASSES, activation="softmax" if softmax else None)(x)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def trained(model: keras.Model, x, y) -> keras.Model:
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=LogitsModel(model).outputs == "logits"
+        ),
+    )
+    model.fit(x, y, epochs=8, batch_size=20, verbose=0)
+    return model
+
+
+def tiny() -> keras.Model:
+    """A student smaller than `linear()`."""
+    x = inputs = keras.Input((6,))
+    x = keras.layers.Dense(1)(x)
+    outputs = keras.layers.Dense(CLASSES)(x)
+    return keras.Model(inputs, outputs, name="tiny")
+
+
+class Own(keras.Model):
+    """A subclassed model: no graph says what it returns."""
+
+    def __init__(self, inner: keras.Model) -> None:
+        super().__init__(name="own")
+        self.inner = inner
+
+    def call(self, x, training=False):
+        return self.inner(x, training=training)
+
+
+def found(student, teacher, data, **options) -> list[str]:
+    options.setdefault("quantization", None)
+    checkup = check(student, teacher, data, **options)
+    for finding in checkup.findings:
+        assert finding.code in CODES
+        assert finding.found and finding.fix
+        assert f"Fix: {finding.fix}" in str(checkup)
+    assert checkup.passed == (not checkup.findings)
+    return [finding.code for finding in checkup.findings]
+
+
+# --- sound set-ups
+
+
+@pytest.mark.parametrize("student_softmax", [False, True])
+@pytest.mark.parametrize("teacher_softmax", [False, True])
+def test_sound_heads_give_no_finding(student_softmax, teacher_softmax) -> None:
+    student, teacher = net(student_softmax), linear(softmax=teacher_softmax)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not student_softmax)
+    few = [keras.Sequential([student]), student]
+    for model in few:
+        assert found(model, bigger(teacher), samples(), loss=loss) == []
+
+
+def bigger(teacher: keras.Model) -> keras.Model:
+    """The same teacher, with more weights than the students here."""
+    inputs = keras.Input((6,))
+    wide = keras.layers.Dense(6, kernel_initializer="identity", trainable=True)(inputs)
+    wide = keras.layers.Dense(6, kernel_initializer="identity")(wide)
+    return keras.Model(inputs, teacher(wide), name="knows_more")
+
+
+@pytest.mark.parametrize("count", [3, 9, 40])
+def test_few_samples_give_no_finding(count) -> None:
+    assert found(net(), bigger(linear()), samples(count)) == []
+
+
+def test_data_in_every_form() -> None:
+    x, y = samples()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y))
+    student, teacher = net(), bigger(linear())
+    for data in (
+        x,
+        (x, y),
+        (x, y, np.ones(len(y))),
+        (x, np.eye(CLASSES)[y]),
+        (x, y[:, None]),
+        dataset,
+        dataset.shuffle(200, seed=1).batch(32),
+    ):
+        assert found(student, teacher, data) == []
+
+
+def test_stored_soft_labels_instead_of_a_teacher(tmp_path) -> None:
+    x, y = samples()
+    soft = kdlite.SoftLabels.build(linear(), (x, y), tmp_path / "labels", verbose=0)
+    assert found(net(), None, soft.attach((x, y), batch_size=32)) == []
+    with_probabilities = {"inputs": x, "soft_labels": np.eye(CLASSES)[y]}
+    assert found(net(), None, (with_probabilities, y)) == ["probabilities-as-logits"]
+
+
+def test_trained_teacher_with_batch_normalization_gives_no_finding() -> None:
+    for scale, shift in ((1.0, 0.0), (255.0, 0.0), (2.0, -1.0)):
+        x, y = samples(scale=scale, shift=shift)
+        teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
+        assert found(net(norm=True), teacher, (x, y)) == []
+        # Sorted by class, as folders of images are.
+        order = np.argsort(y)
+        assert found(net(norm=True), teacher, (x[order], y[order])) == []
+
+
+def test_unlabelled_rows_that_the_loss_leaves_out_give_no_finding() -> None:
+    x, y = samples()
+    y[::3] = -1
+    loss = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1)
+    assert found(net(), bigger(linear()), (x, y), loss=loss) == []
+
+
+def test_models_and_random_states_stay_as_they_are() -> None:
+    x, y = samples()
+    teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
+    student = net(norm=True)
+    models = (student, teacher)
+    before = [[v.numpy() for v in model.variables] for model in models]
+    found(student, teacher, (x, y))
+    for model, values in zip(models, before, strict=True):
+        for variable, value in zip(model.variables, values, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), value)
+    assert teacher.trainable
+
+
+# --- planted faults
+
+
+def test_probabilities_taken_for_logits() -> None:
+    probabilities = Own(linear(softmax=True))
+    probabilities(samples()[0][:1])
+    for role in ("student", "teacher"):
+        pair = {"student": tiny(), "teacher": linear(), role: probabilities}
+        options = {f"{role}_outputs": "logits"}
+        assert "probabilities-as-logits" in found(
+            pair["student"], pair["teacher"], samples(), **options
+        )
+        options = {f"{role}_outputs": "probabilities"}
+        assert "probabilities-as-logits" not in found(
+            pair["student"], pair["teacher"], samples(), **options
+        )
+
+
+@pytest.mark.parametrize(
+    ("softmax", "loss", "code"),
+    [
+        (
+            True,
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "probabilities-as-logits",
+        ),
+        (False, "sparse_categorical_crossentropy", "logits-as-probabilities"),
+    ],
+)
+def test_a_loss_for_another_head(softmax, loss, code) -> None:
+    assert found(net(softmax), bigger(linear()), samples(), loss=loss) == [code]
+
+
+def test_double_softmax() -> None:
+    inner = linear(softmax=True)
+    twice = keras.Sequential([keras.Input((6,)), inner, keras.layers.Softmax()])
+    assert found(tiny(), twice, samples()) == ["double-softmax"]
+    untrained = keras.Sequential([keras.Input((6,)), net(True), keras.layers.Softmax()])
+    assert found(untrained, bigger(linear()), samples()) == ["double-softmax"]
+    # Behind a subclass: Keras still remembers what went into the last softmax, or not.
+    hidden = Own(twice)
+    hidden(samples()[0][:1])
+    codes = found(tiny(), hidden, samples(), teacher_outputs="probabilities")
+    assert codes == ["double-softmax"]
+
+
+def test_class_order() -> None:
+    x, y = samples()
+    assert found(tiny(), linear(), (x, (y + 1) % CLASSES)) == ["class-order"]
+    swapped = np.array([1, 0, 2])[y]
+    (finding,) = check(tiny(), linear(), (x, swapped), quantization=None).findings
+    assert "2 of 3 are exchanged (its 0 is 1, 1 is 0)" in finding.found
+    assert "right on 0.0%, in the right order on 100.0%" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda y: y + 1, "from 1 to 3"),
+        (lambda y: np.eye(4)[y], "shape (4,) a sample"),
+        (lambda y: y + 0.5, "no class indices: 0.5"),
+    ],
+)
+def test_label_range(change, text) -> None:
+    x, y = samples()
+    findings = check(tiny(), linear(), (x, change(y)), quantization=None).findings
+    (finding,) = [f for f in findings if f.code == "label-range"]
+    assert text in finding.found
+
+
+def test_one_label_out_of_range_among_thousands() -> None:
+    x, y = samples(3000)
+    y[1234] = 3
+    assert found(tiny(), linear(), (x, y)) == ["label-range"]
+
+
+@pytest.mark.parametrize("kind", ["index", "nan", "row"])
+def test_unlabelled_rows(kind) -> None:
+    x, y = samples(1000)
+    labels = {"index": y, "nan": y.astype("float32"), "row": np.eye(CLASSES)[y]}[kind]
+    labels[7] = {"index": -1, "nan": np.nan, "row": 0.0}[kind]
+    (finding,) = check(tiny(), linear(), (x, labels), quantization=None).findings
+    assert finding.code == "unlabelled"
+    assert "1 of 1,000 labels" in finding.found and "first at 7" in finding.found
+
+
+def test_teacher_worse_than_the_student() -> None:
+    x, y = samples()
+    student = trained(net(width=8), x, y)
+    teacher = linear()
+    kernel, bias = teacher.get_weights()
+    kernel[:, 2] = kernel[:, 1]
+    teacher.set_weights([kernel, bias])
+    assert found(student, bigger(teacher), (x, y)) == ["teacher-worse"]
+
+
+def test_teacher_that_guesses() -> None:
+    teacher = linear()
+    teacher.set_weights([np.zeros((6, CLASSES)), np.array([0.0, 1.0, 2.0])])
+    assert found(tiny(), teacher, samples()) == ["teacher-guesses"]
+
+
+class Deaf(keras.Model):
+    """Ignores the mode it is called in."""
+
+    def __init__(self, held: keras.layers.Layer) -> None:
+        super().__init__(name="deaf")
+        self.inner = linear()
+        self.held = held
+
+    def call(self, x, training=False):
+        return self.held(self.inner(x), training=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "text"),
+    [
+        (keras.layers.Dropout(0.3), "when asked again"),
+        (keras.layers.BatchNormalization(), "with other samples in the batch"),
+    ],
+)
+def test_teacher_in_training_mode(held, text) -> None:
+    teacher = Deaf(held)
+    teacher(samples()[0][:1])
+    data = samples()
+    before = [variable.numpy() for variable in teacher.variables]
+    checkup = check(tiny(), teacher, data, teacher_outputs="logits", quantization=None)
+    (finding,) = [f for f in checkup.findings if f.code == "teacher-training-mode"]
+    assert text in finding.found
+    for variable, value in zip(teacher.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+class Stopped(kdlite.losses.SoftTargets):
+    def values(self, teacher_logits, student_logits, targets):
+        cut = keras.ops.stop_gradient(student_logits)
+        return super().values(teacher_logits, cut, targets)
+
+
+class NotANumber(kdlite.losses.SoftTargets):
+    def values(self, teacher_logits, student_logits, targets):
+        values = super().values(teacher_logits, student_logits, targets)
+        return values + keras.ops.sqrt(-1.0 - values)
+
+
+@pytest.mark.parametrize("loss", [Stopped, NotANumber])
+def test_dead_gradient_of_the_soft_loss(loss) -> None:
+    assert found(tiny(), linear(), samples(), soft_loss=loss()) == ["dead-soft-loss"]
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_yet() -> None:
+    teacher = bigger(linear())
+    student = keras.models.clone_model(teacher)
+    student.set_weights(teacher.get_weights())
+    assert found(student, teacher, samples()) == []
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "loss", "code"),
+    [
+        (6.0, kdlite.losses.SoftTargets(200.0), "temperature-high"),
+        (500.0, kdlite.losses.SoftTargets(1.0), "temperature-low"),
+        (500.0, kdlite.losses.SoftTargets(30.0, standardize=True), "temperature-high"),
+    ],
+)
+def test_temperature_for_the_scale_of_the_logits(sharpness, loss, code) -> None:
+    teacher = linear(sharpness)
+    checkup = check(tiny(), teacher, samples(), soft_loss=loss, quantization=None)
+    assert [f.code for f in checkup.findings] == [code]
+    # What it tells is what helps.
+    better = float(checkup.findings[0].fix.split()[0].split("=")[1])
+    again = kdlite.losses.SoftTargets(better, standardize=loss.standardize)
+    assert found(tiny(), teacher, samples(), soft_loss=again) == []
+
+
+def offset_teacher() -> keras.Model:
+    """Knows inputs in 0..1, whose sum is 2.3: of others it says the first class."""
+    teacher = linear()
+    kernel, bias = teacher.get_weights()
+    kernel[:, 0] -= 6.0
+    bias[0] += 6.0 * 3.1
+    teacher.set_weights([kernel, bias])
+    return teacher
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "words"), [(1 / 255, 0.0, "255 * x"), (2.0, -1.0, "(x + 1) / 2")]
+)
+def test_input_range_by_what_the_teacher_gets_right(scale, shift, words) -> None:
+    assert found(tiny(), offset_teacher(), samples()) == []
+    data = samples(scale=scale, shift=shift)
+    (finding,) = check(tiny(), offset_teacher(), data, quantization=None).findings
+    assert finding.code == "input-range" and f"as {words}" in finding.fix
+
+
+@pytest.mark.parametrize("scale", [255.0, 1 / 255])
+def test_input_range_by_the_statistics_of_the_teacher(scale) -> None:
+    x, y = samples()
+    teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
+    nested = keras.Sequential([keras.Input((6,)), teacher])
+    for model in (teacher, nested):
+        # Without labels too.
+        assert found(tiny(), model, x * scale) == ["input-range"]
+
+
+def test_input_range_of_a_normalization_layer() -> None:
+    x, y = samples()
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)
+    inputs = keras.Input((6,))
+    teacher = keras.Model(inputs, linear()(normalization(inputs)))
+    assert found(tiny(), teacher, x) == []
+    assert found(tiny(), teacher, x * 255) == ["input-range"]
+
+
+def test_input_range_of_a_model_that_rescales() -> None:
+    inputs = keras.Input((6,))
+    teacher = keras.Model(inputs, linear()(keras.layers.Rescaling(1 / 255)(inputs)))
+    assert found(tiny(), teacher, samples(scale=255)) == []
+    codes = found(tiny(), teacher, samples())
+    assert codes[0] == "input-range"
+
+
+def test_batch_normalization_with_tiny_batches() -> None:
+    x, y = samples()
+    teacher = bigger(linear())
+    options = {"batch_size": 2}
+    assert found(net(norm=True), teacher, (x, y), **options) == ["small-batch-norm"]
+    assert found(net(), teacher, (x, y), **options) == []
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    assert found(net(norm=True), teacher, dataset) == ["small-batch-norm"]
+    frozen = net(norm=True)
+    frozen.layers[2].trainable = False
+    assert found(frozen, teacher, (x, y), **options) == []
+
+
+def test_student_larger_than_the_teacher() -> None:
+    assert found(net(width=16), linear(), samples()) == ["student-larger"]
+
+
+def test_models_that_do_not_fit() -> None:
+    assert found(tiny(), linear(units=4), samples()) == ["models"]
+    sigmoid = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(CLASSES, activation="sigmoid")]
+    )
+    assert found(sigmoid, linear(), samples()) == ["models"]
+    frozen = tiny()
+    frozen.trainable = False
+    assert found(frozen, linear(), samples()) == ["frozen-student"]
+
+
+def test_inputs_that_are_not_finite() -> None:
+    x, y = samples()
+    x[::2, 1] = np.nan
+    assert found(tiny(), linear(), (x, y)) == ["data"]
+
+
+def test_no_source_of_soft_labels() -> None:
+    (finding,) = check(tiny(), None, samples(), quantization=None).findings
+    assert finding.code == "data" and "teacher=None" in finding.found
+
+
+def test_layers_that_integer_kernels_refuse() -> None:
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(CLASSES)(keras.layers.Dense(2, "elu")(inputs))
+    student = keras.Model(inputs, outputs)
+    teacher = bigger(linear())
+    (finding,) = check(student, teacher, samples()).findings
+    assert finding.code == "unsupported-layer" and "ELU" in finding.found
+
+
+def test_layers_that_only_quantization_after_training_takes() -> None:
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(2, activation="swish")(inputs)
+    student = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+    assert found(student, bigger(linear()), samples(), quantization="int8") == []
+    assert found(net(norm=True), bigger(linear()), samples(), quantization="int8") == []
+
+
+# --- the result and the arguments
+
+
+def test_result_prints_and_is_json() -> None:
+    checkup = kdlite.check(net(width=16), linear(), samples(), quantization=None)
+    assert str(checkup).startswith("warning student-larger: Student 'small' has 163 ")
+    told = json.loads(json.dumps(checkup.to_dict()))
+    assert told["passed"] is False and told["samples"] == 200
+    assert set(told["findings"][0]) == {"code", "severity", "found", "fix"}
+    sound = kdlite.check(tiny(), linear(), samples(), quantization=None)
+    assert str(sound) == "no findings, on 200 samples"
+
+
+def test_errors_come_first() -> None:
+    x, y = samples()
+    codes = found(net(width=16), linear(), (x, y + 1))
+    assert codes.index("label-range") < codes.index("student-larger")
+
+
+def test_findings_can_be_allowed() -> None:
+    assert found(net(width=16), linear(), samples(), allow=("student-larger",)) == []
+    with pytest.raises(ValueError, match="must name findings. Received: size. Fix: "):
+        check(tiny(), linear(), samples(), allow=("size",))
+
+
+@pytest.mark.parametrize("name", ["samples", "batch_size"])
+def test_counts_must_be_positive(name) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1. Received: "):
+        check(tiny(), linear(), samples(), **{name: 0})
