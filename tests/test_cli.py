@@ -13,7 +13,16 @@ import pytest
 
 from kdlite import cli
 
-COMMANDS = ["demo", "distill", "label", "export", "inspect", "verify", "doctor", "benchmark"]
+COMMANDS = [
+    "demo",
+    "distill",
+    "label",
+    "export",
+    "inspect",
+    "verify",
+    "doctor",
+    "benchmark",
+]
 
 
 def kdlite(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -131,6 +140,23 @@ def test_inspect_verify_and_benchmark(folder, tflite, capsys) -> None:
     capsys.readouterr()
     assert cli.main(["benchmark", str(tflite), "--runs", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[str(tflite)]["p50_ms"] > 0
+
+
+def test_doctor_prints_findings_and_fails(folder, tmp_path, capsys) -> None:
+    model, data = str(folder / "model.keras"), np.load(folder / "data.npz")
+    student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    student.save(tmp_path / "student.keras")
+    command = ["doctor", model, "--student", str(tmp_path / "student.keras"), "--data"]
+    assert cli.main([*command, str(folder / "data.npz")]) == 0
+    assert capsys.readouterr().out.startswith("no findings")
+    shifted = str(tmp_path / "shifted.npz")
+    np.savez(shifted, x=data["x"], y=data["y"] + 1)
+    assert cli.main([*command, shifted, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in told["findings"]] == ["label-range"]
+    assert cli.main([*command, shifted, "--allow", "label-range"]) == 0
+    assert cli.main([*command, shifted, "--allow", "nonsense"]) == 2
+    assert "must name findings" in capsys.readouterr().err
 
 
 def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:

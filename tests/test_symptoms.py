@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -480,3 +482,8 @@ def test_findings_can_be_allowed() -> None:
 def test_counts_must_be_positive(name) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1. Received: "):
         check(tiny(), linear(), samples(), **{name: 0})
+
+
+def test_every_finding_is_in_the_docs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == CODES

@@ -28,6 +28,7 @@ from kdlite.distill.taps import (
     LogitsModel,
     logits_model,
 )
+from kdlite.distill.targets import check_labels_for
 
 Tensor = Any
 
@@ -274,10 +275,17 @@ class Distiller(keras.Model):
 
         Returns:
             A `keras.callbacks.History`.
+
+        Raises:
+            ValueError: If `y` is an array of class indices, for a loss that takes such,
+                and there is no class of one of them.
         """
+        given = inspect.signature(super().fit).bind_partial(*args, **kwargs)
+        outputs: Any = getattr(self.student, "outputs", None) or []
+        classes = outputs[0].shape[-1] if len(outputs) == 1 else None
+        check_labels_for(self.loss, given.arguments.get("y"), classes)
         schedules = [schedule for _, schedule in self._scheduled().values()]
         if any(unit_of(schedule) == "epochs" for schedule in schedules):
-            given = inspect.signature(super().fit).bind_partial(*args, **kwargs)
             callbacks = given.arguments.get("callbacks")
             following = _EpochSchedules()
             if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 Array = np.ndarray[Any, Any]
@@ -69,3 +70,27 @@ def check_label_range(
         f"classes. Received: labels from {y.min()} to {y.max()}. Fix: Count from 0, "
         "and drop or merge classes that the models lack."
     )
+
+
+def check_labels_for(loss: Any, y: Any, classes: int | None) -> None:
+    """Checks class indices in memory against a loss that takes such.
+
+    TensorFlow finds a wrong one when its batch comes, on a GPU by a loss of NaN; to
+    look at all of them costs nothing beside an epoch.
+
+    Args:
+        loss: The loss as `compile()` got it.
+        y: Labels as `fit()` got them; only an array is looked at.
+        classes: Number of classes, or `None`: then nothing is known.
+
+    Raises:
+        ValueError: If an index is of no class, and not the one that `loss` leaves out.
+    """
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    if classes is None or not (sparse or loss == "sparse_categorical_crossentropy"):
+        return
+    if not isinstance(y, np.ndarray) and not keras.ops.is_tensor(y):
+        return
+    labels = keras.ops.convert_to_numpy(y)
+    if labels.dtype.kind in "iu":
+        check_label_range(labels, classes, getattr(loss, "ignore_class", None))
