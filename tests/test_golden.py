@@ -5,11 +5,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from converting import converted
 
 import kdlite
 from kdlite.lite.golden import golden_pixels, golden_vectors
 from kdlite.lite.runtime import TFLiteModel
-from converting import converted
 
 
 def oracle(k: int, count: int) -> list[int]:
