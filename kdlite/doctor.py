@@ -129,8 +129,8 @@ def check(
 
     Raises:
         TypeError: If the data are of no form that Keras takes.
-        ValueError: If `allow` names no finding, or `samples` or `batch_size` is less
-            than 1.
+        ValueError: If `allow` names no finding, `samples` or `batch_size` is less
+            than 1, or `soft_loss` is not over class logits.
 
     Example:
         >>> import keras, numpy as np
@@ -157,6 +157,13 @@ def check(
                 "out for the default."
             )
     soft_loss = soft_loss or SoftTargets()
+    needs = getattr(soft_loss, "needs", "class logits")
+    if needs != "class logits":
+        raise ValueError(
+            "`check` is about class logits. Received: soft_loss="
+            f"{type(soft_loss).__name__}, which is over {needs}. Fix: the Distiller "
+            "itself checks that both models have such outputs."
+        )
     found: list[Finding] = []
     count = 0
     declared = {"student_outputs": student_outputs, "teacher_outputs": teacher_outputs}

@@ -478,6 +478,14 @@ def test_findings_can_be_allowed() -> None:
         check(tiny(), linear(), samples(), allow=("size",))
 
 
+def test_losses_on_other_outputs_are_refused() -> None:
+    loss = kdlite.losses.MultiLabelSoftTargets()
+    with pytest.raises(
+        ValueError, match="about class logits. Received: .* independent"
+    ):
+        check(tiny(), linear(), samples(), soft_loss=loss)
+
+
 @pytest.mark.parametrize("name", ["samples", "batch_size"])
 def test_counts_must_be_positive(name) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1. Received: "):
