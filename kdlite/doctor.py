@@ -16,9 +16,11 @@ import keras
 import numpy as np
 
 from kdlite.distill.distiller import Distiller
+from kdlite.distill.heads import Outputs
 from kdlite.distill.losses import SoftTargets
+from kdlite.distill.losses.outputs import needs_of
 from kdlite.distill.samples import DataSet
-from kdlite.distill.taps import LogitsModel, Outputs, logits_model
+from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import check_label_range
 from kdlite.fingerprint import rows_fingerprint
 from kdlite.lite.calibration import check_pixels
@@ -157,7 +159,7 @@ def check(
                 "out for the default."
             )
     soft_loss = soft_loss or SoftTargets()
-    needs = getattr(soft_loss, "needs", "class logits")
+    needs = needs_of(soft_loss)
     if needs != "class logits":
         raise ValueError(
             "`check` is about class logits. Received: soft_loss="
