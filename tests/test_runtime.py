@@ -64,16 +64,16 @@ def by_hand(blob: bytes, x: np.ndarray) -> np.ndarray:
     return (outputs.astype(float) - zero_point) * scale if scale else outputs
 
 
-@pytest.mark.parametrize("xnnpack", [True, False])
+@pytest.mark.parametrize("kernels", ["xnnpack", "built-in", "reference"])
 @pytest.mark.parametrize("io", [None, tf.float32, tf.int8, tf.uint8])
-def test_predicts_what_litert_does_by_hand(files, rng, io, xnnpack) -> None:
+def test_predicts_what_litert_does_by_hand(files, rng, io, kernels) -> None:
     x = rng.uniform(-0.2, 1.2, (7, 6, 6, 1)).astype("float32")
-    model = TFLiteModel(files[str(io)], xnnpack=xnnpack)
+    model = TFLiteModel(files[str(io)], kernels=kernels)
     told = model.predict(x)
     assert told.shape == (7, 4) and told.dtype == np.float32
     step = model.content.step("scores") or 1e-5
     # Kernels of one and the other may round to neighbouring levels.
-    tolerance = 1e-6 if xnnpack else 1.01 * step
+    tolerance = 1e-6 if kernels == "xnnpack" else 1.01 * step
     np.testing.assert_allclose(told, by_hand(files[str(io)], x), atol=tolerance)
 
 

@@ -1,9 +1,9 @@
-"""The TFLite converter, in a process of its own: it can crash, hang and eat memory.
+"""The converters, in a process of their own: they can crash, hang and eat memory.
 
-`Converter` starts this very file as a script, on a folder that is to have
-`saved_model/`, `options.json`, and `calibration.npz` where ranges are to be measured.
-The script leaves `model.tflite` there, or `error.txt` with what the converter raised.
-It imports nothing but TensorFlow, so that it starts quickly.
+`Converter` starts this very file as a script, on a folder that is to have an
+`options.json`. The script leaves `model.tflite` there, or `error.txt` with what the
+converter raised. It imports nothing but TensorFlow, and ai-edge-quantizer where that is
+asked for, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,53 +26,147 @@ logger = logging.getLogger(__name__)
 _SCRIPT = Path(__file__)
 _LAST_LINES = 5
 _START = b"start\n"
+# How often time and memory are looked at.
+_LOOK_S = 0.2
 
 
 class ConversionError(RuntimeError):
     """The converter made no file, or not the one that was asked for."""
 
 
+Samples = dict[str, Any]
+
+
 def convert(folder: Path) -> None:
-    """Converts `folder/saved_model` to `folder/model.tflite`.
+    """Makes `folder/model.tflite`.
 
     Args:
-        folder: Holds the inputs named above; `options.json` has `inputs` (their
-            names, in the order of the calibration arrays), `quantization` ("float32" or
-            "int8"), `io` (a dtype's name), `calibrated` (ranges are measured),
-            `per_channel_dense`, and `float_ops` (whether they may remain).
+        folder: Has `options.json`, with
+
+            - `saved_model` and `calibration`: the paths of both.
+            - `engine`: "tflite" or "aeq".
+            - `weight_bits`, `activation_bits`, `dequantized`: what a recipe says.
+            - `io`: the dtype of float inputs and outputs.
+            - `calibrated`: whether ranges are measured, on samples whose `inputs` are
+              named, in the order of the arrays, `batch_size` at a time.
+            - `per_channel_dense`: whether Dense kernels have steps by channel.
+            - `float_ops`: whether operations may remain in float.
+            - `select_tf_ops`: whether operations may be TensorFlow's.
+            - `keep`: by tensor name "float32" or "float16", for the operations that
+              make these tensors.
 
     Raises:
         Exception: Whatever the converter raises.
     """
-    import numpy as np
+    options = json.loads((folder / "options.json").read_text())
+    samples: list[Samples] = []
+    if options["calibrated"]:
+        import numpy as np
+
+        size = options["batch_size"]
+        with np.load(options["calibration"]) as file:
+            arrays = dict(zip(options["inputs"], file.values(), strict=True))
+        count = len(next(iter(arrays.values())))
+        samples = [
+            {name: array[start : start + size] for name, array in arrays.items()}
+            for start in range(0, count - size + 1, size)
+        ]
+    make = _by_aeq if options["engine"] == "aeq" else _by_tflite
+    blob = make(options, samples)
+    (folder / "model.tflite").write_bytes(blob)
+
+
+def _by_tflite(options: dict[str, Any], samples: list[Samples]) -> bytes:
     import tensorflow as tf
 
-    options = json.loads((folder / "options.json").read_text())
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved_model"))
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter = tf.lite.TFLiteConverter.from_saved_model(options["saved_model"])
+    sets = tf.lite.OpsSet
+    ops = [sets.TFLITE_BUILTINS]
     converter._experimental_disable_per_channel_quantization_for_dense_layers = (
         not options["per_channel_dense"]
     )
-    if options["quantization"] == "int8":
+    if options["weight_bits"] < 32:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if options["weight_bits"] == 16:
+        converter.target_spec.supported_types = [tf.float16]
+    # Low bits are those of trained ranges: with measured ones there are none.
+    converter._experimental_low_bit_qat = options["weight_bits"] == 4
+    if options["activation_bits"] < 32:
         converter.inference_input_type = tf.as_dtype(options["io"])
         converter.inference_output_type = tf.as_dtype(options["io"])
-        if options["calibrated"]:
-            if not options["float_ops"]:
-                int8 = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-                converter.target_spec.supported_ops = [int8]
-            with np.load(folder / "calibration.npz") as file:
-                samples = dict(zip(options["inputs"], file.values(), strict=True))
+    if samples:
+        converter.representative_dataset = lambda: iter(samples)
+        if options["activation_bits"] == 16:
+            narrow = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+            ops = [narrow, *(ops if options["float_ops"] else [])]
+        elif not options["float_ops"] and not options["keep"]:
+            ops = [sets.TFLITE_BUILTINS_INT8]
+    if options["select_tf_ops"]:
+        ops.append(sets.SELECT_TF_OPS)
+    converter.target_spec.supported_ops = ops
+    if not options["keep"]:
+        return bytes(converter.convert())
+    # Only the quantizer behind the converter can be told to leave operations alone.
+    from tensorflow.lite.python import convert as stages
 
-            def representative() -> Iterator[dict[str, Any]]:
-                for index in range(len(next(iter(samples.values())))):
-                    yield {
-                        name: array[index : index + 1]
-                        for name, array in samples.items()
-                    }
+    converter._experimental_calibrate_only = True
+    return bytes(
+        stages.mlir_quantize(
+            converter.convert(),
+            input_data_type=tf.as_dtype(options["io"]),
+            output_data_type=tf.as_dtype(options["io"]),
+            denylisted_nodes=list(options["keep"]),
+            disable_per_channel_for_dense_layers=not options["per_channel_dense"],
+        )
+    )
 
-            converter.representative_dataset = representative
-    (folder / "model.tflite").write_bytes(converter.convert())
+
+def _by_aeq(options: dict[str, Any], samples: list[Samples]) -> bytes:
+    import tensorflow as tf
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(options["saved_model"])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    floats = bytearray(converter.convert())
+    kinds, steps = qtyping.TFLOperationName, qtyping.QuantGranularity
+    algorithms = quantizer.AlgorithmName
+    every, weight_bits = kinds.ALL_SUPPORTED, options["weight_bits"]
+    by_channel = options["per_channel_dense"]
+    dense = steps.CHANNELWISE if by_channel else steps.TENSORWISE
+    recipe = recipe_manager.RecipeManager()
+    # Of two lines for one operation the later counts, where it can be followed.
+    if options["activation_bits"] < 32:
+        bits = options["activation_bits"]
+        recipe.add_static_config(".*", every, bits, 8)
+        recipe.add_static_config(".*", kinds.FULLY_CONNECTED, bits, weight_bits, dense)
+        recipe.add_static_config(".*", kinds.CONV_2D, bits, weight_bits)
+        if options["io"] == "float32":
+            for side in (kinds.INPUT, kinds.OUTPUT):
+                recipe.add_quantization_config(".*", side, None, algorithms.NO_QUANTIZE)
+    elif weight_bits == 16:
+        recipe.add_weight_only_config(
+            ".*", every, 16, algorithm_key=algorithms.FLOAT_CASTING
+        )
+    elif options["dequantized"]:
+        recipe.add_weight_only_config(".*", every, weight_bits)
+    else:
+        recipe.add_dynamic_config(".*", every, weight_bits)
+        recipe.add_dynamic_config(".*", kinds.FULLY_CONNECTED, weight_bits, dense)
+    for tensor, kind in options["keep"].items():
+        # The name of an operation is that of its tensors, each with a semicolon.
+        scope = f"^{re.escape(tensor)};$"
+        if kind == "float16":
+            recipe.add_weight_only_config(
+                scope, every, 16, algorithm_key=algorithms.FLOAT_CASTING
+            )
+        else:
+            recipe.add_quantization_config(scope, every, None, algorithms.NO_QUANTIZE)
+    made = quantizer.Quantizer(floats, recipe.get_quantization_recipe())
+    ranges = None
+    if made.need_calibration:
+        # One thread: sums in another order would be other ranges.
+        ranges = made.calibrate({"serving_default": samples}, num_threads=1)
+    return bytes(made.quantize(ranges).quantized_model)
 
 
 class Converter:
@@ -82,12 +177,12 @@ class Converter:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Starts the process, which waits.
+        """Starts the process, which waits until `run` is called.
 
         Args:
             folder: As `convert` takes it; filled until `run` is called.
         """
-        self._folder = folder
+        self.folder = folder
         # A file, unlike a pipe, is never full.
         self._output = folder / "output.txt"
         # -P: the modules beside the script must not be taken for others of their name.
@@ -113,33 +208,50 @@ class Converter:
         with self._process:  # which closes and waits
             self._process.kill()
 
-    def run(self, name: str, time_limit_s: float) -> bytes:
+    def run(
+        self, name: str, time_limit_s: float, memory_limit_bytes: float | None = None
+    ) -> bytes:
         """Converts what is in the folder.
 
         Args:
             name: The model's name, for messages.
             time_limit_s: Seconds after which the process is stopped.
+            memory_limit_bytes: Memory beyond which it is stopped; None for no limit.
 
         Returns:
             The bytes of the `.tflite`.
 
         Raises:
-            ConversionError: If it raises, crashes, is killed, or is not done in time.
+            ConversionError: If it raises, crashes, is killed, or takes too long or too
+                much memory.
         """
         received = f"Received: model={name!r}."
+        limit = math.inf if memory_limit_bytes is None else memory_limit_bytes
+        end = time.monotonic() + time_limit_s
+        words: bytes | None = _START
         try:
-            self._process.communicate(_START, timeout=time_limit_s)
-        except subprocess.TimeoutExpired as err:
-            raise ConversionError(
-                f"The converter must be done within {time_limit_s:g} s, and was "
-                f"stopped. {received} Raise `time_limit_s`, or give less calibration "
-                "data."
-            ) from err
+            while self._process.returncode is None:
+                if time.monotonic() >= end:
+                    raise ConversionError(
+                        f"The converter must be done within {time_limit_s:g} s, and "
+                        f"was stopped. {received} Raise `time_limit_s`, or give less "
+                        "calibration data."
+                    )
+                if (memory := _memory_bytes(self._process.pid)) > limit:
+                    raise ConversionError(
+                        f"The converter must stay within {limit:,.0f} bytes of memory, "
+                        f"and was stopped at {memory:,}. {received} Raise "
+                        "`memory_limit_bytes`, or give less calibration data."
+                    )
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    left = max(0.0, end - time.monotonic())
+                    self._process.communicate(words, timeout=min(_LOOK_S, left))
+                words = None
         finally:
             printed = self._output.read_text(errors="replace")
             logger.debug("the converter printed:\n%s", printed)
         code = self._process.returncode
-        result, error = self._folder / "model.tflite", self._folder / "error.txt"
+        result, error = self.folder / "model.tflite", self.folder / "error.txt"
         if code == 0 and result.is_file():
             return result.read_bytes()
         reason = error.read_text(errors="replace") if error.is_file() else ""
@@ -162,6 +274,14 @@ def _foreign_ops(reason: str) -> list[str]:
     found = re.search(r"(?:Flex|Custom) ops: ([\w, .]+)", reason)
     names = found[1].split(",") if found else re.findall(r"'tf\.(\w+)' op is", reason)
     return sorted({name.strip().removeprefix("Flex") for name in names})
+
+
+def _memory_bytes(pid: int) -> int:
+    """Returns the memory of a process, 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return 1024 * int(found[1]) if found else 0
+    return 0
 
 
 def _how_it_ended(returncode: int) -> str:

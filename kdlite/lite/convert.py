@@ -9,15 +9,10 @@ before it appears under the name that was asked for.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import re
-import tempfile
-import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +21,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.compress.recipes import Recipe
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
-from kdlite.lite._converter import ConversionError, Converter
+from kdlite.lite._converter import ConversionError
 from kdlite.lite.calibration import (
     FEW_SAMPLES,
     MOST_SAMPLES,
@@ -38,12 +34,27 @@ from kdlite.lite.calibration import (
     random_samples,
     with_shapes,
 )
+from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.golden import golden_vectors
+from kdlite.lite.in_place import check_target, put_in_place
 from kdlite.lite.labels import Labels, check_counts, check_texts, score_meaning
-from kdlite.lite.metadata import read_metadata, write_metadata
-from kdlite.lite.serving import ServingModel, serve
+from kdlite.lite.layer_names import layers_of
+from kdlite.lite.metadata import write_metadata
+from kdlite.lite.op_versions import needed_runtime
+from kdlite.lite.options import (
+    check_limits,
+    check_quantization,
+    checked_engine,
+    checked_options,
+    checked_overrides,
+    checked_recipe,
+    release,
+)
+from kdlite.lite.preflight import check_layers
+from kdlite.lite.serving import serve
 from kdlite.lite.targets import read_once
-from kdlite.lite.tflite_file import TFLiteFile, inspect
+from kdlite.lite.tflite_file import Op, TFLiteFile, inspect
+from kdlite.lite.tolerance import problems
 from kdlite.lite.verify import VerificationError, VerificationReport, verify
 
 __all__ = ["ConversionError", "ExportResult", "export"]
@@ -52,13 +63,7 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-_QUANTIZATIONS = ("float32", "int8")
-_IO = ("float32", "int8", "uint8")
 _RANDOM_SAMPLES = 64
-_FLOAT_TOLERANCE = 1e-4
-_FLOAT_FLOOR = 1e-6
-_WITHIN_ONE_STEP = 0.99
-_NOISE_RATIO = 10 ** (10 / 20)  # 10 dB
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,10 @@ class ExportResult:
 
     Attributes:
         path: The file.
-        quantization: "float32" or "int8".
+        quantization: The recipe's name.
         io: The dtype of its float inputs and outputs.
         size_bytes: Its size.
+        min_runtime: The oldest TFLite runtime that knows all its operations.
         ops: Its operations in order, as `kdlite.inspect` has them.
         inputs: Its inputs, likewise.
         outputs: Its outputs, likewise.
@@ -80,6 +86,7 @@ class ExportResult:
     quantization: str
     io: str
     size_bytes: int
+    min_runtime: str
     ops: tuple[Any, ...]
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
@@ -92,6 +99,7 @@ class ExportResult:
             "quantization": self.quantization,
             "io": self.io,
             "size_bytes": self.size_bytes,
+            "min_runtime": self.min_runtime,
             "ops": [op.to_dict() for op in self.ops],
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
@@ -101,14 +109,15 @@ class ExportResult:
     def __str__(self) -> str:
         return (
             f"{self.path}: {self.quantization}, {self.size_bytes:,} bytes, "
-            f"{len(self.ops)} ops, {self.io} in and out\n{self.verification}"
+            f"{len(self.ops)} ops, {self.io} in and out, runs on TFLite "
+            f"{self.min_runtime} and newer\n{self.verification}"
         )
 
 
 def export(
     model: keras.Model,
     path: str | os.PathLike[str],
-    quantization: str = "float32",
+    quantization: str | Recipe = "float32",
     *,
     calibration_data: Any = None,
     labels: Labels | None = None,
@@ -119,23 +128,33 @@ def export(
     verify_data: Any = None,
     min_runtime: str = "2.16.1",
     allow_float_ops: Iterable[str] = (),
+    overrides: Mapping[str, str] | None = None,
+    engine: str | None = None,
+    batch_size: int = 1,
+    dynamic_shape: bool = False,
+    allow_select_tf_ops: bool = False,
+    description: str = "",
+    author: str = "",
+    license: str = "",
     overwrite: bool = False,
     time_limit_s: float = 600.0,
+    memory_limit_bytes: float | None = None,
 ) -> ExportResult:
     """Converts a Keras model to a `.tflite` that is checked against it.
 
     The file has batch 1, inputs and outputs by the names that they have in Keras, and
     no operation that needs more than the built-in ones. It is run in LiteRT before this
     returns, against the Keras model on `verify_data`, else on `calibration_data`, else
-    on random values. What must hold:
+    on random values, with XNNPACK, with LiteRT's own kernels and with several threads.
+    What must hold:
 
     - float32: no difference beyond 1e-4 of the output's largest value.
-    - int8 of a quantization-aware model: at least 99 % of the output values within one
+    - A quantization-aware model: at least 99 % of the output values within one
       quantization step.
-    - int8 by calibration: no NaN, and an error (root mean square) of at most two
-      quantization steps or, if that is more, a third of how much the output varies
-      (10 dB of signal to noise). Good models are at 20 to 40 dB; the limit tells those
-      that say nothing any more, as after calibration with wrong units.
+    - Any other recipe: no NaN, and an error (root mean square) of at most two
+      quantization steps or, if that is more, `Recipe.least_snr_db` below how much the
+      output varies: 11 dB with 8-bit weights. Good models are at 20 to 40 dB; the limit
+      tells those that say nothing any more, as after calibration with wrong units.
 
     Equal arguments give equal bytes, in any process.
 
@@ -144,12 +163,15 @@ def export(
             Mixed precision is converted as float32. Logits or probabilities: its
             outputs are the file's.
         path: The file to write.
-        quantization: `"float32"` or `"int8"`. For int8 either `model` comes from
-            `kdlite.quantize_aware`, or there is `calibration_data`.
+        quantization: `"float32"`, `"float16"`, `"weight_only"`, `"dynamic"`, `"int8"`,
+            `"int16x8"` or `"int4"`: `kdlite.compress.recipe` says what each means. For
+            the last three either `model` comes from `kdlite.quantize_aware`, or there
+            is `calibration_data`.
         calibration_data: Samples, typical and at least 100, at most 1000 of which are
             used: an array `(samples, ...)`, a mapping from input name to array,
             `(x, y)`, a `tf.data.Dataset`, an iterable of batches or a function that
-            returns one, or the path of an `.npz`. In the units of the file's input.
+            returns one, or the path of an `.npz` or of a folder of images. In the units
+            of the file's input.
         labels: Class names in the order of the output, or such by output name.
         input_range: `(lo, hi)`, the values that the file's image inputs, or else its
             only input, take. Calibration data must lie in it; an int8 file spreads its
@@ -159,15 +181,32 @@ def export(
         mean: What the model was trained with: its images were `(pixels - mean) / std`.
             The file then takes the pixels. A number, or one a channel.
         std: Goes with `mean`.
-        io: Dtype of the file's float inputs and outputs: `"float32"`, or for int8 files
-            also `"int8"` or `"uint8"`.
+        io: Dtype of the file's float inputs and outputs: `"float32"`, or for int8 and
+            int4 files also `"int8"` or `"uint8"`, for int16x8 `"int16"`.
         verify_data: Samples to compare on, in the forms of `calibration_data`; with
             labels, `(x, y)`, the task's metric is reported too.
         min_runtime: The oldest TFLite runtime that the file must work on.
-        allow_float_ops: Operations of an int8 file that may compute in float, such as
-            `("NEG",)`.
+        allow_float_ops: Operations of an integer file that may compute in float, such
+            as `("NEG",)`.
+        overrides: Layers by name or pattern that are to be more exact than the rest:
+            `{"head/*": "float32"}`, or `"float16"` for weights of half precision
+            (with `engine="aeq"`). Of a quantization-aware model, `quantize_aware` takes
+            them.
+        engine: What quantizes: `"tflite"`, TensorFlow's converter, or `"aeq"`,
+            ai-edge-quantizer (`pip install "kdlite[aeq]"`). None: the converter where
+            it knows the recipe.
+        batch_size: How many samples a run of the file takes.
+        dynamic_shape: Whether lengths that the model leaves open, as those of images of
+            any size, stay open in the file, for the app to set before it runs. Most
+            delegates refuse such files.
+        allow_select_tf_ops: Whether operations may be TensorFlow's own. An app then
+            needs the Select TF ops library.
+        description: What the model does, for people who look into the file.
+        author: Who made it.
+        license: Under which terms.
         overwrite: Whether a file at `path` may be replaced.
         time_limit_s: Seconds that the converter may take.
+        memory_limit_bytes: Memory that the converter may take; None for all there is.
 
     Returns:
         What was written, and how it compares with the model.
@@ -178,8 +217,9 @@ def export(
         FileExistsError: If there is a file and `overwrite` is False.
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written.
-        ConversionError: If the converter fails, crashes or takes too long, or an
-            operation of an int8 file is left in float.
+        ConversionError: If a layer is known not to become what is asked for, the
+            converter fails, crashes or takes too long, an operation of an integer file
+            is left in float, or one needs a newer runtime.
         VerificationError: If the file does not do what the model does. In no such case
             is a file left behind, or one that was there changed.
 
@@ -188,8 +228,10 @@ def export(
         labels=names, input_range=(0.0, 255.0), verify_data=(x_test, y_test))``
     """
     path = Path(path)
-    float_ops = _checked_options(quantization, io, min_runtime, allow_float_ops)
-    _check_target(path, overwrite, time_limit_s)
+    recipe = checked_recipe(quantization)
+    float_ops = checked_options(recipe, io, min_runtime, allow_float_ops, batch_size)
+    check_limits(time_limit_s, memory_limit_bytes)
+    check_target(path, overwrite)
     if isinstance(getattr(model, "student", None), keras.Model):
         raise TypeError(
             "`model` must be the model that the file is to hold. Received: "
@@ -199,8 +241,13 @@ def export(
     check_texts(labels)
     serving = serve(model, mean=mean, std=std, input_range=input_range)
     specs = serving.input_specs
-    calibrated = quantization == "int8" and not serving.quantize_aware
-    _check_quantization(model.name, quantization, serving, calibration_data)
+    trained = serving.quantize_aware
+    calibrated = recipe.integer and not trained
+    check_quantization(model.name, recipe, trained, calibration_data)
+    engine = checked_engine(engine, recipe, trained, io)
+    kept = checked_overrides(overrides, model, recipe, trained, engine)
+    if not trained:
+        check_layers(serving.model, recipe, engine, float_ops, kept)
     samples = None
     if calibration_data is not None:
         samples = load_samples(
@@ -217,166 +264,84 @@ def export(
                 "so few hold badly for others: give more.",
                 stacklevel=2,
             )
-        specs = with_shapes(specs, samples)
     compared = samples
     if verify_data is not None:
         verify_data = read_once(verify_data)
         compared = load_samples(verify_data, specs, role="verify_data")
-        specs = with_shapes(specs, compared)
-    _check_shapes_known(specs)
+    known = specs
+    for found in filter(None, (samples, compared)):
+        known = with_shapes(known, found)
+    _check_shapes_known(known)
     image_range = serving.image_range
     if image_range is None and compared is not None:
-        image_range = observed_range(compared, specs)
+        image_range = observed_range(compared, known)
     if compared is None:
-        compared = random_samples(serving.with_ranges(specs), _RANDOM_SAMPLES)
-
-    with (
-        tempfile.TemporaryDirectory(prefix="kdlite-export-") as name,
-        Converter(folder := Path(name)) as converter,
-    ):
-        outputs = _save(serving, folder / "saved_model", specs)
-        check_counts(labels, outputs)
-        if calibrated and samples is not None:
-            # By number: `savez` would take some names for its own arguments.
-            np.savez(folder / "calibration.npz", *samples.values())
-        options = {
-            "inputs": list(samples or {}),
-            "quantization": quantization,
-            "io": io,
-            "calibrated": calibrated,
-            "float_ops": bool(float_ops),
-            # Dense kernels by channel: TFLite itself computes these right in int8 long
-            # since (2.14 was tried), but runtimes made of it did not before 2.17
-            # (tflite-micro, pull requests 2602 and 2673). A quantization-aware model
-            # has learned the levels of each channel, and would not be itself with
-            # those of the whole kernel.
-            "per_channel_dense": not calibrated or _release(min_runtime) >= (2, 17),
-        }
-        (folder / "options.json").write_text(json.dumps(options))
-        blob = converter.run(model.name, time_limit_s)
+        compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
+    settings = Settings(
+        recipe=recipe,
+        engine=engine,
+        io=io,
+        batch_size=batch_size,
+        # Dense kernels by channel: TFLite itself computes these right in int8 long
+        # since (2.14 was tried), but runtimes made of it did not before 2.17
+        # (tflite-micro, pull requests 2602 and 2673), nor did any where activations are
+        # rounded in each run. A quantization-aware model has learned the levels of each
+        # channel, and would not be itself with those of the whole kernel; and kernels
+        # that become floats again are no matter to what computes with them.
+        per_channel_dense=trained
+        or recipe.dequantized
+        or release(min_runtime) >= (2, 17),
+        float_ops=bool(float_ops),
+        select_tf_ops=allow_select_tf_ops,
+        time_limit_s=time_limit_s,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    specs = specs if dynamic_shape else known
+    measured = samples if calibrated else None
+    with Conversion(serving, specs, settings, measured) as conversion:
+        check_counts(labels, conversion.outputs)
+        blob = conversion.run(kept)
     content = inspect(blob)
-    _check_content(model.name, content, quantization, io, float_ops, specs)
+    layers = layers_of(content, serving.model)
+    in_float = {op for op in content.ops if not kept.keys().isdisjoint(layers[op])}
+    _check_content(model.name, settings, specs, content, layers, float_ops, in_float)
+    _check_runtime(model.name, content, min_runtime)
     blob = write_metadata(
         blob,
         name=model.name,
+        description=description,
+        author=author,
+        license=license,
         labels=labels,
         score_meaning=score_meaning(model) if labels else "",
         input_range=image_range,
         provenance={
-            **_provenance(
-                model, quantization, io, samples if calibrated else None, mean, std
-            ),
+            **_provenance(model, settings, measured, kept, mean, std),
             "golden": golden_vectors(blob, image_range),
         },
     )
-    with _put_in_place(path, blob, overwrite) as file:
-        _check_runtime(model.name, file, min_runtime)
+    with put_in_place(path, blob, overwrite) as file:
         data = compared if verify_data is None else verify_data
         # By its final name: until it has passed, the file has another.
         report = replace(verify(file, serving, data), file=path.name)
-        if problems := _problems(report, quantization, calibrated):
-            raise VerificationError(report, problems)
+        wrong = problems(report.outputs, recipe, trained)
+        for run in report.kernels:
+            # Each rounds in its own way, so that no other is met to the step.
+            wrong += [f"{text}, with {run}" for text in problems(run.outputs, recipe)]
+        if wrong:
+            raise VerificationError(report, wrong)
     logger.info("wrote %s, %d bytes", path, len(blob))
     return ExportResult(
         path=path,
-        quantization=quantization,
+        quantization=recipe.name,
         io=io,
         size_bytes=len(blob),
+        min_runtime=needed_runtime(content).release,
         ops=content.ops,
         inputs=content.inputs,
         outputs=content.outputs,
         verification=report,
     )
-
-
-def _checked_options(
-    quantization: Any, io: Any, min_runtime: Any, allow_float_ops: Any
-) -> frozenset[str]:
-    """Checks the plain options; returns the names of the allowed float operations."""
-    if quantization not in _QUANTIZATIONS:
-        raise ValueError(
-            f"`quantization` must be one of {', '.join(map(repr, _QUANTIZATIONS))}. "
-            f"Received: quantization={quantization!r}. Use 'int8' for the smallest "
-            "file."
-        )
-    if io not in _IO:
-        raise ValueError(
-            f"`io` must be one of {', '.join(map(repr, _IO))}. Received: io={io!r}. "
-            "Use 'float32' for values as the Keras model has them."
-        )
-    if quantization == "float32" and io != "float32":
-        raise ValueError(
-            "A float32 file has float32 inputs and outputs. Received: "
-            f"io={io!r} with quantization='float32'. Use io='float32', or "
-            "quantization='int8'."
-        )
-    if not isinstance(min_runtime, str) or not re.match(r"\d+\.\d+", min_runtime):
-        raise ValueError(
-            "`min_runtime` must be a release of TFLite. Received: "
-            f"min_runtime={min_runtime!r}. Give for example '2.16.1'."
-        )
-    if isinstance(allow_float_ops, str):
-        raise TypeError(
-            "`allow_float_ops` must be a collection of names. Received: "
-            f"allow_float_ops={allow_float_ops!r}. Write ({allow_float_ops!r},)."
-        )
-    return frozenset(str(name).upper() for name in allow_float_ops)
-
-
-def _release(text: str) -> tuple[int, ...]:
-    """Returns `"2.16.1"` as `(2, 16, 1)`."""
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
-
-
-def _check_target(path: Path, overwrite: bool, time_limit_s: float) -> None:
-    if not time_limit_s > 0:
-        raise ValueError(
-            "`time_limit_s` must be above 0. Received: "
-            f"time_limit_s={time_limit_s!r}. Most models convert in 10 seconds."
-        )
-    if path.is_dir():
-        raise ValueError(
-            f"`path` must be a file. Received: {str(path)!r}, a folder. Give it a name "
-            "such as 'model.tflite'."
-        )
-    _check_free(path, overwrite)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"The folder of `path` must exist. Received: {str(path)!r}. Make "
-            f"{str(path.parent)!r} first."
-        )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"The folder of `path` must be writable. Received: {str(path)!r}. Choose "
-            "another, or change its permissions."
-        )
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"`path` must not exist. Received: {str(path)!r}. Choose another name, or "
-            "pass overwrite=True to replace it."
-        )
-
-
-def _check_quantization(
-    name: str, quantization: str, serving: ServingModel, calibration_data: Any
-) -> None:
-    if quantization == "float32" and serving.quantize_aware:
-        raise ValueError(
-            "A quantization-aware model is made for int8. Received: "
-            f"model={name!r} with quantization='float32'. Use quantization='int8', or "
-            "export the student that it was made from."
-        )
-    if quantization == "int8" and not serving.quantize_aware:
-        if calibration_data is None:
-            raise ValueError(
-                "int8 needs the ranges of all activations. Received: "
-                f"calibration_data=None and the plain model {name!r}. Pass "
-                "`calibration_data`, typical samples, or train the model that "
-                "kdlite.quantize_aware(model) returns, and export that."
-            )
 
 
 def _check_shapes_known(specs: Sequence[InputSpec]) -> None:
@@ -389,52 +354,49 @@ def _check_shapes_known(specs: Sequence[InputSpec]) -> None:
             )
 
 
-def _save(
-    serving: ServingModel, folder: Path, specs: Sequence[InputSpec]
-) -> dict[str, tuple[int, ...]]:
-    converted = serving.for_conversion()
-    try:
-        return converted.save_for_conversion(folder, specs)
-    except Exception as err:  # whatever a model's own code raises when traced
-        raise ConversionError(
-            "The model must run as a TensorFlow graph of batch 1. Received: "
-            f"model={serving.name!r}, which raised {_in_one_line(err)} Keep what is "
-            "not numbers, such as vocabularies, outside the model."
-        ) from err
-
-
-def _in_one_line(err: Exception) -> str:
-    """Returns what an exception says, without what Keras and TensorFlow put around."""
-    text = re.sub(r"\x1b\[\d*m", "", str(err))
-    text = text.partition("Exception encountered when calling")[2] or text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(err).__name__}: {' '.join(lines[:2])}"
-
-
 def _check_content(
     name: str,
-    content: TFLiteFile,
-    quantization: str,
-    io: str,
-    allowed: frozenset[str],
+    settings: Settings,
     specs: Sequence[InputSpec],
+    content: TFLiteFile,
+    layers: Mapping[Op, Sequence[str]],
+    allowed: frozenset[str],
+    kept: Collection[Op],
 ) -> None:
     """Raises unless the file is what was asked for."""
-    if content.flex_ops:
+    recipe, io = settings.recipe, settings.io
+
+    def listed(ops: Iterable[Op]) -> str:
+        texts = {
+            f"{op.name} (layer {layers[op][0]!r})" if layers[op] else str(op)
+            for op in ops
+        }
+        return ", ".join(sorted(texts))
+
+    if content.flex_ops and not settings.select_tf_ops:
         raise ConversionError(
             "Every operation must be a built-in one of TFLite. Received: "
-            f"model={name!r}, in which {_listed(content.flex_ops)} are not. Replace "
-            "the layers that use them."
+            f"model={name!r}, in which {listed(content.flex_ops)} are not. Replace "
+            "the layers that use them, or pass allow_select_tf_ops=True."
         )
-    if quantization == "int8":
-        left = [op for op in content.float_ops if op.name not in allowed]
+    if recipe.integer:
+        left = [
+            op for op in content.float_ops if op.name not in allowed and op not in kept
+        ]
         if left:
             raise ConversionError(
-                "int8 means that every operation computes in integers. Received: "
-                f"model={name!r}, of which stay in float: {_listed(left)}. Replace "
-                "these layers, or allow it: allow_float_ops="
+                f"{recipe.name} means that every operation computes in integers. "
+                f"Received: model={name!r}, of which stay in float: {listed(left)}. "
+                "Replace these layers, or allow it: allow_float_ops="
                 f"{tuple(sorted({op.name for op in left}))!r}."
             )
+    elif recipe.quantized and content.quantization == "float32":
+        logger.warning(
+            "%s: nothing was rounded. The converter leaves kernels of fewer than 1024 "
+            "numbers in float, and %r has no larger ones.",
+            recipe.name,
+            name,
+        )
     integers = {spec.name for spec in specs if spec.dtype != "float32"}
     for tensor in (*content.inputs, *content.outputs):
         if tensor.dtype != io and tensor.name not in integers:
@@ -447,51 +409,25 @@ def _check_content(
             )
 
 
-def _listed(ops: Iterable[Any]) -> str:
-    return ", ".join(sorted({str(op) for op in ops}))
-
-
-@contextlib.contextmanager
-def _put_in_place(path: Path, blob: bytes, overwrite: bool) -> Iterator[Path]:
-    """Yields a file beside `path` with the content; on success it becomes `path`."""
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        try:
-            with open(beside, "xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as err:
-            raise OSError(
-                f"`path` must be possible to write. Received: {str(path)!r}, "
-                f"{len(blob):,} bytes ({err.strerror}). Make room, or choose another "
-                "folder."
-            ) from err
-        yield beside
-        # It may have come into being since the start.
-        _check_free(path, overwrite)
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-
-
-def _check_runtime(name: str, file: Path, min_runtime: str) -> None:
-    """Raises if the file says that it needs a newer runtime."""
-    needed = read_metadata(file).min_runtime_version
-    if _release(needed) > _release(min_runtime):
-        raise ConversionError(
-            f"The file must run on TFLite {min_runtime}, as `min_runtime` asks. "
-            f"Received: model={name!r}, of which an operation needs {needed}. Ship "
-            f"that runtime and pass min_runtime={needed!r}, or replace the layer."
-        )
+def _check_runtime(name: str, content: TFLiteFile, min_runtime: str) -> None:
+    """Raises if an operation needs a newer runtime."""
+    needed = needed_runtime(content)
+    if needed.runs_on(min_runtime):
+        return
+    release = needed.release or "a release that kdlite does not know"
+    raise ConversionError(
+        f"The file must run on TFLite {min_runtime}, as `min_runtime` asks. Received: "
+        f"model={name!r}, of which {needed.op or 'any operation'} (version "
+        f"{needed.version}) needs {release}. Ship that runtime and pass "
+        f"min_runtime={needed.release or '...'!r}, or replace the layer."
+    )
 
 
 def _provenance(
     model: keras.Model,
-    quantization: str,
-    io: str,
+    settings: Settings,
     samples: Mapping[str, Array] | None,
+    kept: Mapping[str, str],
     mean: Any,
     std: Any,
 ) -> dict[str, Any]:
@@ -502,9 +438,13 @@ def _provenance(
         "tensorflow": version("tensorflow"),
         "model": model.name,
         "model_fingerprint": model_fingerprint(model),
-        "quantization": quantization,
-        "io": io,
+        "quantization": settings.recipe.name,
+        "io": settings.io,
     }
+    if settings.engine == "aeq":
+        origin["ai_edge_quantizer"] = version("ai-edge-quantizer")
+    if kept:
+        origin["overrides"] = dict(kept)
     if mean is not None:
         origin["normalisation_inside"] = {
             "mean": np.asarray(mean, np.float64).tolist(),
@@ -514,35 +454,3 @@ def _provenance(
         origin["calibration_samples"] = len(next(iter(samples.values())))
         origin["calibration_fingerprint"] = data_fingerprint(dict(samples))
     return origin
-
-
-def _problems(
-    report: VerificationReport, quantization: str, calibrated: bool
-) -> list[str]:
-    """Returns in what the file does not do what the model does; see `export`."""
-    problems = []
-    for output in report.outputs:
-        step = output.step or 0.0
-        if output.nan_count:
-            problems.append(f"output {output.name!r} has {output.nan_count} NaN")
-        elif quantization == "float32":
-            # Sums in another order: 1e-6 of the largest value for each of many layers.
-            limit = max(_FLOAT_TOLERANCE * output.largest_value, _FLOAT_FLOOR)
-            if output.largest_difference > limit:
-                problems.append(
-                    f"output {output.name!r} differs by {output.largest_difference:.3g}"
-                    f", more than {limit:.3g}"
-                )
-        elif calibrated:
-            limit = max(2 * step, output.spread / _NOISE_RATIO)
-            if output.rms_difference > limit:
-                problems.append(
-                    f"output {output.name!r} is off by {output.rms_difference:.3g} "
-                    f"(root mean square), more than {limit:.3g}"
-                )
-        elif output.within_one_step < _WITHIN_ONE_STEP:
-            problems.append(
-                f"of output {output.name!r} only {output.within_one_step:.1%} are "
-                f"within one quantization step, not {_WITHIN_ONE_STEP:.0%}"
-            )
-    return problems

@@ -16,6 +16,14 @@ from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect_bytes
 Array = np.ndarray[Any, Any]
 File = str | os.PathLike[str] | bytes
 
+# Which kernels compute: LiteRT's default, XNNPACK where it has some; LiteRT's own
+# fast ones; and its plain ones, which say what each operation means.
+_RESOLVERS = {
+    "xnnpack": OpResolverType.AUTO,
+    "built-in": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
+
 # Files are timed in turns of a few runs: each turn finds its own kernels in the cache,
 # as in an app, and a slow moment of the computer meets all files alike.
 _TURN = 10
@@ -30,25 +38,31 @@ class TFLiteModel:
     Args:
         file: The path of the file, or its bytes.
         threads: Threads that one run may use.
-        xnnpack: Whether LiteRT may use XNNPACK, its default for speed.
+        kernels: Which kernels compute: `"xnnpack"`, LiteRT's default for speed,
+            `"built-in"`, its own, or `"reference"`, its plain and slow ones.
 
     Attributes:
         content: What is inside the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no `.tflite`, LiteRT cannot run it, or its inputs and
-            outputs are no numbers.
+        ValueError: If it is no `.tflite`, LiteRT cannot run it, its inputs and outputs
+            are no numbers, or an argument is none of those above.
 
     Example:
         ``TFLiteModel("student.tflite").predict(x_test).argmax(-1)``
     """
 
-    def __init__(self, file: File, threads: int = 1, xnnpack: bool = True) -> None:
+    def __init__(self, file: File, threads: int = 1, kernels: str = "xnnpack") -> None:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(
                 "`threads` must be an integer above 0. Received: "
                 f"threads={threads!r}. Use 1 to compare files."
+            )
+        if kernels not in _RESOLVERS:
+            raise ValueError(
+                f"`kernels` must be one of {', '.join(map(repr, _RESOLVERS))}. "
+                f"Received: kernels={kernels!r}. Use 'xnnpack', as apps do."
             )
         # LiteRT trusts more than it should in a file that a network brought: the bytes
         # that were checked are those that run.
@@ -56,16 +70,11 @@ class TFLiteModel:
         self.content, blob = inspect_bytes(file)
         self._name = self.content.name or f"{len(blob)} bytes"
         self._check_edges()
-        resolver = (
-            OpResolverType.AUTO
-            if xnnpack
-            else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        )
         try:
             self._interpreter = Interpreter(
                 model_content=blob,
                 num_threads=threads,
-                experimental_op_resolver_type=resolver,
+                experimental_op_resolver_type=_RESOLVERS[kernels],
             )
             self._resize({})
             self._interpreter.allocate_tensors()

@@ -163,8 +163,11 @@ class ServingModel(keras.Model):
             x = x + offset
         return x
 
-    def for_conversion(self) -> ServingModel:
+    def for_conversion(self, round_inputs: bool = True) -> ServingModel:
         """Returns the model that the converter gets.
+
+        Args:
+            round_inputs: Whether inputs whose range is known are rounded to 8 bits.
 
         It computes the same, but for rounding: a quantization-aware model has become
         the one with plain kernels, and inputs are rounded to the levels of their range
@@ -174,7 +177,7 @@ class ServingModel(keras.Model):
         for spec in self.input_specs:
             low_high = spec.low_high
             if not self.quantize_aware:
-                if low_high is not None and spec.dtype == "float32":
+                if round_inputs and low_high is not None and spec.dtype == "float32":
                     rounding[spec.name] = [
                         _fake_quant(low_high, f"{spec.name}_rounded")
                     ]
@@ -209,13 +212,17 @@ class ServingModel(keras.Model):
         return None
 
     def save_for_conversion(
-        self, folder: str | os.PathLike[str], specs: Sequence[InputSpec]
+        self,
+        folder: str | os.PathLike[str],
+        specs: Sequence[InputSpec],
+        batch_size: int = 1,
     ) -> dict[str, tuple[int, ...]]:
-        """Writes a SavedModel with one signature of batch 1, by name.
+        """Writes a SavedModel with one signature of fixed batch, by name.
 
         Args:
             folder: Where to.
-            specs: The inputs, with all lengths known.
+            specs: The inputs; lengths that are not known may change in the file.
+            batch_size: How many samples a run takes.
 
         Returns:
             By output name the shape of one sample's output.
@@ -225,7 +232,9 @@ class ServingModel(keras.Model):
         module.run = tf.function(lambda **inputs: self.call(inputs))
         run = module.run.get_concrete_function(
             **{
-                spec.name: tf.TensorSpec((1, *spec.shape), spec.dtype, name=spec.name)
+                spec.name: tf.TensorSpec(
+                    (batch_size, *spec.shape), spec.dtype, name=spec.name
+                )
                 for spec in specs
             }
         )

@@ -17,12 +17,13 @@ from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
 
+from kdlite.compress.recipes import RECIPES
 from kdlite.lite.flatbuffer import Table
 
 _IDENTIFIER = b"TFL3"
 _CUSTOM = schema.BuiltinOperator.CUSTOM
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
-_LOW_BITS = ("int2", "int4", "int8", "uint8", "int16")
+_BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16}
 # They hand values on and compute nothing; a step found behind them is the output's.
 _MOVERS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
 # More than NumPy takes. Without a limit, sizes can be numbers of a million digits.
@@ -146,6 +147,7 @@ class TFLiteFile:
         inputs: Its inputs, by the names of the first signature.
         outputs: Its outputs, likewise.
         tensors: All tensors of the graph that is run.
+        inner_tensors: Those of the graphs after it, which loops and branches run.
         signatures: The names of its signatures.
         parameters: How many numbers its kernels and biases hold.
     """
@@ -156,6 +158,7 @@ class TFLiteFile:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     tensors: tuple[TensorInfo, ...]
+    inner_tensors: tuple[tuple[TensorInfo, ...], ...]
     signatures: tuple[str, ...]
     parameters: int
 
@@ -189,20 +192,47 @@ class TFLiteFile:
 
     @property
     def quantization(self) -> str:
-        """How it computes: "float32", "float16", "dynamic", "int8", "int16", "mixed".
+        """How it computes: the name of a recipe of `kdlite.export`, or "mixed".
 
-        "float16" has kernels of half precision and "dynamic" kernels of 8 bits or
-        fewer, both with float activations; "mixed" has activations of both kinds.
+        "mixed" has activations of both kinds, integers and floats.
         """
-        stored = {tensor.dtype for tensor in self.tensors if tensor.constant}
         active = {t.dtype for t in self.tensors if not t.constant and t.scales}
-        if active & set(_LOW_BITS):
+        activation_bits = 32
+        if active & set(_BITS):
             if self.float_ops:
                 return "mixed"
-            return "int16" if "int16" in active else "int8"
-        if any(t.constant and t.scales and t.dtype in _LOW_BITS for t in self.tensors):
-            return "dynamic"
-        return "float16" if "float16" in stored else "float32"
+            activation_bits = 16 if "int16" in active else 8
+        weights = {t.index: _weight_bits(t) for t in self.tensors if _weight_bits(t)}
+        # Without weights, as an integer graph of pooling is, those that it could have.
+        bits = min(weights.values(), default=8 if activation_bits < 32 else 32)
+        used = {
+            op.name
+            for op in self.ops
+            if op.subgraph == 0 and not weights.keys().isdisjoint(op.inputs)
+        }
+        dequantized = activation_bits == 32 and used == {"DEQUANTIZE"}
+        for known in RECIPES.values():
+            means = (known.weight_bits, known.activation_bits, known.dequantized)
+            if means == (bits, activation_bits, dequantized):
+                return known.name
+        # Made elsewhere, of bits that kdlite has no recipe for.
+        if activation_bits < 32:
+            return "int16x8" if activation_bits == 16 else "int8"
+        return "weight_only" if dequantized else "dynamic"
+
+    def tensors_of(self, op: Op) -> tuple[TensorInfo | None, ...]:
+        """Returns what an operation reads, then what it writes.
+
+        Args:
+            op: One of `ops`.
+
+        Returns:
+            Its tensors in order; None for one that is left out.
+        """
+        graph = (self.tensors, *self.inner_tensors)[op.subgraph]
+        return tuple(
+            graph[index] if index >= 0 else None for index in (*op.inputs, *op.outputs)
+        )
 
     def step(self, output: str) -> float | None:
         """Returns the quantization step that an output moves in.
@@ -267,7 +297,7 @@ class TFLiteFile:
             *(f"  out  {tensor}" for tensor in self.outputs),
             f"  {len(self.ops)} operations: {listed or 'none'}",
         ]
-        if self.quantization not in ("float32", "float16", "dynamic"):
+        if any(t.scales and not t.constant for t in self.tensors):
             left = ", ".join(str(op) for op in self.float_ops)
             lines.append(f"  left in float: {left or 'none'}")
         if self.custom_ops:
@@ -406,6 +436,7 @@ def _read(name: str, blob: bytes) -> TFLiteFile:
         inputs=inputs,
         outputs=outputs,
         tensors=tuple(tensors),
+        inner_tensors=tuple(map(tuple, tensors_of[1:])),
         signatures=tuple(
             table.string(_SIGNATURE["key"])
             for table in model.tables(_MODEL["signatures"])
@@ -483,6 +514,15 @@ def _op(
         subgraph=graph,
         custom=code.custom,
     )
+
+
+def _weight_bits(tensor: TensorInfo) -> int:
+    """Bits of numbers that were rounded when the file was made; 0 for all others."""
+    if not tensor.constant:
+        return 0
+    if tensor.dtype == "float16":
+        return 16
+    return _BITS.get(tensor.dtype, 0) if tensor.scales else 0
 
 
 def _constant(tensors: Iterable[TensorInfo | None]) -> bool:

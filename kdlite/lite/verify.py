@@ -26,6 +26,9 @@ _STEP_TOLERANCE = 0.01
 # Float arithmetic in another order moves a value by some millionths of the largest.
 _FLOAT_TOLERANCE = 1e-4
 _BATCH = 256
+# Kernels and threads that a file is run with as well, on so many samples.
+_OTHERS = (("xnnpack", 4), ("built-in", 1), ("built-in", 4), ("reference", 1))
+_FEW = 16
 _BAR = 24
 
 
@@ -126,6 +129,39 @@ class OutputReport:
 
 
 @dataclass(frozen=True)
+class KernelRun:
+    """How a file compares with the model when other kernels compute it.
+
+    Phones have other kernels than the computer that made the file: what only one kind
+    computes rightly is wrong.
+
+    Attributes:
+        kernels: As `TFLiteModel` takes it.
+        threads: How many threads a run could use.
+        samples: On how many samples they were compared.
+        outputs: One report for each output.
+    """
+
+    kernels: str
+    threads: int
+    samples: int
+    outputs: tuple[OutputReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "kernels": self.kernels,
+            "threads": self.threads,
+            "samples": self.samples,
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
+
+    def __str__(self) -> str:
+        plural = "s" if self.threads > 1 else ""
+        return f"{self.kernels} kernels and {self.threads} thread{plural}"
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """How a file compares with its Keras model.
 
@@ -136,6 +172,7 @@ class VerificationReport:
         outputs: One report for each output.
         float_ops: Operations that compute in float.
         quantization: How the file computes, as `kdlite.inspect` says.
+        kernels: How it compares when other kernels and more threads compute it.
     """
 
     file: str
@@ -144,13 +181,17 @@ class VerificationReport:
     outputs: tuple[OutputReport, ...]
     float_ops: tuple[str, ...]
     quantization: str
+    kernels: tuple[KernelRun, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong whatever one asks for: values that are no numbers."""
+        found = [(output, "") for output in self.outputs]
+        for run in self.kernels:
+            found += [(output, f", with {run}") for output in run.outputs]
         return tuple(
-            f"output {output.name!r} has {output.nan_count} NaN"
-            for output in self.outputs
+            f"output {output.name!r} has {output.nan_count} NaN{where}"
+            for output, where in found
             if output.nan_count
         )
 
@@ -268,6 +309,7 @@ class VerificationReport:
             "passed": self.passed,
             "problems": list(self.problems),
             "outputs": [output.to_dict() for output in self.outputs],
+            "kernels": [run.to_dict() for run in self.kernels],
         }
 
     def __str__(self) -> str:
@@ -277,7 +319,19 @@ class VerificationReport:
         )
         if self.float_ops and self.quantization == "mixed":
             head += f", left in float: {', '.join(self.float_ops)}"
-        return "\n".join([head, *map(str, self.outputs)])
+        lines = [head, *map(str, self.outputs)]
+        if self.kernels:
+            worst = {
+                str(run): max(
+                    output.largest_steps or output.largest_difference
+                    for output in run.outputs
+                )
+                for run in self.kernels
+            }
+            unit = " steps" if any(output.step for output in self.outputs) else ""
+            told = ", ".join(f"{run} {most:.3g}{unit}" for run, most in worst.items())
+            lines.append(f"at most apart with {told}")
+        return "\n".join(lines)
 
 
 _TOP1 = "top-1"
@@ -331,29 +385,47 @@ def verify(
         specs = list(with_shapes(specs, samples))
     by_keras = _predict(serving, samples)
     names = _matched("outputs", list(by_keras), runner.outputs)
-    told = runner.predict({inputs[name]: array for name, array in samples.items()})
-    by_file = told if isinstance(told, Mapping) else {runner.outputs[0].name: told}
     targets = read_targets(data, list(inputs), list(by_keras))
     content = runner.content
     count = len(next(iter(samples.values())))
     for name, target in targets.items():
         _check_target(name, target, by_keras[name], count)
-    return VerificationReport(
-        file=Path(file).name,
-        size_bytes=content.size_bytes,
-        samples=count,
-        outputs=tuple(
+
+    def compared(
+        run: TFLiteModel, most: int, targets: Mapping[str, Array]
+    ) -> tuple[OutputReport, ...]:
+        told = run.predict(
+            {inputs[name]: array[:most] for name, array in samples.items()}
+        )
+        by_file = told if isinstance(told, Mapping) else {run.outputs[0].name: told}
+        return tuple(
             compare(
                 name,
                 by_file[names[name]],
-                values,
+                values[:most],
                 step=content.step(names[name]),
                 target=targets.get(name),
             )
             for name, values in by_keras.items()
-        ),
+        )
+
+    few = min(count, _FEW)
+    return VerificationReport(
+        file=Path(file).name,
+        size_bytes=content.size_bytes,
+        samples=count,
+        outputs=compared(runner, count, targets),
         float_ops=tuple(str(op) for op in content.float_ops),
         quantization=content.quantization,
+        kernels=tuple(
+            KernelRun(
+                kernels,
+                threads,
+                few,
+                compared(TFLiteModel(file, threads, kernels), few, {}),
+            )
+            for kernels, threads in _OTHERS
+        ),
     )
 
 

@@ -1,0 +1,86 @@
+"""A file that is written whole or not at all, and never over another unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raises if a file cannot be put there, before the work that makes it.
+
+    Args:
+        path: Where the file is to be.
+        overwrite: Whether one that is there may be replaced.
+
+    Raises:
+        ValueError: If it is a folder.
+        FileExistsError: If there is a file and `overwrite` is False.
+        FileNotFoundError: If the folder does not exist.
+        PermissionError: If the folder cannot be written.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"`path` must be a file. Received: {str(path)!r}, a folder. Give it a name "
+            "such as 'model.tflite'."
+        )
+    _check_free(path, overwrite)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The folder of `path` must exist. Received: {str(path)!r}. Make "
+            f"{str(path.parent)!r} first."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The folder of `path` must be writable. Received: {str(path)!r}. Choose "
+            "another, or change its permissions."
+        )
+
+
+@contextlib.contextmanager
+def put_in_place(path: Path, blob: bytes, overwrite: bool) -> Iterator[Path]:
+    """Yields a file beside `path` with the content; on success it becomes `path`.
+
+    Args:
+        path: Where the file is to be.
+        blob: What is to be in it.
+        overwrite: Whether one that is there may be replaced.
+
+    Yields:
+        The file under another name, to be looked at before it counts.
+
+    Raises:
+        OSError: If it cannot be written.
+        FileExistsError: If there is a file by now and `overwrite` is False.
+    """
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        try:
+            with open(beside, "xb") as file:
+                file.write(blob)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as err:
+            raise OSError(
+                f"`path` must be possible to write. Received: {str(path)!r}, "
+                f"{len(blob):,} bytes ({err.strerror}). Make room, or choose another "
+                "folder."
+            ) from err
+        yield beside
+        # It may have come into being since the start.
+        _check_free(path, overwrite)
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"`path` must not exist. Received: {str(path)!r}. Choose another name, or "
+            "pass overwrite=True to replace it."
+        )

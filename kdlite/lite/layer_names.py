@@ -1,0 +1,134 @@
+"""Which Keras layer an operation of a `.tflite` comes from.
+
+The converter names a tensor after the scopes that it was computed in, with numbers that
+tell apart scopes of one name: "net_1/block_1/conv_1/Relu;net_1/block_1/conv_1/add" of
+layer "conv" in model "block". The last tensor has the name of an output, and only its
+kernel says where it comes from.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import keras
+
+from kdlite.lite.calibration import identifier
+from kdlite.lite.tflite_file import Op, TFLiteFile
+
+
+def layer_names(model: keras.Model) -> tuple[str, ...]:
+    """Returns the names of all layers, those of nested models as "block/conv".
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The names in the model's order, inputs left out.
+
+    Example:
+        >>> layer_names(keras.Sequential([keras.layers.Dense(2, name="dense")]))
+        ('dense',)
+    """
+    names: list[str] = []
+
+    def collect(layers: Iterable[keras.Layer], prefix: str) -> None:
+        for layer in layers:
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
+            names.append(prefix + layer.name)
+            if isinstance(layer, keras.Model):
+                collect(layer.layers, f"{prefix}{layer.name}/")
+
+    collect(model.layers, "")
+    return tuple(names)
+
+
+def layers_of(content: TFLiteFile, model: keras.Model) -> dict[Op, tuple[str, ...]]:
+    """Finds the layers that each operation comes from.
+
+    Args:
+        content: A file that was converted from the model.
+        model: The model.
+
+    Returns:
+        By operation the layers' names as `layer_names` has them, that of its result
+        first: several where layers are one operation. Empty where the file does not
+        tell.
+    """
+    names = frozenset(layer_names(model))
+    # An output has the name of its layer, or the one that the model gives it.
+    last = {identifier(name.rpartition("/")[2]): name for name in names}
+    outputs = {tensor.index: tensor.name for tensor in content.outputs}
+    found = {}
+    for op in content.ops:
+        tensors = content.tensors_of(op)
+        written = [tensor for tensor in tensors[len(op.inputs) :] if tensor]
+        constants = [tensor for tensor in tensors if tensor and tensor.constant]
+        layers = [
+            layer
+            for tensor in (*written, *constants)
+            for path in tensor.name.split(";")
+            if (layer := _layer(path, names))
+        ]
+        if not layers and op.subgraph == 0 and op.outputs:
+            layer = last.get(outputs.get(op.outputs[0], ""), "")
+            layers = [layer] if layer else []
+        found[op] = tuple(dict.fromkeys(layers))
+    return found
+
+
+def matching(patterns: Mapping[str, str], model: keras.Model) -> dict[str, str]:
+    """Returns what patterns say of layers, the last one that fits.
+
+    Args:
+        patterns: By name or pattern (`"head/*"`, `"conv?"`) what it is to be.
+        model: The model.
+
+    Returns:
+        By layer name what it is to be.
+
+    Raises:
+        ValueError: If a pattern fits no layer.
+
+    Example:
+        >>> model = keras.Sequential([keras.layers.Dense(2, name="dense")])
+        >>> matching({"d*": "float32"}, model)
+        {'dense': 'float32'}
+    """
+    names = layer_names(model)
+    chosen: dict[str, str] = {}
+    for pattern, kind in patterns.items():
+        fitting = [
+            name
+            for name in names
+            # A model that is named means all that is in it.
+            if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}/")
+        ]
+        if not fitting:
+            raise ValueError(
+                "Each pattern must fit a layer. Received: "
+                f"{pattern!r} for model {model.name!r}. Its layers: "
+                f"{', '.join(map(repr, names))}."
+            )
+        chosen |= dict.fromkeys(fitting, kind)
+    return chosen
+
+
+def _layer(path: str, names: Collection[str]) -> str:
+    """Returns the innermost layer of the scopes of a tensor."""
+    plain = {identifier(part): part for name in names for part in name.split("/")}
+    scopes = [_plain(identifier(part), plain) for part in path.split("/")]
+    known = [scope for scope in scopes if scope]
+    for start in range(len(known)):
+        for end in range(len(known), start, -1):
+            if (name := "/".join(known[start:end])) in names:
+                return name
+    return ""
+
+
+def _plain(scope: str, plain: Mapping[str, str]) -> str:
+    """Returns the layer of a scope, which has a number more than the layer's name."""
+    without = re.sub(r"_\d+$", "", scope)
+    return plain.get(without) or plain.get(scope) or ""

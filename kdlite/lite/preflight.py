@@ -1,0 +1,156 @@
+"""What is known not to convert, found layer by layer before anything is converted.
+
+The converter's own words name operations, if it says anything at all: of an LSTM in
+int8 it crashes. So layers that are known to fail are named here, each with a way out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+from kdlite.compress.recipes import Recipe
+from kdlite.lite._converter import ConversionError
+
+layers = keras.layers
+
+
+class _Rule(NamedTuple):
+    """Layers of one kind, of which some operations have no integer kernels.
+
+    Attributes:
+        kinds: Classes of layers.
+        activations: Names of activation functions, of any layer.
+        int8: Operations that the converter leaves in float under int8.
+        int16: Operations that it leaves in float, or refuses, with int16 activations.
+        instead: What to use in its place.
+    """
+
+    kinds: tuple[type[keras.Layer], ...]
+    activations: tuple[str, ...]
+    int8: tuple[str, ...]
+    int16: tuple[str, ...]
+    instead: str
+
+
+_RULES = (
+    _Rule(
+        (layers.LayerNormalization,),
+        (),
+        ("NEG",),
+        ("NEG",),
+        "BatchNormalization, which is folded into the layer before it",
+    ),
+    _Rule(
+        (layers.GroupNormalization,),
+        (),
+        ("NEG", "SQUARE"),
+        ("NEG", "SQUARE"),
+        "BatchNormalization, which is folded into the layer before it",
+    ),
+    _Rule(
+        (layers.RMSNormalization, layers.UnitNormalization),
+        (),
+        ("SQUARE",),
+        ("SQUARE",),
+        "BatchNormalization, which is folded into the layer before it",
+    ),
+    _Rule((layers.ELU,), ("elu",), ("ELU",), ("ELU",), "LeakyReLU or ReLU"),
+    _Rule((layers.Conv3D,), (), ("CONV_3D",), ("CONV_3D",), "Conv2D"),
+    _Rule((layers.PReLU,), (), (), ("PRELU",), "ReLU"),
+    _Rule((), ("hard_silu", "hard_swish"), (), ("HARD_SWISH",), "swish or ReLU"),
+    _Rule((), ("selu",), (), ("GREATER", "SELECT_V2"), "swish or ReLU"),
+    _Rule((layers.UpSampling2D,), (), (), ("TILE",), "interpolation='bilinear'"),
+)
+
+
+def check_layers(
+    model: keras.Model,
+    recipe: Recipe,
+    engine: str,
+    allowed: frozenset[str],
+    kept: Collection[str],
+) -> None:
+    """Raises for layers that are known not to become what the recipe asks for.
+
+    Args:
+        model: A plain Keras model (not a quantization-aware one, of which is known what
+            it becomes).
+        recipe: How it is to be quantized.
+        engine: What quantizes it.
+        allowed: Operations that may stay in float.
+        kept: The names of layers that are to.
+
+    Raises:
+        ConversionError: That names the layers, and a way out.
+    """
+    forced = sorted(_forced_training(model))
+    if forced:
+        raise ConversionError(
+            "Every layer must run in inference mode in a file. Received: model="
+            f"{model.name!r}, which calls {_listed(forced)} with training=True. Build "
+            "the model without it, and copy the weights: "
+            "new.set_weights(model.get_weights())."
+        )
+    if not recipe.integer:
+        return
+    loops = [
+        f"{layer.name!r} ({type(layer).__name__})"
+        for layer in model._flatten_layers()
+        if isinstance(layer, layers.RNN) and not layer.unroll
+    ]
+    if loops:
+        raise ConversionError(
+            f"{recipe.name} needs layers without a loop, as the converter crashes on "
+            f"it. Received: model={model.name!r} with {_listed(loops)}. Use "
+            "quantization='dynamic', which keeps its weights in 8 bits, or build it "
+            "with unroll=True."
+        )
+    inner = {name.rpartition("/")[2] for name in kept}
+    # What ai-edge-quantizer leaves in float depends on the operation alone: it is found
+    # in the file.
+    if engine != "tflite":
+        return
+    for rule in _RULES:
+        left = set(rule.int16 if recipe.activation_bits == 16 else rule.int8) - allowed
+        found = [
+            text
+            for layer in model._flatten_layers()
+            if layer.name not in inner and (text := _is(layer, rule))
+        ]
+        if left and found:
+            raise ConversionError(
+                f"{recipe.name} means that every operation computes in integers. "
+                f"Received: model={model.name!r} with {_listed(found)}, of which "
+                f"{', '.join(sorted(left))} has no integer kernel. Use {rule.instead}"
+                "; or let it compute in float: allow_float_ops="
+                f"{tuple(sorted(left | allowed))!r}."
+            )
+
+
+def _is(layer: keras.Layer, rule: _Rule) -> str:
+    """Returns what a message calls the layer, if the rule is about it."""
+    activation = getattr(layer, "activation", None)
+    name = getattr(activation, "__name__", "")
+    if isinstance(layer, layers.UpSampling2D) and layer.interpolation != "nearest":
+        return ""
+    if isinstance(layer, rule.kinds):
+        return f"{layer.name!r} ({type(layer).__name__})"
+    return f"{layer.name!r} ({name})" if name in rule.activations else ""
+
+
+def _forced_training(model: keras.Model) -> Iterator[str]:
+    """Yields the layers that the graph of a Functional model calls in training mode."""
+    for layer in model._flatten_layers(include_self=True):
+        # Of a layer that is in several models, the calls that belong to this one.
+        depths: dict[int, list[Any]] = getattr(layer, "_nodes_by_depth", {})
+        for node in itertools.chain(*depths.values()):
+            if node.arguments.kwargs.get("training") is True:
+                yield repr(node.operation.name)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,68 @@
+"""How far a file may be from its Keras model before it is not that model any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdlite.compress.recipes import Recipe
+from kdlite.lite.verify import OutputReport
+
+# Sums in another order: 1e-6 of the largest value for each of many layers.
+_FLOAT_SHARE = 1e-4
+_FLOAT_FLOOR = 1e-6
+_WITHIN_ONE_STEP = 0.99
+
+
+def problems(
+    outputs: Iterable[OutputReport], recipe: Recipe, trained: bool = False
+) -> list[str]:
+    """Says in what the outputs of a file are not those of its model.
+
+    - NaN is always wrong.
+    - Nothing is rounded: no difference beyond 1e-4 of the largest value.
+    - The model was trained with the very steps: 99 % of the values within one step.
+    - Else: an error (root mean square) of at most two steps of the output, or of
+      `recipe.least_snr_db` below how much the output varies, whichever is more.
+
+    Args:
+        outputs: How each output compares.
+        recipe: How the file is quantized.
+        trained: Whether the model is quantization-aware, so that file and model round
+            alike.
+
+    Returns:
+        A sentence for each output that is wrong.
+
+    Example:
+        ``problems(verify(file, model, data).outputs, recipe("float16"))``
+    """
+    return [text for output in outputs if (text := _problem(output, recipe, trained))]
+
+
+def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
+    name, floor = output.name, max(_FLOAT_SHARE * output.largest_value, _FLOAT_FLOOR)
+    if output.nan_count:
+        return f"output {name!r} has {output.nan_count} NaN"
+    if trained:
+        if output.within_one_step < _WITHIN_ONE_STEP:
+            return (
+                f"of output {name!r} only {output.within_one_step:.1%} are within one "
+                f"quantization step, not {_WITHIN_ONE_STEP:.0%}"
+            )
+        return ""
+    ratio_db = recipe.least_snr_db
+    if ratio_db is None:
+        if output.largest_difference > floor:
+            return (
+                f"output {name!r} differs by {output.largest_difference:.3g}, more "
+                f"than {floor:.3g}"
+            )
+        return ""
+    noise = output.spread / 10 ** (ratio_db / 20)
+    limit = max(2 * (output.step or 0.0), noise, floor)
+    if output.rms_difference > limit:
+        return (
+            f"output {name!r} is off by {output.rms_difference:.3g} (root mean "
+            f"square), more than {limit:.3g}"
+        )
+    return ""

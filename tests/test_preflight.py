@@ -1,0 +1,104 @@
+"""Layers that are known not to convert are named before anything is converted."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kdlite.compress.recipes import recipe
+from kdlite.lite._converter import ConversionError
+from kdlite.lite.preflight import check_layers
+
+
+def model_of(*stack, shape=(8, 8, 4)) -> keras.Model:
+    return keras.Sequential([keras.Input(shape), *stack], name="net")
+
+
+def check(model, quantization, engine="tflite", allowed=(), kept=()) -> None:
+    check_layers(model, recipe(quantization), engine, frozenset(allowed), kept)
+
+
+ODD = {
+    "LayerNormalization": (layers.LayerNormalization(name="odd"), ("NEG",)),
+    "GroupNormalization": (layers.GroupNormalization(2, name="odd"), ("NEG", "SQUARE")),
+    "RMSNormalization": (layers.RMSNormalization(name="odd"), ("SQUARE",)),
+    "UnitNormalization": (layers.UnitNormalization(name="odd"), ("SQUARE",)),
+    "ELU": (layers.ELU(name="odd"), ("ELU",)),
+    "elu": (layers.Dense(4, activation="elu", name="odd"), ("ELU",)),
+}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int16x8"])
+@pytest.mark.parametrize("kind", ODD)
+def test_what_has_no_integer_kernel(kind, quantization) -> None:
+    layer, ops = ODD[kind]
+    model = model_of(layer)
+    for floats in ("float32", "float16", "dynamic"):
+        check(model, floats)
+    with pytest.raises(
+        ConversionError, match=rf"'net' with 'odd' \({kind}\)"
+    ) as caught:
+        check(model, quantization)
+    assert f"allow_float_ops={ops!r}" in str(caught.value)
+    check(model, quantization, allowed=ops)
+    check(model, quantization, kept=("odd",))
+    # Of the other engine the file is looked into.
+    check(model, quantization, engine="aeq")
+
+
+@pytest.mark.parametrize(
+    ("layer", "op"),
+    [
+        (layers.PReLU(name="odd"), "PRELU"),
+        (layers.Activation("hard_swish", name="odd"), "HARD_SWISH"),
+        (layers.Activation("selu", name="odd"), "SELECT_V2"),
+        (layers.UpSampling2D(name="odd"), "TILE"),
+    ],
+)
+def test_what_16_bits_cannot(layer, op) -> None:
+    check(model_of(layer), "int8")
+    with pytest.raises(ConversionError, match=f"'odd'.*{op} has no integer kernel"):
+        check(model_of(layer), "int16x8")
+
+
+def test_bilinear_upsampling_is_fine() -> None:
+    check(model_of(layers.UpSampling2D(interpolation="bilinear")), "int16x8")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(3, name="odd"),
+        layers.GRU(3, name="odd"),
+        layers.SimpleRNN(3, name="odd"),
+        layers.Bidirectional(layers.LSTM(3, name="odd")),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_loops_crash_the_converter_and_are_named(layer) -> None:
+    # tensorflow#87468 and others: a segmentation fault.
+    model = model_of(layer, shape=(5, 4))
+    for quantization, engine in (("int8", "tflite"), ("int4", "aeq")):
+        with pytest.raises(ConversionError, match="without a loop.*odd.*unroll=True"):
+            check(model, quantization, engine)
+    check(model, "dynamic")
+    check(model_of(layers.LSTM(3, unroll=True), shape=(5, 4)), "int8")
+
+
+def test_layers_in_training_mode_are_named() -> None:
+    inner_in = keras.Input((4,))
+    inner = keras.Model(
+        inner_in, layers.Dropout(0.5, name="mc")(inner_in, training=True)
+    )
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inner(inputs), name="net")
+    with pytest.raises(ConversionError, match="'net', which calls 'mc' with training"):
+        check(model, "float32")
+    # The same layer in another model is called as usual there.
+    dropout = inner.get_layer("mc")
+    other_in = keras.Input((4,))
+    other = keras.Model(other_in, dropout(other_in))
+    check(other, "float32")
+    assert np.isfinite(other(np.ones((1, 4)))).all()

@@ -1,0 +1,66 @@
+"""What is too far from the Keras model."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from kdlite.compress.recipes import recipe
+from kdlite.lite.tolerance import problems
+
+
+def output(**figures) -> SimpleNamespace:
+    good = dict(
+        name="y",
+        nan_count=0,
+        largest_value=2.0,
+        largest_difference=0.0,
+        rms_difference=0.0,
+        spread=1.0,
+        step=0.01,
+        within_one_step=1.0,
+    )
+    return SimpleNamespace(**{**good, **figures})
+
+
+@pytest.mark.parametrize(
+    ("quantization", "trained", "figures", "text"),
+    [
+        ("float32", False, {"largest_difference": 1.9e-4}, None),
+        ("float32", False, {"largest_difference": 2.1e-4}, "'y' differs by 0.00021"),
+        # Where everything is 0, a difference of nothing is none.
+        ("float32", False, {"largest_value": 0.0, "largest_difference": 1e-7}, None),
+        ("float32", False, {"nan_count": 3}, "'y' has 3 NaN"),
+        ("int8", True, {"within_one_step": 0.99, "largest_difference": 1.0}, None),
+        ("int8", True, {"within_one_step": 0.98}, "only 98.0% are within one"),
+        ("int8", False, {"rms_difference": 0.28, "within_one_step": 0.1}, None),
+        ("int8", False, {"rms_difference": 0.3}, "'y' is off by 0.3 .*than 0.288"),
+        # An output that hardly varies cannot be on finer levels than there are.
+        ("int8", False, {"rms_difference": 0.019, "spread": 0.001}, None),
+        ("int8", False, {"rms_difference": 0.021, "spread": 0.001}, "more than 0.02"),
+        ("int8", False, {"nan_count": 1}, "'y' has 1 NaN"),
+        # 41 dB are a factor of 112.
+        ("float16", False, {"rms_difference": 0.008, "step": None}, None),
+        ("float16", False, {"rms_difference": 0.01, "step": None}, "than 0.0089"),
+        # 3 dB: the noise is at most half of the signal.
+        ("int4", False, {"rms_difference": 0.7}, None),
+        ("int4", False, {"rms_difference": 0.71}, "more than 0.708"),
+        # An output that does not vary at all, as float arithmetic has it.
+        ("dynamic", False, {"spread": 0, "step": None, "rms_difference": 1e-4}, None),
+        (
+            "dynamic",
+            False,
+            {"spread": 0, "step": None, "rms_difference": 3e-4},
+            "0.0002",
+        ),
+    ],
+)
+def test_what_counts_as_wrong(quantization, trained, figures, text) -> None:
+    found = problems([output(**figures)], recipe(quantization), trained)
+    if text is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert re.search(text, found[0])
