@@ -197,8 +197,29 @@ def _export(args: argparse.Namespace) -> Any:
         verify_data=verify_data,
         min_runtime=args.min_runtime,
         allow_float_ops=tuple(args.allow_float_op),
+        overrides=_overrides(args.override),
+        engine=args.engine,
+        batch_size=args.batch_size,
+        dynamic_shape=args.dynamic_shape,
+        allow_select_tf_ops=args.allow_select_tf_ops,
+        description=args.description,
+        author=args.author,
+        license=args.license,
+        time_limit_s=args.time_limit_s,
+        memory_limit_bytes=args.memory_limit_bytes,
         overwrite=args.overwrite,
     )
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, str]:
+    """Returns `["head/*=float32"]` as a mapping."""
+    wrong = [text for text in texts if "=" not in text]
+    if wrong:
+        raise ValueError(
+            "`--override` must be LAYER=TYPE. Received: "
+            f"{wrong[0]!r}. Give for example --override 'head/*=float32'."
+        )
+    return {layer: kind for layer, _, kind in (text.rpartition("=") for text in texts)}
 
 
 def _inspect(args: argparse.Namespace) -> Any:
@@ -448,7 +469,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--quantization",
-        choices=["float32", "int8"],
+        choices=[
+            *("float32", "float16", "weight_only", "dynamic"),
+            *("int8", "int16x8", "int4"),
+        ],
         default="float32",
         help="(%(default)s)",
     )
@@ -457,7 +481,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--labels", type=Path, help="class names, one a line")
     export.add_argument(
         "--io",
-        choices=["float32", "int8", "uint8"],
+        choices=["float32", "int8", "uint8", "int16"],
         default="float32",
         help="type of the file's input and output (%(default)s)",
     )
@@ -473,6 +497,38 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OP",
         help="an op that may stay float in int8, such as NEG; repeatable",
     )
+    export.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="LAYER=TYPE",
+        help="a layer, or a pattern such as 'head/*', that stays in float32 or "
+        "float16; repeatable",
+    )
+    export.add_argument(
+        "--engine", choices=["tflite", "aeq"], help="what quantizes (the recipe's own)"
+    )
+    export.add_argument("--batch-size", type=int, default=1, help="(%(default)s)")
+    export.add_argument(
+        "--dynamic-shape",
+        action="store_true",
+        help="leave lengths open that the model leaves open",
+    )
+    export.add_argument(
+        "--allow-select-tf-ops",
+        action="store_true",
+        help="allow operations for which an app needs the Select TF ops library",
+    )
+    for name, words in (
+        ("description", "what the model does"),
+        ("author", "who made it"),
+        ("license", "under which terms"),
+    ):
+        export.add_argument(f"--{name}", default="", help=f"{words}, in the metadata")
+    export.add_argument(
+        "--time-limit-s", type=float, default=600.0, help="(%(default)s)"
+    )
+    export.add_argument("--memory-limit-bytes", type=float, help="(none)")
     overwritable(export)
 
     inspect = command(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kdlite import cli
+from kdlite.compress.recipes import RECIPES
 
 COMMANDS = [
     "demo",
@@ -186,6 +187,10 @@ def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
         (["export", "{}/torn.keras", "-o", "{}/x.tflite"], "Keras can load"),
         (["export", "{}/model.keras", "-o", "{}/data.npz"], "give --overwrite"),
         (
+            ["export", "{}/model.keras", "-o", "{}/x.tflite", "--override", "dense"],
+            "must be LAYER=TYPE. Received: 'dense'",
+        ),
+        (
             ["export", "{}/model.keras", "-o", "{}/x.tflite", "--quantization", "int8"],
             "calibration_data",
         ),
@@ -259,3 +264,9 @@ def test_interrupt_says_what_to_do_next(monkeypatch, capsys) -> None:
     monkeypatch.setattr(cli, "_inspect", stop)
     assert cli.main(["inspect", "any.tflite"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_every_recipe_can_be_asked_for(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    assert f"{{{','.join(RECIPES)}}}" in capsys.readouterr().out

@@ -264,6 +264,8 @@ def export(
                 "so few hold badly for others: give more.",
                 stacklevel=2,
             )
+        if not dynamic_shape:
+            specs = with_shapes(specs, samples)
     compared = samples
     if verify_data is not None:
         verify_data = read_once(verify_data)
