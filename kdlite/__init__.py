@@ -17,7 +17,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdlite import datasets
+    from kdlite import datasets, teachers
     from kdlite.compress.qat import quantize_aware
     from kdlite.distill import losses, schedules
     from kdlite.distill.distiller import Distiller
@@ -47,6 +47,7 @@ __all__ = [
     "quantize_aware",
     "read_metadata",
     "schedules",
+    "teachers",
     "verify",
 ]
 
@@ -66,6 +67,7 @@ _HOMES = {
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",
     "schedules": "kdlite.distill.schedules:",
+    "teachers": "kdlite.teachers:",
     "verify": "kdlite.lite.verify:verify",
 }
 

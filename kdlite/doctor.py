@@ -168,9 +168,14 @@ def check(
         )
     found: list[Finding] = []
     count = 0
-    declared = {"student_outputs": student_outputs, "teacher_outputs": teacher_outputs}
     with _refusals(found, "models"):
-        Distiller(student, teacher, soft_loss, **declared)
+        Distiller(
+            student,
+            teacher,
+            soft_loss,
+            student_outputs=student_outputs,
+            teacher_outputs=teacher_outputs,
+        )
     if not found and not student.trainable_variables:
         found.append(_frozen(student))
     if not found:

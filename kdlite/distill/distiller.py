@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -29,6 +31,7 @@ from kdlite.distill.taps import (
     logits_model,
 )
 from kdlite.distill.targets import check_labels_for
+from kdlite.distill.teachers import Transformed
 
 Tensor = Any
 
@@ -73,7 +76,8 @@ class Distiller(keras.Model):
         student: The model to train. One output, classes (or labels, or values) on the
             last axis.
         teacher: A `keras.Model` with the same classes that takes the student's inputs,
-            or a `LogitsModel`, or `None` if the data bring soft labels.
+            such as one of `kdlite.teachers` (ensembles, files, functions), or `None` if
+            the data bring soft labels.
         soft_loss: Any `keras.distillation.DistillationLoss`; it is given class logits,
             or what an attribute `needs` of it says, and both models' heads must fit:
             `MultiLabelSoftTargets` takes the logits before sigmoids, `Regression` the
@@ -88,6 +92,10 @@ class Distiller(keras.Model):
             `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`.
             `None` finds out from the graph.
         teacher_outputs: The same for the teacher.
+        teacher_transform: A function of a batch of the student's inputs, or a Keras
+            layer: what it returns is what the teacher sees, the same augmented image at
+            another resolution, say. The teacher is then a
+            `kdlite.teachers.Transformed`.
         **kwargs: `name`, `trainable` and `dtype`, as for every `keras.Model`; `dtype`
             is by default the student's.
 
@@ -134,6 +142,7 @@ class Distiller(keras.Model):
         *,
         student_outputs: Outputs | None = None,
         teacher_outputs: Outputs | None = None,
+        teacher_transform: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(student, LogitsModel):
@@ -153,6 +162,11 @@ class Distiller(keras.Model):
         student_logits = logits_model(
             student, student_outputs, needs=needs, role="student"
         )
+        if teacher_transform is not None:
+            teacher = logits_model(
+                teacher, teacher_outputs, needs=needs, role="teacher"
+            )
+            teacher, teacher_outputs = Transformed(teacher, teacher_transform), None
         # The student's policy, so that compile() scales the loss as for the student.
         # But inputs and soft labels must not be rounded to half precision on the way.
         kwargs.setdefault("dtype", student.dtype_policy)
@@ -190,6 +204,17 @@ class Distiller(keras.Model):
             check_pair(self._student_logits, teacher, needs)
         self._teacher_logits = teacher
         self.train_function = None  # a traced one would go on with the old teacher
+        self.supports_jit = True
+        if teacher is not None:
+            parts = teacher.model._flatten_layers()
+            self.supports_jit = all(part.supports_jit for part in parts)
+            if self.compiled and super().jit_compile and not self.supports_jit:
+                warnings.warn(
+                    f"Teacher '{teacher.name}' cannot be compiled by XLA. Proceeding "
+                    f"with `jit_compile=False`.",
+                    stacklevel=3,
+                )
+                self.jit_compile = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; the teacher past Keras's tracking, so it is not a part."""
