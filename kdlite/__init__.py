@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdlite import datasets, teachers
     from kdlite.compress.qat import quantize_aware
     from kdlite.distill import losses, schedules
+    from kdlite.distill.class_map import ClassMap
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.soft_labels import SoftLabels
     from kdlite.doctor import check
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ClassMap",
     "Distiller",
     "ExportResult",
     "PipelineResult",
@@ -53,6 +55,7 @@ __all__ = [
 
 # Where each comes from: `module:name`, or `module:` for the module itself.
 _HOMES = {
+    "ClassMap": "kdlite.distill.class_map:ClassMap",
     "Distiller": "kdlite.distill.distiller:Distiller",
     "ExportResult": "kdlite.lite.convert:ExportResult",
     "PipelineResult": "kdlite.pipeline:PipelineResult",

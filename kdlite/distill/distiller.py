@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -13,9 +13,9 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.heads import Outputs
 from kdlite.distill.losses.classes import SoftTargets
-from kdlite.distill.losses.outputs import needs_of, weighted_loss
+from kdlite.distill.losses.outputs import needs_of
 from kdlite.distill.losses.teacher_loss import trained_layers
-from kdlite.distill.pairs import check_logits, check_pair
+from kdlite.distill.pairs import OutputPairs, TeacherOutputs
 from kdlite.distill.schedules import (
     Unit,
     checked_number,
@@ -34,11 +34,12 @@ from kdlite.distill.targets import check_labels_for
 from kdlite.distill.teachers import Transformed
 
 Tensor = Any
+Weight: TypeAlias = float | LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
 class Distiller(keras.Model):
-    r"""A student that learns from labels and from a teacher's class distributions.
+    r"""A student that learns from labels and from what a teacher returns.
 
     A `keras.Model` whose `call` is the student's, used through Keras's own `compile()`,
     `fit()`, `evaluate()` and `predict()`, with every data form they take. Training
@@ -54,32 +55,45 @@ class Distiller(keras.Model):
     hard loss with `ignore_class` is a mean over those of a batch: a `hard_loss_weight`
     of their share lets a label count as much as the teacher's word about its sample.
 
+    A student may have several outputs, in a dict, a list or a tuple. Then `compile()`
+    takes losses, weights and metrics by output as ever, and `soft_loss` and
+    `soft_loss_weight` may be given by output too: a dict by their names (the keys of a
+    dict, else the layers' names) or a list in their order, with `None` for an output
+    that the teacher has no say in. A single one is for all. The soft losses are added
+    up. The teacher's outputs are those of the same names, or in the same places of two
+    lists, or what `output_map` says; its classes are the student's, or what `class_map`
+    says.
+
     The teacher's word comes from one of two places:
 
     - a `teacher`: it runs in inference mode, in training only, and is never changed,
       tracked or saved;
     - the data, when there is no teacher: `x` is the dict `{"inputs": <the student's
       inputs>, "soft_labels": <teacher logits>}`, with `y` and `sample_weight` in their
-      usual places, as `kdlite.SoftLabels.attach` makes it.
+      usual places, as `kdlite.SoftLabels.attach` makes it. For several outputs the soft
+      labels are in their structure, or a dict by their names.
 
     Logs: `loss`, `hard_loss`, `soft_loss` (both before weighting) and the metrics of
-    `compile()`; without labels `loss` and `soft_loss`. In `evaluate()` and validation
+    `compile()`; for several outputs the losses of each, such as `box_soft_loss`;
+    without labels `loss` and the soft losses. In `evaluate()` and validation
     `loss` is what `student.evaluate()` gives, the hard loss with the regularization,
     free of the weights, and there is no `soft_loss`. What follows a schedule is logged
-    as well: `hard_loss_weight`, `soft_loss_weight`, `temperature`.
+    as well: `hard_loss_weight`, `soft_loss_weight`, `temperature` (by output
+    `box_temperature` and so on).
 
     Saved (`.keras`), a distiller holds student, losses, weights, optimizer and the
     state of the student's random layers, and no teacher: `loaded.teacher = teacher`
     goes on where it was. `distiller.student.save(...)` is a plain Keras model.
 
     Args:
-        student: The model to train. One output, classes (or labels, or values) on the
-            last axis.
-        teacher: A `keras.Model` with the same classes that takes the student's inputs,
-            such as one of `kdlite.teachers` (ensembles, files, functions), or `None` if
-            the data bring soft labels.
-        soft_loss: Any `keras.distillation.DistillationLoss`; it is given class logits,
-            or what an attribute `needs` of it says, and both models' heads must fit:
+        student: The model to train. Classes (or labels, or values) are on the last axis
+            of its outputs.
+        teacher: A `keras.Model` that takes the student's inputs, such as one of
+            `kdlite.teachers` (ensembles, files, functions), or `None` if the data bring
+            soft labels.
+        soft_loss: Any `keras.distillation.DistillationLoss`, or one by output. It is
+            given class logits, or what an attribute `needs` of it says, and both
+            models' heads must fit:
             `MultiLabelSoftTargets` takes the logits before sigmoids, `Regression` the
             values themselves. If it returns one value for the batch, sample weights
             cannot act on it and are refused. Defaults to
@@ -87,14 +101,19 @@ class Distiller(keras.Model):
         hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels: a number, or one
             of `kdlite.schedules`, or a Keras `LearningRateSchedule`.
         soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs, like
-            the other.
+            the other; or a dict by output.
         student_outputs: What a student without a graph (a subclassed model) returns:
-            `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`.
-            `None` finds out from the graph.
-        teacher_outputs: The same for the teacher.
+            `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`,
+            or a dict of these by output. `None` finds out from the graph.
+        teacher_outputs: The same for the teacher, by its own names.
+        output_map: From names of the student's outputs to names of the teacher's, where
+            they differ.
+        class_map: For each class of the student the teacher's: an index, several that
+            are merged into one, or `None` where the teacher has none; a list, a
+            `kdlite.ClassMap` (from names), or a dict of these by output.
         teacher_transform: A function of a batch of the student's inputs, or a Keras
             layer: what it returns is what the teacher sees, the same augmented image at
-            another resolution, say. The teacher is then a
+            another resolution, say. The teacher, which has one output, is then a
             `kdlite.teachers.Transformed`.
         **kwargs: `name`, `trainable` and `dtype`, as for every `keras.Model`; `dtype`
             is by default the student's.
@@ -102,10 +121,10 @@ class Distiller(keras.Model):
     Attributes:
         student: The student, a plain `keras.Model`: the thing to save and export.
         teacher: The teacher, or `None`. May be set.
-        soft_loss: The loss on the teacher's outputs.
+        soft_loss: The loss on the teacher's outputs, or a dict of them by output.
         hard_loss_weight: A variable; `.assign(0.5)` acts at once, in compiled code too,
             unless it follows a schedule. `distiller.hard_loss_weight = 0.5` ends that.
-        soft_loss_weight: A variable, as above.
+        soft_loss_weight: A variable, as above, or a dict of them by output.
 
     Raises:
         TypeError: If a model or loss is not of its type.
@@ -136,12 +155,14 @@ class Distiller(keras.Model):
         self,
         student: keras.Model,
         teacher: keras.Model | LogitsModel | None = None,
-        soft_loss: keras.distillation.DistillationLoss | None = None,
+        soft_loss: Any = None,
         hard_loss_weight: float | LearningRateSchedule = 0.1,
-        soft_loss_weight: float | LearningRateSchedule = 0.9,
+        soft_loss_weight: Weight | Mapping[str, Weight] = 0.9,
         *,
-        student_outputs: Outputs | None = None,
-        teacher_outputs: Outputs | None = None,
+        student_outputs: Outputs | Mapping[str, Outputs] | None = None,
+        teacher_outputs: Outputs | Mapping[str, Outputs] | None = None,
+        output_map: Mapping[str, str] | None = None,
+        class_map: Any = None,
         teacher_transform: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -150,40 +171,53 @@ class Distiller(keras.Model):
                 f"`student` must be a keras.Model. Received: student={student!r}. Fix: "
                 f"give its model, and what it returns as student_outputs."
             )
-        if soft_loss is None:
-            soft_loss = SoftTargets()
-        if not isinstance(soft_loss, keras.distillation.DistillationLoss):
-            raise TypeError(
-                f"`soft_loss` must be a keras.distillation.DistillationLoss. Received: "
-                f"soft_loss={soft_loss!r}. Fix: kdlite.losses.SoftTargets(), or "
-                f"student.fit() to train without a teacher."
-            )
-        needs = needs_of(soft_loss)
-        student_logits = logits_model(
-            student, student_outputs, needs=needs, role="student"
+        pairs = OutputPairs(
+            student,
+            SoftTargets() if soft_loss is None else soft_loss,
+            student_outputs,
+            output_map,
+            class_map,
         )
         if teacher_transform is not None:
-            teacher = logits_model(
-                teacher, teacher_outputs, needs=needs, role="teacher"
-            )
+            needs = needs_of(next(iter(pairs.losses.values())))
+            kind = None if isinstance(teacher_outputs, Mapping) else teacher_outputs
+            teacher = logits_model(teacher, kind, needs=needs, role="teacher")
             teacher, teacher_outputs = Transformed(teacher, teacher_transform), None
         # The student's policy, so that compile() scales the loss as for the student.
         # But inputs and soft labels must not be rounded to half precision on the way.
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(autocast=False, **kwargs)
         self.student = student
-        self.soft_loss = soft_loss
+        self._pairs = pairs
+        by_output = isinstance(soft_loss, (Mapping, list, tuple))
+        losses = pairs.losses
+        self._soft_loss = losses if by_output else next(iter(losses.values()))
         # What such a loss holds to be trained, a projection say, is trained here.
-        self._soft_loss_layers = trained_layers(soft_loss)
-        self._student_logits = student_logits
+        self._soft_loss_layers = [
+            layer
+            for loss in {id(loss): loss for loss in losses.values()}.values()
+            for layer in trained_layers(loss)
+        ]
         self._declared_outputs = (student_outputs, teacher_outputs)
         self._schedules: dict[str, LearningRateSchedule] = {}
         self._traced_schedules: list[LearningRateSchedule] = []
-        self._hard_loss_weight = self._loss_weight("hard_loss_weight", hard_loss_weight)
-        self._soft_loss_weight = self._loss_weight("soft_loss_weight", soft_loss_weight)
+        self._loss_weights: dict[str, keras.Variable] = {}
+        self._add_loss_weight("hard_loss_weight", hard_loss_weight)
+        if isinstance(soft_loss_weight, Mapping):
+            pairs.check_all_named("soft_loss_weight", soft_loss_weight)
+            for name in losses:
+                self._add_loss_weight(
+                    f"{name}_soft_loss_weight", soft_loss_weight[name]
+                )
+        else:
+            self._add_loss_weight("soft_loss_weight", soft_loss_weight)
         self._hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self._soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
-        self._teacher_logits: LogitsModel | None = None
+        self._soft_loss_trackers = {
+            name: keras.metrics.Mean(name=f"{name}_soft_loss")
+            for name in (losses if pairs.several else ())
+        }
+        self._teacher_outputs: TeacherOutputs | None = None
         self.teacher = teacher
         if student.built:
             self.built = True
@@ -193,24 +227,22 @@ class Distiller(keras.Model):
     @property
     def teacher(self) -> keras.Model | None:
         """The teacher, or `None` when the data bring its logits."""
-        return None if self._teacher_logits is None else self._teacher_logits.model
+        return None if self._teacher_outputs is None else self._teacher_outputs.model
 
     @teacher.setter
     def teacher(self, teacher: keras.Model | LogitsModel | None) -> None:
+        outputs = None
         if teacher is not None:
-            declared = self._declared_outputs[1]
-            needs = needs_of(self.soft_loss)
-            teacher = logits_model(teacher, declared, needs=needs, role="teacher")
-            check_pair(self._student_logits, teacher, needs)
-        self._teacher_logits = teacher
+            outputs = self._pairs.taught_by(teacher, self._declared_outputs[1])
+        self._teacher_outputs = outputs
         self.train_function = None  # a traced one would go on with the old teacher
         self.supports_jit = True
-        if teacher is not None:
-            parts = teacher.model._flatten_layers()
+        if outputs is not None:
+            parts = outputs.model._flatten_layers()
             self.supports_jit = all(part.supports_jit for part in parts)
             if self.compiled and super().jit_compile and not self.supports_jit:
                 warnings.warn(
-                    f"Teacher '{teacher.name}' cannot be compiled by XLA. Proceeding "
+                    f"Teacher '{outputs.name}' cannot be compiled by XLA. Proceeding "
                     f"with `jit_compile=False`.",
                     stacklevel=3,
                 )
@@ -228,32 +260,52 @@ class Distiller(keras.Model):
         return [name for name in super().__dir__() if name != "teacher"]
 
     @property
+    def soft_loss(self) -> Any:
+        """The loss on the teacher's outputs, or a dict of them by output."""
+        return self._soft_loss
+
+    @property
     def hard_loss_weight(self) -> keras.Variable:
         """Weight of the hard loss, a variable; assigning a number sets its value."""
-        return self._hard_loss_weight
+        return self._loss_weights["hard_loss_weight"]
 
     @hard_loss_weight.setter
     def hard_loss_weight(self, value: float) -> None:
-        self._hard_loss_weight.assign(checked_number("hard_loss_weight", value))
-        self._schedules.pop("hard_loss_weight", None)
+        self._set_loss_weight("hard_loss_weight", value)
 
     @property
-    def soft_loss_weight(self) -> keras.Variable:
-        """Weight of the soft loss, a variable; assigning a number sets its value."""
-        return self._soft_loss_weight
+    def soft_loss_weight(self) -> keras.Variable | dict[str, keras.Variable]:
+        """Weight of the soft loss, a variable, or a dict of them by output.
+
+        Assigning a number, or a dict of numbers, sets their values.
+        """
+        by_output = self._soft_loss_weights()
+        one = self._loss_weights.get("soft_loss_weight")
+        return by_output if one is None else one
 
     @soft_loss_weight.setter
-    def soft_loss_weight(self, value: float) -> None:
-        self._soft_loss_weight.assign(checked_number("soft_loss_weight", value))
-        self._schedules.pop("soft_loss_weight", None)
+    def soft_loss_weight(self, value: float | Mapping[str, float]) -> None:
+        if "soft_loss_weight" in self._loss_weights:
+            self._set_loss_weight("soft_loss_weight", value)
+            return
+        by_output = value if isinstance(value, Mapping) else {}
+        for name in self._soft_loss_weights():
+            self._set_loss_weight(
+                f"{name}_soft_loss_weight", by_output.get(name, value)
+            )
 
-    def _loss_weight(
-        self, name: str, value: float | LearningRateSchedule
-    ) -> keras.Variable:
+    def _soft_loss_weights(self) -> dict[str, keras.Variable]:
+        one = self._loss_weights.get("soft_loss_weight")
+        return {
+            name: self._loss_weights[f"{name}_soft_loss_weight"] if one is None else one
+            for name in self._pairs.losses
+        }
+
+    def _add_loss_weight(self, name: str, value: Weight) -> None:
         if isinstance(value, LearningRateSchedule):
             self._schedules[name] = value
             value = start_of(value)
-        return self.add_weight(
+        self._loss_weights[name] = self.add_weight(
             name=name,
             initializer=keras.initializers.Constant(checked_number(name, value)),
             dtype="float32",
@@ -261,15 +313,23 @@ class Distiller(keras.Model):
             autocast=False,
         )
 
+    def _set_loss_weight(self, name: str, value: Any) -> None:
+        self._loss_weights[name].assign(checked_number(name, value))
+        self._schedules.pop(name, None)
+
     def _scheduled(self) -> dict[str, tuple[keras.Variable, LearningRateSchedule]]:
         """What follows a schedule, by the name it is logged under."""
         scheduled = {
-            name: (getattr(self, name), schedule)
+            name: (self._loss_weights[name], schedule)
             for name, schedule in self._schedules.items()
         }
-        temperature = getattr(self.soft_loss, "temperature_schedule", None)
-        if temperature is not None:
-            scheduled["temperature"] = (self.soft_loss.temperature, temperature)
+        by_output = isinstance(self.soft_loss, Mapping)
+        losses = self.soft_loss if by_output else {"": self.soft_loss}
+        for name, loss in losses.items():
+            temperature = getattr(loss, "temperature_schedule", None)
+            if temperature is not None:
+                logged = f"{name}_temperature" if by_output else "temperature"
+                scheduled[logged] = (loss.temperature, temperature)
         return scheduled
 
     def _follow_schedules(self, unit: Unit, number: Any) -> None:
@@ -376,10 +436,11 @@ class Distiller(keras.Model):
         # Read before the teacher runs: its call begins anew to collect such losses.
         losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         if training:
-            soft_loss = self._soft_loss(x, y, y_pred, sample_weight)
-            losses.append(_product(self._soft_loss_weight, soft_loss))
+            weights = self._soft_loss_weights()
+            soft_losses = self._soft_losses(x, y, y_pred, sample_weight)
+            losses += [_product(weights[name], v) for name, v in soft_losses.items()]
         if hard_loss is not None:
-            weight = self._hard_loss_weight
+            weight = self.hard_loss_weight
             losses.append(_product(weight, hard_loss) if training else hard_loss)
         # A half-precision student adds half-precision losses of its own.
         total, *others = (ops.cast(loss, keras.config.floatx()) for loss in losses)
@@ -405,25 +466,25 @@ class Distiller(keras.Model):
         self._hard_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
         return loss
 
-    def _soft_loss(
+    def _soft_losses(
         self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor
-    ) -> Tensor:
-        student_logits = self._student_logits.read(y_pred)
-        teacher_logits = ops.stop_gradient(self._teachers_word(x))
-        check_logits(teacher_logits, student_logits)
-        self.soft_loss.validate_outputs(teacher_logits, student_logits)
-        loss = weighted_loss(
-            self.soft_loss, teacher_logits, student_logits, sample_weight, y
-        )
-        self._soft_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
-        return loss
+    ) -> dict[str, Tensor]:
+        """The soft loss of each output that is taught."""
+        said = self._pairs.read(y_pred)
+        taught = keras.tree.map_structure(ops.stop_gradient, self._teachers_word(x))
+        losses = self._pairs.values(taught, said, y, sample_weight)
+        size = _batch_size(y_pred)
+        for name, tracker in self._soft_loss_trackers.items():
+            tracker.update_state(losses[name], sample_weight=size)
+        self._soft_loss_tracker.update_state(sum(losses.values()), sample_weight=size)
+        return losses
 
-    def _teachers_word(self, x: Tensor) -> Tensor:
+    def _teachers_word(self, x: Tensor) -> dict[str, Tensor]:
         inputs, soft_labels = self._split(x)
         if soft_labels is not None:
-            return ops.cast(soft_labels, "float32")
-        if self._teacher_logits is not None:
-            return self._teacher_logits(inputs, training=False)
+            return self._pairs.soft_labels(soft_labels)
+        if self._teacher_outputs is not None:
+            return self._teacher_outputs(inputs, training=False)
         raise ValueError(
             f"Training needs a teacher or soft labels. Received: teacher=None and data "
             f"without soft labels. Fix: distiller.teacher = teacher, or let x be a "
@@ -437,7 +498,7 @@ class Distiller(keras.Model):
         if not isinstance(x, dict) or set(x) != keys:
             return x, None
         own_keys = _input_names(self.student) == keys
-        teacher = self._teacher_logits
+        teacher = self._teacher_outputs
         if teacher is None and not own_keys:
             return x[INPUTS_KEY], x[SOFT_LABELS_KEY]
         if teacher is None:
@@ -463,7 +524,7 @@ class Distiller(keras.Model):
         """Updates and returns the metrics; without labels those that need none."""
         if y is not None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        trackers = (self._loss_tracker, self._soft_loss_tracker)
+        trackers = [self._loss_tracker, *self._trackers_of_teaching()]
         results = {tracker.name: tracker.result() for tracker in trackers}
         return {**results, **self._scheduled_values()}
 
@@ -488,9 +549,13 @@ class Distiller(keras.Model):
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluates the student on a batch; the teacher has no part in it."""
         logs = super().test_step(data)
-        for name in (self._soft_loss_tracker.name, *self._scheduled()):
+        trackers = self._trackers_of_teaching()
+        for name in (*(tracker.name for tracker in trackers), *self._scheduled()):
             logs.pop(name)
         return logs
+
+    def _trackers_of_teaching(self) -> list[keras.metrics.Metric]:
+        return [self._soft_loss_tracker, *self._soft_loss_trackers.values()]
 
     # --- saving and going on
 
@@ -499,14 +564,25 @@ class Distiller(keras.Model):
         return {
             **super().get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
-            "soft_loss": keras.saving.serialize_keras_object(self.soft_loss),
-            **{
-                name: in_config(self._schedules.get(name), getattr(self, name))
-                for name in ("hard_loss_weight", "soft_loss_weight")
+            "soft_loss": keras.saving.serialize_keras_object(_plain(self.soft_loss)),
+            "hard_loss_weight": self._weight_in_config("hard_loss_weight"),
+            "soft_loss_weight": self._weight_in_config("soft_loss_weight")
+            if "soft_loss_weight" in self._loss_weights
+            else {
+                name: self._weight_in_config(f"{name}_soft_loss_weight")
+                for name in self._pairs.losses
             },
-            "student_outputs": self._declared_outputs[0],
-            "teacher_outputs": self._declared_outputs[1],
+            "student_outputs": _plain(self._declared_outputs[0]),
+            "teacher_outputs": _plain(self._declared_outputs[1]),
+            "output_map": self._pairs.output_map,
+            "class_map": {
+                name: class_map.to_list()
+                for name, class_map in self._pairs.class_maps.items()
+            },
         }
+
+    def _weight_in_config(self, name: str) -> Any:
+        return in_config(self._schedules.get(name), self._loss_weights[name])
 
     @classmethod
     def from_config(
@@ -562,6 +638,11 @@ class _EpochSchedules(keras.callbacks.Callback):
 
 def _product(weight: keras.Variable, loss: Tensor) -> Tensor:
     return ops.multiply(ops.cast(weight, loss.dtype), loss)
+
+
+def _plain(value: Any) -> Any:
+    """What Keras wrapped to track it, as it was."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _batch_size(y_pred: Tensor) -> Tensor:

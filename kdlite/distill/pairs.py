@@ -1,102 +1,576 @@
-"""Whether a teacher can teach a student: found out before the first step."""
+"""Pairs: which output of a teacher teaches which of a student, and by which loss.
+
+Outputs go by name: the keys of a dict, else the names of the layers they come from.
+What does not fit is found out before the first step.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
-from kdlite.distill.heads import Needs
-from kdlite.distill.losses.outputs import compatible_shapes
-from kdlite.distill.taps import LogitsModel
+from kdlite.distill.class_map import ClassMap
+from kdlite.distill.heads import Head, Outputs, find_head
+from kdlite.distill.losses.outputs import compatible_shapes, needs_of, weighted_loss
+from kdlite.distill.taps import LogitsModel, check_model
 
 Tensor = Any
+Structure = Any  # a tensor, or a dict, list or tuple of such
+Shape = tuple[int | None, ...]
+
+#: The name of an output that has none: the only one of a model without a graph.
+ONLY = "output"
 
 
-def check_pair(
-    student: LogitsModel, teacher: LogitsModel, needs: Needs = "class logits"
-) -> None:
-    """Checks that a teacher can teach a student, as far as their shapes are known.
+@dataclasses.dataclass(frozen=True)
+class OutputPair:
+    """One output of the student, the teacher's that it learns from, and how.
+
+    Attributes:
+        head: The student's output.
+        loss: The loss between the two.
+        class_map: Which classes are which, if they are not the same.
+    """
+
+    head: Head
+    loss: keras.distillation.DistillationLoss
+    class_map: ClassMap | None
+
+    def value(
+        self, taught: Tensor, student: Tensor, labels: Tensor, sample_weight: Tensor
+    ) -> Tensor:
+        """Returns the loss of a batch.
+
+        Args:
+            taught: What the teacher says: logits or values.
+            student: What the student says.
+            labels: Labels of this output, or `None`.
+            sample_weight: Weights for this output, or `None`.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: If the two do not fit.
+        """
+        self.check_shapes(
+            tuple(student.shape), tuple(taught.shape), "the teacher or the soft labels"
+        )
+        class_map = self.class_map
+        if class_map is not None:
+            taught = class_map.of_teacher(taught)
+            if labels is not None and len(class_map.known) < len(class_map.entries):
+                labels = self._labels_of_known(class_map, labels, student)
+            student = class_map.of_student(student)
+        self.loss.validate_outputs(taught, student)
+        return weighted_loss(self.loss, taught, student, sample_weight, labels)
+
+    def _labels_of_known(
+        self, class_map: ClassMap, labels: Tensor, student: Tensor
+    ) -> Tensor:
+        if self.head.needs != "class logits":  # a label for each value
+            return ops.take(labels, list(class_map.known), axis=-1)
+        if hasattr(self.loss, "ignore_class"):  # asks which samples count, no more
+            return labels
+        return class_map.of_labels(labels, student)
+
+    def check_shapes(self, student: Shape, teacher: Shape, by: str) -> None:
+        """Checks that the classes and positions of the two are the same.
+
+        Args:
+            student: Shape of the student's output.
+            teacher: Shape of the teacher's.
+            by: How error messages call the teacher.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        received = f"Received: {self.head.described} with {student}, {by} with "
+        received += f"{teacher}."
+        if self.head.needs == "class logits" and 1 in (student[-1], teacher[-1]):
+            raise ValueError(
+                f"A loss over classes is over two or more. {received} Fix: give two "
+                f"logits, or kdlite.losses.MultiLabelSoftTargets for a single one."
+            )
+        if self.class_map is not None:
+            self._check_mapped(self.class_map, student[-1], teacher[-1], received)
+        elif not compatible_shapes(student[-1:], teacher[-1:]):
+            raise ValueError(
+                f"Student and teacher must have the same number of classes. {received} "
+                f"Fix: class_map=[...], which says for each class of the student the "
+                f"teacher's."
+            )
+        if not compatible_shapes(student[:-1], teacher[:-1]):
+            raise ValueError(
+                f"Student and teacher outputs must have the same shape. {received} "
+                f"Fix: pool or resize one of them to the positions of the other."
+            )
+
+    def _check_mapped(
+        self,
+        class_map: ClassMap,
+        classes: int | None,
+        teachers: int | None,
+        received: str,
+    ) -> None:
+        entries, least = len(class_map.entries), class_map.least_classes
+        if classes not in (None, entries) or (teachers or least) < least:
+            raise ValueError(
+                f"`class_map` has an entry for each class of the student, of classes "
+                f"that the teacher has. {received} {entries} entries, the largest "
+                f"{least - 1}. Fix: one entry for each class, counted from 0."
+            )
+        if self.head.needs == "class logits" and len(class_map.known) < 2:
+            raise ValueError(
+                f"A loss over classes is over two or more. {received} A class map with "
+                f"one of them. Fix: map two or more."
+            )
+        if self.head.needs != "class logits" and class_map.merges:
+            raise ValueError(
+                f"Only classes that exclude each other can be merged into one. "
+                f"{received} {class_map}. Fix: one of the teacher for each of the "
+                f"student, for a loss over {self.head.needs}."
+            )
+
+
+class OutputPairs:
+    """All outputs of a student that are taught.
 
     Args:
-        student: The student, read at its logits.
-        teacher: The teacher, likewise.
-        needs: What the loss between them is over.
+        student: The student.
+        soft_loss: A loss for every output, or a structure like the student's outputs,
+            or a dict by their names, of losses and `None`.
+        declared: What the outputs are, where the graph does not say: for all, or a
+            dict by their names.
+        output_map: From names of the student's outputs to names of the teacher's.
+        class_map: A class map for every output, or a dict by their names.
 
     Raises:
-        ValueError: If one is in the other, they share weights that are trained, or
-            their inputs or outputs do not fit.
+        TypeError: If a loss is none.
+        ValueError: If a name is none of the student's, or a head does not fit its loss.
     """
-    pair = f"student '{student.name}'", f"teacher '{teacher.name}'"
-    parts = {id(layer) for layer in student.model._flatten_layers()}
-    if id(teacher.model) in parts:
+
+    def __init__(
+        self,
+        student: keras.Model,
+        soft_loss: Structure,
+        declared: Outputs | Mapping[str, Outputs] | None = None,
+        output_map: Mapping[str, str] | None = None,
+        class_map: Any = None,
+    ) -> None:
+        check_model(student, "student")
+        self.student = student
+        self.names = output_names(student) or _names_of(soft_loss)
+        losses = self._by_output("soft_loss", soft_loss)
+        maps = self._by_output("class_map", class_map, each=_class_map)
+        self.class_maps: dict[str, ClassMap] = {n: m for n, m in maps.items() if m}
+        self.output_map = dict(output_map or {})
+        self._check_names("output_map", self.output_map)
+        kinds = self._by_output("student_outputs", declared)
+        self._pairs: dict[str, OutputPair] = {}
+        for index, name in enumerate(self.names):
+            loss = losses.get(name)
+            if loss is None:
+                continue
+            if not isinstance(loss, keras.distillation.DistillationLoss):
+                raise TypeError(
+                    f"`soft_loss` must be a keras.distillation.DistillationLoss, or "
+                    f"one for each output. Received: soft_loss={loss!r}. Fix: "
+                    f"kdlite.losses.SoftTargets(), or student.fit() to train without "
+                    f"a teacher."
+                )
+            head = find_head(
+                student,
+                kinds.get(name),
+                needs=needs_of(loss),
+                role="student",
+                index=index if self.several else None,
+                name=name if self.several else None,
+                loss=type(loss).__name__,
+            )
+            self._pairs[name] = OutputPair(head, loss, self.class_maps.get(name))
+        if not self._pairs:
+            raise ValueError(
+                f"A teacher needs an output to teach. Received: soft_loss={soft_loss} "
+                f"for the outputs {list(self.names)} of student '{student.name}'. Fix: "
+                f"a loss for one of them, or student.fit() to train without a teacher."
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether the student has several outputs."""
+        return len(self.names) > 1
+
+    @property
+    def losses(self) -> dict[str, keras.distillation.DistillationLoss]:
+        """The losses of the outputs that are taught, by name."""
+        return {name: pair.loss for name, pair in self._pairs.items()}
+
+    def read(self, y_pred: Structure) -> dict[str, Tensor]:
+        """Returns what the losses need of the student's outputs.
+
+        Args:
+            y_pred: What the student returned, those very tensors.
+
+        Returns:
+            Logits or values by name, of the outputs that are taught.
+
+        Raises:
+            ValueError: If the outputs are not those that there are losses for.
+        """
+        outputs = named(y_pred, self.names)
+        missing = [name for name in self._pairs if name not in outputs]
+        if missing or (len(outputs) > 1 and not self.several):
+            raise ValueError(
+                f"`soft_loss` must have a loss, or None, for each output of the "
+                f"student. Received: student '{self.student.name}', which returns "
+                f"{list(outputs)}, and soft_loss for {list(self._pairs)}. Fix: a dict "
+                f"from the names of its outputs."
+            )
+        return {
+            name: pair.head.read(outputs[name]) for name, pair in self._pairs.items()
+        }
+
+    def values(
+        self,
+        taught: dict[str, Tensor],
+        student: dict[str, Tensor],
+        y: Any,
+        weights: Any,
+    ) -> dict[str, Tensor]:
+        """Returns the loss of each output that is taught.
+
+        Args:
+            taught: What the teacher says, by the student's names.
+            student: What `read` returned.
+            y: Labels as `fit()` got them, or `None`.
+            weights: Sample weights as `fit()` got them, or `None`.
+
+        Returns:
+            Scalars by name.
+
+        Raises:
+            ValueError: If the two do not fit, or a loss lacks its labels.
+        """
+        labels = self._of_data(y)
+        weights = self._of_data(weights, shared=True)
+        return {
+            name: pair.value(
+                taught[name], student[name], labels.get(name), weights.get(name)
+            )
+            for name, pair in self._pairs.items()
+        }
+
+    def _of_data(self, structure: Structure, shared: bool = False) -> dict[str, Tensor]:
+        """Labels or weights by name; those that are not told apart are for all."""
+        if structure is None:
+            return {}
+        if not keras.tree.is_nested(structure):
+            return dict.fromkeys(
+                self.names if shared or not self.several else (), structure
+            )
+        return named(structure, self.names)
+
+    def soft_labels(self, labels: Structure) -> dict[str, Tensor]:
+        """Returns soft labels from the data, by name.
+
+        Args:
+            labels: In the structure of the student's outputs, or a dict by their names;
+                outputs that are not taught may be left out.
+
+        Returns:
+            float32 logits or values by name.
+
+        Raises:
+            ValueError: If one is missing.
+        """
+        by_name = named(labels, self.names)
+        missing = [name for name in self._pairs if name not in by_name]
+        if missing:
+            raise ValueError(
+                f"Each output that is taught needs soft labels. Received: soft labels "
+                f"{list(by_name)} for the outputs {list(self._pairs)} of student "
+                f"'{self.student.name}'. Fix: soft labels for '{missing[0]}', or None "
+                f"as its soft_loss."
+            )
+        return {name: ops.cast(by_name[name], "float32") for name in self._pairs}
+
+    def taught_by(
+        self,
+        teacher: keras.Model | LogitsModel,
+        declared: Outputs | Mapping[str, Outputs] | None,
+    ) -> TeacherOutputs:
+        """Returns a teacher read at what it teaches.
+
+        Args:
+            teacher: The teacher.
+            declared: What its outputs are, where the graph does not say: for all, or a
+                dict by their names.
+
+        Returns:
+            A callable from inputs to logits or values, by the student's names.
+
+        Raises:
+            TypeError: If it is no model.
+            ValueError: If it cannot teach this student.
+        """
+        if isinstance(teacher, LogitsModel):
+            if declared not in (None, teacher.outputs):
+                raise ValueError(
+                    f"`teacher` is already read as {teacher.outputs}. Received: "
+                    f"teacher_outputs={declared!r}. Fix: leave the declaration to one "
+                    f"of the two."
+                )
+            teacher, declared = teacher.model, teacher.outputs
+        check_model(teacher, "teacher")
+        _check_apart(self.student, teacher)
+        own = output_names(teacher)
+        names = self._teacher_names(teacher, own)
+        heads = {}
+        for name, pair in self._pairs.items():
+            several = own is not None and len(own) > 1
+            heads[name] = find_head(
+                teacher,
+                declared.get(names[name])
+                if isinstance(declared, Mapping)
+                else declared,
+                needs=pair.head.needs,
+                role="teacher",
+                index=own.index(names[name]) if own and several else None,
+                name=names[name] if several else None,
+                loss=type(pair.loss).__name__,
+            )
+        self._check_shapes(teacher, names, heads)
+        return TeacherOutputs(teacher, own or tuple(names.values()), names, heads)
+
+    def _teacher_names(
+        self, teacher: keras.Model, own: tuple[str, ...] | None
+    ) -> dict[str, str]:
+        """The name of the teacher's output for each output that is taught."""
+        wanted = {name: self.output_map.get(name, name) for name in self._pairs}
+        if own is None or not set(wanted.values()) - set(own):
+            return wanted
+        if not self.output_map:
+            if len(own) == len(self.names) == 1:
+                return dict(zip(self.names, own, strict=True))
+            structures = (_structure(model) for model in (self.student, teacher))
+            if len(own) == len(self.names) and not any(
+                isinstance(structure, dict) for structure in structures
+            ):  # two lists: names are only those of layers
+                return dict(zip(self.names, own, strict=True))
+        missing = next(name for name in wanted if wanted[name] not in own)
+        raise ValueError(
+            f"Each output that is taught needs one of the teacher. Received: student "
+            f"'{self.student.name}' with outputs {list(self.names)}, teacher "
+            f"'{teacher.name}' with {list(own)}; there is no '{wanted[missing]}'. Fix: "
+            f"output_map={{'{missing}': <the teacher's>}}, or None as the soft_loss of "
+            f"'{missing}'."
+        )
+
+    def _check_shapes(
+        self, teacher: keras.Model, names: dict[str, str], heads: dict[str, Head]
+    ) -> None:
+        own, theirs = _shapes(self.student), _shapes(teacher)
+        for name, pair in self._pairs.items():
+            if name in own and names[name] in theirs:
+                pair.check_shapes(own[name], theirs[names[name]], heads[name].described)
+
+    def _by_output(self, what: str, value: Any, each: Any = None) -> dict[str, Any]:
+        """What was given for all outputs, or by name, by name."""
+        if what == "soft_loss" and keras.tree.is_nested(value):
+            value = named(value, self.names)
+        if not isinstance(value, Mapping):
+            value = dict.fromkeys(self.names, value)
+        self._check_names(what, value)
+        return {name: each(one) if each else one for name, one in value.items()}
+
+    def check_all_named(self, what: str, by_name: Mapping[str, Any]) -> None:
+        """Checks that there is something for each output that is taught, and no more.
+
+        Args:
+            what: The argument's name.
+            by_name: What was given.
+
+        Raises:
+            ValueError: If one is missing, or unknown.
+        """
+        self._check_names(what, by_name)
+        missing = [name for name in self._pairs if name not in by_name]
+        if missing:
+            raise ValueError(
+                f"`{what}` must have each output that is taught. Received: "
+                f"{list(by_name)} without '{missing[0]}'. Fix: a number for it."
+            )
+
+    def _check_names(self, what: str, by_name: Mapping[str, Any]) -> None:
+        unknown = [name for name in by_name if name not in self.names]
+        if unknown:
+            raise ValueError(
+                f"`{what}` goes by the names of the student's outputs. Received: "
+                f"'{unknown[0]}' for student '{self.student.name}'. Available: "
+                f"{', '.join(repr(name) for name in self.names)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOutputs:
+    """A teacher, read at the outputs that teach.
+
+    It is a callable, not a layer: what holds it does not track the model.
+
+    Attributes:
+        model: The teacher.
+        outputs: The names of its outputs, as far as they are known.
+        names: From names of the student's outputs to the teacher's.
+        heads: The teacher's outputs, by the student's names.
+    """
+
+    model: keras.Model
+    outputs: tuple[str, ...]
+    names: dict[str, str]
+    heads: dict[str, Head]
+
+    @property
+    def name(self) -> str:
+        """The teacher's name."""
+        return str(self.model.name)
+
+    def __call__(self, inputs: Structure, training: bool = False) -> dict[str, Tensor]:
+        """Runs the teacher once.
+
+        Args:
+            inputs: What it takes.
+            training: Passed to it; `False` is inference mode.
+
+        Returns:
+            float32 logits or values, by the student's names.
+
+        Raises:
+            ValueError: If an output is missing.
+        """
+        by_name = named(self.model(inputs, training=training), self.outputs)
+        missing = [name for name in self.names.values() if name not in by_name]
+        if missing:
+            raise ValueError(
+                f"The teacher must return the outputs that teach. Received: teacher "
+                f"'{self.name}', which returns {list(by_name)}, not '{missing[0]}'. "
+                f"Fix: output_map= from the student's names to these."
+            )
+        return {
+            name: head.read(by_name[self.names[name]])
+            for name, head in self.heads.items()
+        }
+
+
+def named(structure: Structure, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns a structure by the names of outputs.
+
+    Args:
+        structure: A dict, list, tuple or nest of such, or what is in it alone.
+        names: The names of the outputs, which stand for places in a list.
+
+    Returns:
+        What is in it, by name: keys, or for a nest keys joined by `/`.
+    """
+    if not keras.tree.is_nested(structure):
+        return {names[0] if len(names) == 1 else ONLY: structure}
+    flat = keras.tree.flatten_with_path(structure)
+    keys = ["/".join(map(str, path)) for path, _ in flat]
+    if not isinstance(structure, dict) and len(keys) == len(names):
+        keys = list(names)
+    return dict(zip(keys, (leaf for _, leaf in flat), strict=True))
+
+
+def output_names(model: keras.Model) -> tuple[str, ...] | None:
+    """Returns the names of a model's outputs, in the order of `keras.tree.flatten`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Keys of a dict, else names of layers; `None` if the model has no graph.
+    """
+    structure = _structure(model)
+    if structure is None:
+        return None
+    if isinstance(structure, dict) or _is_deep(structure):
+        return tuple(named(structure, ()))
+    layers = [t._keras_history.operation.name for t in keras.tree.flatten(structure)]
+    if len(set(layers)) < len(layers):  # two from one layer
+        return tuple(map(str, range(len(layers))))
+    return tuple(layers)
+
+
+def _structure(model: keras.Model) -> Structure:
+    if not type(model).call.__module__.startswith("keras."):
+        return None  # a call of its own may return anything
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0] if model.built and hasattr(model, "outputs") else None
+    return model.output
+
+
+def _is_deep(structure: Structure) -> bool:
+    return isinstance(structure, (list, tuple)) and any(
+        keras.tree.is_nested(part) for part in structure
+    )
+
+
+def _names_of(soft_loss: Structure) -> tuple[str, ...]:
+    """The names of the outputs of a model without a graph: what is said of them."""
+    return tuple(named(soft_loss, ()))
+
+
+def _shapes(model: keras.Model) -> dict[str, Shape]:
+    names = output_names(model)
+    if names is None:
+        return {}
+    outputs = keras.tree.flatten(_structure(model))
+    return {n: tuple(t.shape) for n, t in zip(names, outputs, strict=True)}
+
+
+def _class_map(value: Any) -> ClassMap | None:
+    if value is None or isinstance(value, ClassMap):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"`class_map` must be a list with an entry for each class of the student, "
+            f"a kdlite.ClassMap, or a dict of these by output. Received: class_map="
+            f"{value!r}. Fix: for example [2, 0, 1]."
+        )
+    return ClassMap(value)
+
+
+def _check_apart(student: keras.Model, teacher: keras.Model) -> None:
+    """Checks that a teacher is another model than the student, with the same inputs."""
+    parts = {id(layer) for layer in student._flatten_layers()}
+    if id(teacher) in parts:
         raise ValueError(
             f"The teacher must be another model than the student or a part of it. "
             f"Received: teacher '{teacher.name}' in student '{student.name}'. Fix: "
             f"teach with a copy, keras.models.clone_model() with the weights set."
         )
-    trained = {id(variable) for variable in student.model.trainable_variables}
-    shared = [v.path for v in teacher.model.variables if id(v) in trained]
+    trained = {id(variable) for variable in student.trainable_variables}
+    shared = [v.path for v in teacher.variables if id(v) in trained]
     if shared:
         raise ValueError(
-            f"The student must not train weights of the teacher. Received: {pair[0]} "
-            f"and {pair[1]}, which share {shared[0]}. Fix: freeze the shared layers, "
-            f"or clone them."
+            f"The student must not train weights of the teacher. Received: student "
+            f"'{student.name}' and teacher '{teacher.name}', which share {shared[0]}. "
+            f"Fix: freeze the shared layers, or clone them."
         )
-    taught, teaching = (_shapes(model.model, "outputs") for model in (student, teacher))
-    if taught and teaching:
-        _check_outputs(pair, taught[0], teaching[0], needs)
-    taken, needed = (_shapes(model.model, "inputs") for model in (student, teacher))
+    taken, needed = (
+        [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or ()]
+        for model in (student, teacher)
+    )
     if (taken and needed) and (
         len(taken) != len(needed) or not all(map(compatible_shapes, taken, needed))
     ):
         raise ValueError(
-            f"The teacher must take the student's inputs. Received: {pair[0]} with "
-            f"inputs {taken}, {pair[1]} with inputs {needed}. Fix: put the "
-            f"resizing or the selection of inputs into one of the models."
-        )
-
-
-def _check_outputs(
-    pair: tuple[str, str], student: Any, teacher: Any, needs: Needs
-) -> None:
-    received = f"Received: {pair[0]} with {student}, {pair[1]} with {teacher}."
-    if needs == "class logits" and 1 in (student[-1], teacher[-1]):
-        raise ValueError(
-            f"A loss over classes is over two or more. {received} Fix: give two "
-            f"logits, or distil a single one with kdlite.losses.MultiLabelSoftTargets."
-        )
-    if not compatible_shapes(student[-1:], teacher[-1:]):
-        raise ValueError(
-            f"Student and teacher must have the same number of classes. {received} "
-            f"Fix: give both the last axis of the same classes in the same order."
-        )
-    if not compatible_shapes(student, teacher):
-        raise ValueError(
-            f"Student and teacher outputs must have the same shape. {received} Fix: "
-            f"pool or resize one of them to the positions of the other."
-        )
-
-
-def _shapes(model: keras.Model, side: str) -> list[tuple[int | None, ...]]:
-    """Returns the shapes of a model's "inputs" or "outputs"; none without a graph."""
-    return [tuple(tensor.shape) for tensor in getattr(model, side, None) or ()]
-
-
-def check_logits(teacher_logits: Tensor, student_logits: Tensor) -> None:
-    """Checks the shapes in a batch: broadcasting would hide that they do not match.
-
-    Args:
-        teacher_logits: Logits, or soft labels from the data.
-        student_logits: Logits.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    shapes = tuple(teacher_logits.shape), tuple(student_logits.shape)
-    if not compatible_shapes(*shapes):
-        raise ValueError(
-            f"The teacher's logits must have the shape of the student's. Received: "
-            f"teacher logits or soft labels {shapes[0]}, student logits {shapes[1]}. "
-            f"Fix: use the soft labels of the same classes."
+            f"The teacher must take the student's inputs. Received: student "
+            f"'{student.name}' with inputs {taken}, teacher '{teacher.name}' with "
+            f"inputs {needed}. Fix: put the resizing or the selection of inputs into "
+            f"one of the models."
         )
