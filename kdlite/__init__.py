@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from kdlite.distill import losses, schedules
     from kdlite.distill.class_map import ClassMap
     from kdlite.distill.distiller import Distiller
+    from kdlite.distill.replay import ReplayBuffer
     from kdlite.distill.soft_labels import SoftLabels
+    from kdlite.distill.update import ForgettingError, UpdateResult, update
     from kdlite.doctor import check
     from kdlite.lite.convert import ExportResult, export
     from kdlite.lite.metadata import read_metadata
@@ -36,8 +38,11 @@ __all__ = [
     "ClassMap",
     "Distiller",
     "ExportResult",
+    "ForgettingError",
     "PipelineResult",
+    "ReplayBuffer",
     "SoftLabels",
+    "UpdateResult",
     "VerificationError",
     "__version__",
     "check",
@@ -50,6 +55,7 @@ __all__ = [
     "read_metadata",
     "schedules",
     "teachers",
+    "update",
     "verify",
 ]
 
@@ -58,8 +64,11 @@ _HOMES = {
     "ClassMap": "kdlite.distill.class_map:ClassMap",
     "Distiller": "kdlite.distill.distiller:Distiller",
     "ExportResult": "kdlite.lite.convert:ExportResult",
+    "ForgettingError": "kdlite.distill.update:ForgettingError",
     "PipelineResult": "kdlite.pipeline:PipelineResult",
+    "ReplayBuffer": "kdlite.distill.replay:ReplayBuffer",
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
+    "UpdateResult": "kdlite.distill.update:UpdateResult",
     "VerificationError": "kdlite.lite.verify:VerificationError",
     "check": "kdlite.doctor:check",
     "datasets": "kdlite.datasets:",
@@ -71,6 +80,7 @@ _HOMES = {
     "read_metadata": "kdlite.lite.metadata:read_metadata",
     "schedules": "kdlite.distill.schedules:",
     "teachers": "kdlite.teachers:",
+    "update": "kdlite.distill.update:update",
     "verify": "kdlite.lite.verify:verify",
 }
 
