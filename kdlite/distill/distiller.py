@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from kdlite.distill.balance import GradientBalance
 from kdlite.distill.heads import Outputs
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.losses.outputs import needs_of
@@ -115,6 +117,11 @@ class Distiller(keras.Model):
             layer: what it returns is what the teacher sees, the same augmented image at
             another resolution, say. The teacher, which has one output, is then a
             `kdlite.teachers.Transformed`.
+        balance: `"gradient"` scales the soft loss of each output, in each batch, so
+            that its gradient on the student's logits (or values) has the norm of the
+            hard loss's; weights are then shares of equals. See `GradientBalance`. The
+            mean scale is logged, as `soft_loss_scale`. Losses on features and batches
+            without labels are left as they are.
         **kwargs: `name`, `trainable` and `dtype`, as for every `keras.Model`; `dtype`
             is by default the student's.
 
@@ -164,12 +171,18 @@ class Distiller(keras.Model):
         output_map: Mapping[str, str] | None = None,
         class_map: Any = None,
         teacher_transform: Callable[[Any], Any] | None = None,
+        balance: Literal["gradient"] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(student, LogitsModel):
             raise TypeError(
                 f"`student` must be a keras.Model. Received: student={student!r}. Fix: "
                 f"give its model, and what it returns as student_outputs."
+            )
+        if balance not in (None, "gradient"):
+            raise ValueError(
+                f"`balance` must be 'gradient' or None. Received: balance={balance!r}. "
+                f"Fix: None leaves the losses as they are."
             )
         pairs = OutputPairs(
             student,
@@ -189,6 +202,7 @@ class Distiller(keras.Model):
         super().__init__(autocast=False, **kwargs)
         self.student = student
         self._pairs = pairs
+        self.balance = balance
         by_output = isinstance(soft_loss, (Mapping, list, tuple))
         losses = pairs.losses
         self._soft_loss = losses if by_output else next(iter(losses.values()))
@@ -216,6 +230,12 @@ class Distiller(keras.Model):
         self._soft_loss_trackers = {
             name: keras.metrics.Mean(name=f"{name}_soft_loss")
             for name in (losses if pairs.several else ())
+        }
+        self._scale_trackers = {
+            name: keras.metrics.Mean(
+                name=f"{name}_soft_loss_scale" if pairs.several else "soft_loss_scale"
+            )
+            for name in (losses if balance else ())
         }
         self._teacher_outputs: TeacherOutputs | None = None
         self.teacher = teacher
@@ -432,12 +452,21 @@ class Distiller(keras.Model):
         """
         if training and self.optimizer is not None:
             self._follow_schedules("steps", self.optimizer.iterations)
-        hard_loss = self._hard_loss(y, y_pred, sample_weight, training)
-        # Read before the teacher runs: its call begins anew to collect such losses.
-        losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        balance = None
+        if training and self.balance == "gradient":
+            balance = GradientBalance(self._pairs, y_pred)
+        with balance or contextlib.nullcontext():
+            outputs = balance.outputs if balance else y_pred
+            hard_loss = self._hard_loss(y, outputs, sample_weight, training)
+            # Read before the teacher runs: its call begins anew to collect such losses.
+            losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
+            soft_losses = {}
+            if training:
+                soft_losses = self._soft_losses(x, y, outputs, sample_weight)
+        if balance:
+            soft_losses = self._balanced(balance, hard_loss, soft_losses)
         if training:
             weights = self._soft_loss_weights()
-            soft_losses = self._soft_losses(x, y, y_pred, sample_weight)
             losses += [_product(weights[name], v) for name, v in soft_losses.items()]
         if hard_loss is not None:
             weight = self.hard_loss_weight
@@ -478,6 +507,17 @@ class Distiller(keras.Model):
             tracker.update_state(losses[name], sample_weight=size)
         self._soft_loss_tracker.update_state(sum(losses.values()), sample_weight=size)
         return losses
+
+    def _balanced(
+        self,
+        balance: GradientBalance,
+        hard_loss: Tensor | None,
+        soft_losses: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        scales = balance.scales(hard_loss, soft_losses)
+        for name, tracker in self._scale_trackers.items():
+            tracker.update_state(scales[name])
+        return {name: scales[name] * loss for name, loss in soft_losses.items()}
 
     def _teachers_word(self, x: Tensor) -> dict[str, Tensor]:
         inputs, soft_labels = self._split(x)
@@ -555,7 +595,9 @@ class Distiller(keras.Model):
         return logs
 
     def _trackers_of_teaching(self) -> list[keras.metrics.Metric]:
-        return [self._soft_loss_tracker, *self._soft_loss_trackers.values()]
+        by_output = (self._soft_loss_trackers, self._scale_trackers)
+        trackers = [tracker for each in by_output for tracker in each.values()]
+        return [self._soft_loss_tracker, *trackers]
 
     # --- saving and going on
 
@@ -574,6 +616,7 @@ class Distiller(keras.Model):
             },
             "student_outputs": _plain(self._declared_outputs[0]),
             "teacher_outputs": _plain(self._declared_outputs[1]),
+            "balance": self.balance,
             "output_map": self._pairs.output_map,
             "class_map": {
                 name: class_map.to_list()

@@ -210,6 +210,11 @@ class OutputPairs:
         """The losses of the outputs that are taught, by name."""
         return {name: pair.loss for name, pair in self._pairs.items()}
 
+    @property
+    def kinds(self) -> dict[str, Outputs]:
+        """What the outputs are that are taught, by name."""
+        return {name: pair.head.outputs for name, pair in self._pairs.items()}
+
     def read(self, y_pred: Structure) -> dict[str, Tensor]:
         """Returns what the losses need of the student's outputs.
 
