@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdlite import datasets, teachers
     from kdlite.compress.qat import quantize_aware
+    from kdlite.compress.summary import summary
     from kdlite.distill import losses, schedules
     from kdlite.distill.class_map import ClassMap
     from kdlite.distill.distiller import Distiller
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kdlite.lite.tflite_file import inspect
     from kdlite.lite.verify import VerificationError, verify
     from kdlite.pipeline import PipelineResult, distill_to_tflite
+    from kdlite.sizing import shrink, shrink_candidates
 
     __version__: str
 
@@ -54,6 +56,9 @@ __all__ = [
     "quantize_aware",
     "read_metadata",
     "schedules",
+    "shrink",
+    "shrink_candidates",
+    "summary",
     "teachers",
     "update",
     "verify",
@@ -79,6 +84,9 @@ _HOMES = {
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",
     "schedules": "kdlite.distill.schedules:",
+    "shrink": "kdlite.sizing:shrink",
+    "shrink_candidates": "kdlite.sizing:shrink_candidates",
+    "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
     "update": "kdlite.distill.update:update",
     "verify": "kdlite.lite.verify:verify",

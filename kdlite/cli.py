@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -121,7 +122,7 @@ def _distill(args: argparse.Namespace) -> Any:
     from kdlite.pipeline import distill_to_tflite
 
     teacher = _load_model(args.teacher)
-    student = _load_model(args.student)
+    student = _load_model(args.student) if args.student else None
     labels = _read_labels(args.labels)
 
     def load(path: Path | None) -> datasets.Samples | None:
@@ -143,6 +144,8 @@ def _distill(args: argparse.Namespace) -> Any:
         teacher,
         (train.x, train.y),
         student,
+        ratio=args.ratio,
+        max_bytes=args.max_bytes,
         validation=(validation.x, validation.y) if validation else None,
         test=(test.x, test.y) if test else None,
         labels=labels or train.class_names,
@@ -405,8 +408,18 @@ def _parser() -> argparse.ArgumentParser:
         "--test-data test.npz -o out",
     )
     distill.add_argument("teacher", type=Path, help="the trained model, a .keras file")
-    distill.add_argument(
-        "--student", type=Path, required=True, help="the model to train, a .keras file"
+    size = distill.add_mutually_exclusive_group()
+    size.add_argument("--student", type=Path, help="the model to train, a .keras file")
+    size.add_argument(
+        "--ratio",
+        type=float,
+        help="without --student: how many times smaller the int8 file is to be than "
+        "the teacher's float32 file (10)",
+    )
+    size.add_argument(
+        "--max-bytes",
+        type=_size,
+        help="without --student: most bytes of the int8 file, such as 500KB",
     )
     distill.add_argument(
         "--data",
@@ -599,6 +612,21 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     benchmark.add_argument("--runs", type=int, default=200, help="(%(default)s)")
     return parser
+
+
+def _size(text: str) -> int:
+    """Reads a size in bytes; a KB is 1000 of them, and a KiB 1024."""
+    match = re.fullmatch(r"([\d.]+)\s*(?:([kM])(i?)B)?", text.replace("K", "k"))
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if not match or not number:
+        raise argparse.ArgumentTypeError(
+            f"A size must be like 500KB, 1.5MB, 64KiB or 500000. Received: {text!r}."
+        )
+    power = {None: 0, "k": 1, "M": 2}[match[2]]
+    return int(number * (1024 if match[3] else 1000) ** power)
 
 
 class _Version(argparse.Action):

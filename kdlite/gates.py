@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -19,6 +19,7 @@ class Gates:
             float32 file.
         speed_ratio: Least number of times that it must be faster than that file, in
             LiteRT on this computer, 1 thread, same run.
+        max_bytes: Most bytes that it may have.
 
     Raises:
         ValueError: A gate is no finite number.
@@ -28,6 +29,7 @@ class Gates:
     quantization_drop_points: float | None = 1.0
     size_ratio: float | None = None
     speed_ratio: float | None = None
+    max_bytes: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses limits that no figure could be held against."""
@@ -37,6 +39,26 @@ class Gates:
                     "A gate must be a finite number or None. Received: "
                     f"{name}={limit!r}. Leave it out to ask for nothing."
                 )
+
+    def with_size(self, ratio: float | None, max_bytes: float | None) -> Gates:
+        """Returns these with limits of size, where they have none.
+
+        Args:
+            ratio: For `size_ratio`.
+            max_bytes: For `max_bytes`.
+
+        Returns:
+            The gates.
+
+        Example:
+            >>> Gates(size_ratio=50).with_size(10, 9_000).max_bytes
+            9000
+        """
+        return replace(
+            self,
+            size_ratio=self.size_ratio or ratio,
+            max_bytes=self.max_bytes or max_bytes,
+        )
 
     def judge(self, report: Mapping[str, Any]) -> tuple[Gate, ...]:
         """Holds the figures of a report against the gates.
@@ -59,6 +81,7 @@ class Gates:
             "quantization_drop_points": 100 * (float32["top1"] - int8["top1"]),
             "size_ratio": ratio("bytes"),
             "speed_ratio": ratio("latency_ms"),
+            "max_bytes": int8["bytes"],
         }
         gates = []
         for name, limit in asdict(self).items():

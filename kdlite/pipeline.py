@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
+from kdlite.compress.shrink import shrunken
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_store import LOCK, locked
 from kdlite.distill.losses import SoftTargets
@@ -25,6 +26,7 @@ from kdlite.distill.views import Augment, Views
 from kdlite.doctor import check_inputs
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.gates import Gate, Gates
+from kdlite.sizing import STEPS, shrink_candidates
 from kdlite.stages import Stages, Training
 
 logger = logging.getLogger(__name__)
@@ -86,8 +88,10 @@ class PipelineResult:
 def distill_to_tflite(
     teacher: keras.Model,
     train: Data,
-    student: keras.Model | Callable[[], keras.Model],
+    student: keras.Model | Callable[[], keras.Model] | None = None,
     *,
+    ratio: float | None = None,
+    max_bytes: int | None = None,
     validation: Data = None,
     test: Data = None,
     labels: Sequence[str] | None = None,
@@ -127,7 +131,11 @@ def distill_to_tflite(
             them; `y` integer class indices. Held in memory; for more data than that use
             `SoftLabels`, `Distiller` and `export` themselves.
         student: The model to train, from its weights as they are; or a function that
-            builds one, called once for each seed.
+            builds one, called once for each seed. None: `kdlite.shrink` makes one from
+            the teacher.
+        ratio: Without `student`: how many times smaller the int8 file is to be than the
+            teacher's float32 file; 10 if nothing else is asked.
+        max_bytes: Without `student`: most bytes of the int8 file.
         validation: Like `train`: watched during training, and where seeds are compared.
         test: Like `train`: the figures in the report. Without it they are taken on
             `validation`, and the report says so. One of the two is needed.
@@ -148,7 +156,8 @@ def distill_to_tflite(
             function. The report gives means and standard deviations; the files are
             those of the seed that is best on `validation`.
         baseline: Whether to train the student without a teacher beside it.
-        gates: What must be reached. By default int8 may lose at most 1 point.
+        gates: What must be reached. By default int8 may lose at most 1 point; `ratio`
+            and `max_bytes` are gates too.
         out: Folder to write: `teacher.keras`, `student.keras`, `student_int8.tflite`,
             `student_float32.tflite`, `report.json`, `report.html`, and
             `student_qat.keras`, the model that the int8 file was made from.
@@ -203,6 +212,12 @@ def distill_to_tflite(
             f"each seed has its own start. Received: seeds={seeds} and the model "
             f"{student.name!r}. Pass student=lambda: build_student()."
         )
+    if student is not None and (ratio, max_bytes) != (None, None):
+        raise ValueError(
+            "`ratio` and `max_bytes` make a student, so that none must be given. "
+            f"Received: student={student!r}, ratio={ratio!r}, max_bytes={max_bytes!r}. "
+            "Leave out the student, or the others."
+        )
     if validation is None and test is None:
         raise ValueError(
             "Figures need data that the student was not trained on. Received: neither "
@@ -218,8 +233,7 @@ def distill_to_tflite(
         )
         if split is not None
     }
-    keras.utils.set_random_seed(0)
-    example = student if isinstance(student, keras.Model) else student()
+    example = _example(student, teacher)
     check_inputs(example, teacher, data, labels)
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
     training = Training(
@@ -238,6 +252,20 @@ def distill_to_tflite(
     )
     quantize_aware(example, quantization)
     Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
+    if student is None:
+        ratio = 10.0 if (ratio, max_bytes) == (None, None) else ratio
+        candidates = shrink_candidates(
+            teacher,
+            ratio=ratio,
+            max_bytes=max_bytes,
+            depths=(1.0,),
+            separable=(False,),
+            labels=list(names),
+        )
+        logger.info("%s", candidates)
+        student = candidates.best.build
+        example = _example(student, teacher)
+        gates = (gates or Gates()).with_size(ratio, max_bytes)
     settings = {
         **asdict(training),
         "views": views,
@@ -266,6 +294,16 @@ def distill_to_tflite(
         _put_in_place(work / "final", out)
         shutil.rmtree(work)
     return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))
+
+
+def _example(
+    student: keras.Model | Callable[[], keras.Model] | None, teacher: keras.Model
+) -> keras.Model:
+    """The student, or one like it: without one, the smallest that the teacher gives."""
+    if isinstance(student, keras.Model):
+        return student
+    keras.utils.set_random_seed(0)
+    return shrunken(teacher, 1.0 / STEPS) if student is None else student()
 
 
 def check_free(out: Path, overwrite: bool) -> None:

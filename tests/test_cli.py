@@ -143,6 +143,33 @@ def test_inspect_verify_and_benchmark(folder, tflite, capsys) -> None:
     assert json.loads(capsys.readouterr().out)[str(tflite)]["p50_ms"] > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500KB", 500_000),
+        ("500 kB", 500_000),
+        ("1.5MB", 1_500_000),
+        ("64KiB", 65_536),
+        ("7000", 7000),
+    ],
+)
+def test_sizes_are_read_in_their_units(text, size) -> None:
+    arguments = ["distill", "t.keras", "--data", "d.npz", "-o", "o", "--max-bytes"]
+    assert cli._parser().parse_args([*arguments, text]).max_bytes == size
+
+
+@pytest.mark.parametrize("text", ["much", "5XB", "0", "1.2.3KB", "-5KB"])
+def test_a_size_that_is_none(text, capsys) -> None:
+    arguments = ["distill", "t.keras", "--data", "d.npz", "-o", "o"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, f"--max-bytes={text}"])
+    assert stop.value.code == 2
+    assert "A size must be like 500KB, 1.5MB" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--student", "s.keras", "--ratio", "10"])
+    assert "not allowed with argument --student" in capsys.readouterr().err
+
+
 def test_doctor_prints_findings_and_fails(folder, tmp_path, capsys) -> None:
     model, data = str(folder / "model.keras"), np.load(folder / "data.npz")
     student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])

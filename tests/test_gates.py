@@ -60,3 +60,13 @@ def test_limit_itself_is_kept_despite_rounding() -> None:
 def test_a_limit_must_be_finite(limit: float) -> None:
     with pytest.raises(ValueError, match="must be a finite number.*size_ratio="):
         Gates(size_ratio=limit)
+
+
+def test_sizes_are_gates() -> None:
+    gates = Gates(quantization_drop_points=None, speed_ratio=2).with_size(4, 90)
+    found = gates.judge(report(0.9, 0.9, 0.9, bytes=500, latency_ms=2.0))
+    assert [gate.name for gate in found] == ["size_ratio", "speed_ratio", "max_bytes"]
+    assert [gate.passed for gate in found] == [True, True, False]
+    assert str(found[2]) == "max bytes at most 90: 100.00, MISSED"
+    # What was asked already stays.
+    assert Gates(size_ratio=50).with_size(10, None) == Gates(size_ratio=50)

@@ -76,7 +76,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 _BELOW_LITE = {"compress", "datasets", "fingerprint"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
-    *("doctor", "symptoms", "gates", "report", "android", "teachers"),
+    *("doctor", "symptoms", "gates", "report", "android", "sizing", "teachers"),
     *_BELOW_REPORT,
 }
 _BELOW_CLI = {"pipeline", "demo", "stages", *_BELOW_PIPELINE}
@@ -92,6 +92,7 @@ MAY_IMPORT = {
     "symptoms": _BELOW_REPORT,
     "doctor": {"symptoms", *_BELOW_REPORT},
     "report": _BELOW_REPORT,
+    "sizing": {"lite", *_BELOW_LITE},
     "android": _BELOW_REPORT,
     "stages": _BELOW_PIPELINE,
     "pipeline": {"stages", *_BELOW_PIPELINE},

@@ -157,6 +157,27 @@ def test_finished_folder_is_not_overwritten_unasked(result, data, teacher) -> No
     assert result.tflite.read_bytes() == before
 
 
+def test_without_a_student_one_of_the_wanted_size_is_made(
+    data, teacher, tmp_path
+) -> None:
+    made = distill_to_tflite(
+        teacher,
+        data["train"],
+        max_bytes=5_600,
+        test=data["test"],
+        baseline=False,
+        out=tmp_path / "out",
+        gates=Gates(quantization_drop_points=None),
+        **SETTINGS,
+    )
+    student = keras.models.load_model(made.student)
+    assert 4 <= student.get_layer("conv").filters < 16
+    assert made.tflite.stat().st_size <= 5_600
+    assert [str(gate) for gate in made.gates] == [
+        f"max bytes at most 5600: {made.tflite.stat().st_size}.00, kept"
+    ]
+
+
 class _Stop(BaseException):
     """What a kill looks like from inside."""
 
@@ -256,6 +277,7 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"qat_epochs": 1.5}, ValueError, "`qat_epochs` must be an integer above 0"),
         ({"seeds": 2}, ValueError, "`seeds` above 1 needs the student as a function"),
         ({"test": None}, ValueError, "neither `validation` nor `test`"),
+        ({"ratio": 10}, ValueError, "`ratio` and `max_bytes` make a student, so"),
         ({"test": {"x": 1}}, TypeError, "`test` must be .*Received: dict"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"views": 2}, ValueError, "augment"),
