@@ -17,7 +17,9 @@ from kdlite.distill.heads import Outputs
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.losses.outputs import needs_of
 from kdlite.distill.losses.teacher_loss import trained_layers
+from kdlite.distill.mean_teacher import MeanTeacher
 from kdlite.distill.pairs import OutputPairs, TeacherOutputs
+from kdlite.distill.resumable import Resumable
 from kdlite.distill.schedules import (
     Unit,
     checked_number,
@@ -40,7 +42,7 @@ Weight: TypeAlias = float | LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
-class Distiller(keras.Model):
+class Distiller(Resumable):
     r"""A student that learns from labels and from what a teacher returns.
 
     A `keras.Model` whose `call` is the student's, used through Keras's own `compile()`,
@@ -161,7 +163,7 @@ class Distiller(keras.Model):
     def __init__(
         self,
         student: keras.Model,
-        teacher: keras.Model | LogitsModel | None = None,
+        teacher: keras.Model | LogitsModel | MeanTeacher | None = None,
         soft_loss: Any = None,
         hard_loss_weight: float | LearningRateSchedule = 0.1,
         soft_loss_weight: Weight | Mapping[str, Weight] = 0.9,
@@ -238,6 +240,7 @@ class Distiller(keras.Model):
             for name in (losses if balance else ())
         }
         self._teacher_outputs: TeacherOutputs | None = None
+        self._mean_teacher: MeanTeacher | None = None
         self.teacher = teacher
         if student.built:
             self.built = True
@@ -245,16 +248,21 @@ class Distiller(keras.Model):
     # --- what it is made of
 
     @property
-    def teacher(self) -> keras.Model | None:
+    def teacher(self) -> keras.Model | MeanTeacher | None:
         """The teacher, or `None` when the data bring its logits."""
+        if self._mean_teacher is not None:
+            return self._mean_teacher
         return None if self._teacher_outputs is None else self._teacher_outputs.model
 
     @teacher.setter
-    def teacher(self, teacher: keras.Model | LogitsModel | None) -> None:
-        outputs = None
-        if teacher is not None:
+    def teacher(self, teacher: keras.Model | LogitsModel | MeanTeacher | None) -> None:
+        outputs, mean_teacher = None, None
+        if isinstance(teacher, MeanTeacher):
+            mean_teacher, average = teacher, teacher.follow(self.student)
+            outputs = self._pairs.taught_by(average, self._declared_outputs[0])
+        elif teacher is not None:
             outputs = self._pairs.taught_by(teacher, self._declared_outputs[1])
-        self._teacher_outputs = outputs
+        self._teacher_outputs, self._mean_teacher = outputs, mean_teacher
         self.train_function = None  # a traced one would go on with the old teacher
         self.supports_jit = True
         if outputs is not None:
@@ -586,6 +594,17 @@ class Distiller(keras.Model):
             for name, (variable, _) in self._scheduled().items()
         }
 
+    def train_step(self, data: Any) -> dict[str, Tensor]:
+        """Trains the student on a batch; a mean teacher takes what came of it."""
+        if self._mean_teacher is None:
+            return super().train_step(data)
+        # The optimizer counts updates: none while it accumulates gradients, or after
+        # an overflow in half precision.
+        before = ops.add(self.optimizer.iterations, 0)  # its value now
+        logs = super().train_step(data)
+        self._mean_teacher.update(self.optimizer.iterations - before)
+        return logs
+
     def test_step(self, data: Any) -> dict[str, Tensor]:
         """Evaluates the student on a batch; the teacher has no part in it."""
         logs = super().test_step(data)
@@ -602,10 +621,11 @@ class Distiller(keras.Model):
     # --- saving and going on
 
     def get_config(self) -> dict[str, Any]:
-        """Returns all but the teacher: it is not a part of what is trained."""
+        """Returns all but the teacher, which is no part of it but if a mean teacher."""
         return {
             **super().get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
+            "teacher": keras.saving.serialize_keras_object(self._mean_teacher),
             "soft_loss": keras.saving.serialize_keras_object(_plain(self.soft_loss)),
             "hard_loss_weight": self._weight_in_config("hard_loss_weight"),
             "soft_loss_weight": self._weight_in_config("soft_loss_weight")
@@ -631,9 +651,9 @@ class Distiller(keras.Model):
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Distiller:
-        """Returns a distiller from its config, without a teacher."""
+        """Returns a distiller from its config, with no teacher but a mean teacher."""
         config = dict(config)
-        for name in ("student", "soft_loss"):
+        for name in ("student", "teacher", "soft_loss"):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
@@ -641,35 +661,13 @@ class Distiller(keras.Model):
             config[name] = from_config(config[name])
         return cls(**config)
 
-    def save_own_variables(self, store: Any) -> None:
-        """Writes the weights of the losses, and where the student's randomness is.
+    def students_in_training(self) -> tuple[keras.Model, ...]:
+        """The student."""
+        return (self.student,)
 
-        Keras saves no seed state, and without it a run that is taken up again draws
-        other dropout masks than one that was never stopped.
-        """
-        super().save_own_variables(store)
-        for index, state in enumerate(self._seed_states()):
-            store[f"seed_state_{index}"] = state.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Reads what `save_own_variables` wrote."""
-        states = self._seed_states()
-        saved = sorted(key for key in store.keys() if key.startswith("seed_state_"))
-        if len(saved) != len(states):
-            raise ValueError(
-                f"A distiller goes on with the student it was saved with. Received: "
-                f"{len(saved)} saved random states for the {len(states)} random layers "
-                f"of student '{self.student.name}'. Fix: make the same student."
-            )
-        super().load_own_variables(
-            {key: store[key] for key in store.keys() if key not in saved}
-        )
-        for index, state in enumerate(states):
-            state.assign(store[f"seed_state_{index}"])
-
-    def _seed_states(self) -> list[keras.Variable]:
-        weights = {id(weight) for weight in self.student.weights}
-        return [v for v in self.student.variables if id(v) not in weights]
+    def mean_teacher_weights(self) -> list[keras.Variable]:
+        """The weights of the teacher, if it is a mean teacher."""
+        return [] if self._mean_teacher is None else self._mean_teacher.weights
 
 
 class _EpochSchedules(keras.callbacks.Callback):
