@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.distill.class_map import ClassMap
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.heads import Outputs
 from kdlite.distill.losses import SoftTargets
@@ -96,6 +97,7 @@ def check(
     loss: Any = None,
     soft_loss: keras.distillation.DistillationLoss | None = None,
     batch_size: int | None = None,
+    class_map: Any = None,
     quantization: str | None = "int8",
     allow: Sequence[str] = (),
     samples: int = 256,
@@ -117,6 +119,7 @@ def check(
         loss: The loss that `compile()` will get, if it is to be checked too.
         soft_loss: As for `Distiller`; `SoftTargets(temperature=4.0)` by default.
         batch_size: Of the training; by default that of a data set in batches.
+        class_map: For each class of the student the teacher's, as for `Distiller`.
         quantization: What the student will be exported as, `"int8"` or `"float32"`, so
             that layers that cannot be are found; `None` looks for none. Where
             quantization-aware training does not have a layer, the student is converted
@@ -144,7 +147,7 @@ def check(
         no findings, on 100 samples
         >>> print(check(student, teacher, (x, x.argmin(-1))))
         error class-order: The classes of teacher ... are in another order than ...
-          Fix: Number the labels as in the teacher's training, or reorder the ...
+          Fix: Number the labels as in the teacher's training, or give class_map=[1, 0].
     """
     unknown = sorted(set(allow) - set(CODES))
     if unknown:
@@ -173,6 +176,7 @@ def check(
             student,
             teacher,
             soft_loss,
+            class_map=class_map,
             student_outputs=student_outputs,
             teacher_outputs=teacher_outputs,
         )
@@ -183,8 +187,13 @@ def check(
             logits_model(student, student_outputs, role="student"),
             teacher and logits_model(teacher, teacher_outputs, role="teacher"),
         )
+        mapped = class_map
+        if class_map is not None and not isinstance(class_map, ClassMap):
+            mapped = ClassMap(class_map)
         with unchanged(*pair), _refusals(found, "data"):
-            case, y = examine(*pair, dataset, samples, soft_loss, loss, batch_size)
+            case, y = examine(
+                *pair, mapped, dataset, samples, soft_loss, loss, batch_size
+            )
             count = len(case.student_logits)
             found += _symptoms(case, y)
             if quantization is not None:

@@ -227,6 +227,26 @@ def test_class_order() -> None:
     (finding,) = check(tiny(), linear(), (x, swapped), quantization=None).findings
     assert "2 of 3 are exchanged (its 0 is 1, 1 is 0)" in finding.found
     assert "right on 0.0%, in the right order on 100.0%" in finding.found
+    # What it tells is what helps, round a circle too.
+    assert finding.fix.endswith("class_map=[1, 0, 2].")
+    turned = (x, (y + 1) % CLASSES)
+    (finding,) = check(tiny(), linear(), turned, quantization=None).findings
+    assert finding.fix.endswith("class_map=[2, 0, 1].")
+    assert found(tiny(), linear(), turned, class_map=[2, 0, 1]) == []
+
+
+def test_teacher_with_other_classes_by_a_map() -> None:
+    x, y = samples()
+    finer = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)], name="finer")
+    finer.set_weights([6.0 * np.eye(6), np.zeros(6)])
+    assert found(tiny(), finer, (x, y)) == ["models"]
+    merged = [(0, 1), (2, 3), (4, 5)]
+    assert found(tiny(), finer, (x, y), class_map=merged) == []
+    swapped = [(2, 3), (0, 1), (4, 5)]
+    assert found(tiny(), finer, (x, y), class_map=swapped) == ["class-order"]
+    # A class that the teacher lacks is not held against it.
+    lacking = kdlite.ClassMap([(0, 1), None, (4, 5)])
+    assert found(tiny(), finer, (x, y), class_map=lacking) == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.distill.class_map import ClassMap
 from kdlite.distill.samples import DataSet, Samples
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
 from kdlite.distill.targets import UNLABELLED, class_indices
@@ -59,7 +60,39 @@ class Finding:
             error: `rule. Received: what. Fix: how.`
         """
         found, _, fix = str(error).partition(" Fix: ")
-        return cls(code, "error", found, fix[:1].upper() + fix[1:])
+        return cls(code, "error", found, fix)
+
+
+class MappedTeacher:
+    """A teacher read in the student's classes, as a class map has them.
+
+    Args:
+        teacher: The teacher, read at its logits.
+        class_map: For each class of the student the teacher's.
+    """
+
+    def __init__(self, teacher: LogitsModel, class_map: ClassMap) -> None:
+        self._teacher = teacher
+        self._class_map = class_map
+        self.model, self.outputs = teacher.model, teacher.outputs
+        self.name = teacher.name
+
+    def __call__(self, inputs: Structure, training: bool = False) -> Array:
+        """Returns logits `(samples, ..., student's classes)`.
+
+        Args:
+            inputs: What the teacher takes.
+            training: Passed to the teacher.
+
+        Returns:
+            float32 logits; a class that the teacher lacks has its least one, which is
+            as little as can be said without standing out.
+        """
+        known = np.asarray(self._class_map.of_teacher(self._teacher(inputs, training)))
+        classes = len(self._class_map.entries)
+        logits = np.repeat(known.min(-1, keepdims=True), classes, axis=-1)
+        logits[..., list(self._class_map.known)] = known
+        return logits
 
 
 @dataclass(frozen=True)
@@ -76,10 +109,11 @@ class Case:
         soft_loss: The loss on the teacher's outputs.
         hard_loss: The loss on the labels as `compile()` takes it; `None`: not known.
         batch_size: Of the training, where it is known.
+        unknown: Classes that the teacher lacks, by the class map.
     """
 
     student: LogitsModel
-    teacher: LogitsModel | None
+    teacher: LogitsModel | MappedTeacher | None
     x: Structure
     y: Array | None
     student_logits: Array
@@ -87,6 +121,7 @@ class Case:
     soft_loss: keras.distillation.DistillationLoss
     hard_loss: Any
     batch_size: int | None
+    unknown: tuple[int, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -95,14 +130,15 @@ class Case:
 
     @property
     def labels(self) -> Array:
-        """The class of each sample and position, in one row; `UNLABELLED` elsewhere."""
+        """The class of each sample and position in one row, or `UNLABELLED`."""
         count = self.student_logits.size // self.classes
         if self.y is None:
             return np.full(count, UNLABELLED)
         labels = class_indices(self.y, self.classes).reshape(-1)
-        return np.where(labels < self.classes, labels, UNLABELLED)
+        no_word = (labels >= self.classes) | np.isin(labels, self.unknown)
+        return np.where(no_word, UNLABELLED, labels)
 
-    def model(self, role: Role) -> LogitsModel | None:
+    def model(self, role: Role) -> LogitsModel | MappedTeacher | None:
         """Returns one of the two models."""
         return self.student if role == "student" else self.teacher
 
@@ -125,6 +161,7 @@ class Case:
 def examine(
     student: LogitsModel,
     teacher: LogitsModel | None,
+    class_map: ClassMap | None,
     dataset: DataSet,
     samples: int,
     soft_loss: keras.distillation.DistillationLoss,
@@ -136,6 +173,7 @@ def examine(
     Args:
         student: The student.
         teacher: The teacher, or `None` where the data bring soft labels.
+        class_map: Which classes are which, if they are not the same.
         dataset: The data.
         samples: How many to run them on.
         soft_loss: The loss on the teacher's outputs.
@@ -170,21 +208,29 @@ def examine(
             "teacher=None and data without soft labels. Fix: give the teacher, or what "
             "SoftLabels.attach returns."
         )
+    seen: LogitsModel | MappedTeacher | None = teacher
+    if teacher is not None and class_map is not None:
+        seen = MappedTeacher(teacher, class_map)
     case = Case(
         student=student,
-        teacher=teacher,
+        teacher=seen,
         x=x,
         y=y,
         student_logits=run(student, x),
-        teacher_logits=np.asarray(stored if teacher is None else run(teacher, x)),
+        teacher_logits=np.asarray(stored if seen is None else run(seen, x)),
         soft_loss=soft_loss,
         hard_loss=hard_loss,
         batch_size=batch_size or own_batch_size,
+        unknown=tuple(
+            index
+            for index, entry in enumerate(class_map.entries if class_map else ())
+            if entry is None
+        ),
     )
     return case, labels
 
 
-def run(model: LogitsModel, x: Structure) -> Array:
+def run(model: LogitsModel | MappedTeacher, x: Structure) -> Array:
     """Returns a model's logits on arrays, in inference mode and in batches.
 
     Args:

@@ -19,6 +19,7 @@ from kdlite.symptoms.case import (
     Array,
     Case,
     Finding,
+    MappedTeacher,
     Structure,
     better,
     rows,
@@ -73,8 +74,9 @@ def input_range(case: Case) -> Finding | None:
     if len(arrays) == 1 and arrays[0].dtype.kind in "fiu":
         highest = float(np.abs(arrays[0]).max())
         try:
-            for model in filter(None, (case.student, case.teacher)):
-                check_pixels(model.model, highest, "the data")
+            for model in (case.student, case.teacher):
+                if model is not None:
+                    check_pixels(model.model, highest, "the data")
         except ValueError as err:
             return Finding.of("input-range", err)
     if case.teacher is None:
@@ -198,7 +200,7 @@ def student_larger(case: Case) -> Finding | None:
 
 
 def _first_normalization(
-    model: LogitsModel, x: Structure
+    model: LogitsModel | MappedTeacher, x: Structure
 ) -> tuple[keras.layers.Layer, Array, Array, Array] | None:
     """The first layer with statistics of the training data, these, and its input."""
     met: list[tuple[keras.layers.Layer, Array, Array, Array]] = []

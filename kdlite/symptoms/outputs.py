@@ -178,6 +178,9 @@ def class_order(case: Case) -> Finding | None:
     exchanged = [c for c in range(case.classes) if _in_cycle(meant, c)]
     if not exchanged:
         return None
+    meant = np.where(
+        np.isin(np.arange(case.classes), exchanged), meant, range(case.classes)
+    )
     among = np.isin(chosen, exchanged)
     before, after = (
         float((order[chosen[among]] == labels[among]).mean())
@@ -191,8 +194,8 @@ def class_order(case: Case) -> Finding | None:
         f"{len(exchanged)} of {case.classes} are exchanged (its {pairs}). In these it "
         f"is right on {before:.1%}, in the right order on {after:.1%} of "
         f"{among.sum()} samples.",
-        "Number the labels as in the teacher's training, or reorder the columns of its "
-        "last layer.",
+        "Number the labels as in the teacher's training, or give class_map="
+        f"{np.argsort(meant).tolist()}.",
     )
 
 
