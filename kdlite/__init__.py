@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdlite import datasets, teachers
     from kdlite.compress.qat import quantize_aware
     from kdlite.compress.summary import summary
-    from kdlite.distill import losses, schedules
+    from kdlite.distill import augment, losses, schedules
     from kdlite.distill.class_map import ClassMap
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.replay import ReplayBuffer
@@ -47,6 +47,7 @@ __all__ = [
     "UpdateResult",
     "VerificationError",
     "__version__",
+    "augment",
     "check",
     "datasets",
     "distill_to_tflite",
@@ -75,6 +76,7 @@ _HOMES = {
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
     "UpdateResult": "kdlite.distill.update:UpdateResult",
     "VerificationError": "kdlite.lite.verify:VerificationError",
+    "augment": "kdlite.distill.augment:",
     "check": "kdlite.doctor:check",
     "datasets": "kdlite.datasets:",
     "distill_to_tflite": "kdlite.pipeline:distill_to_tflite",

@@ -19,10 +19,11 @@ import tensorflow as tf
 from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
+from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_store import LOCK, locked
 from kdlite.distill.losses import SoftTargets
-from kdlite.distill.views import Augment, Views
+from kdlite.distill.views import Views
 from kdlite.doctor import check_inputs
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.gates import Gate, Gates

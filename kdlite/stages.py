@@ -18,11 +18,11 @@ import numpy as np
 
 from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
+from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.losses import SoftTargets
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import logits_model
-from kdlite.distill.views import Augment
 from kdlite.gates import Gates
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.runtime import TFLiteModel, measure_latency

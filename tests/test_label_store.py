@@ -14,23 +14,25 @@ import numpy as np
 import pytest
 
 from kdlite.distill import label_store
-from kdlite.distill.label_store import LabelWriter, Manifest, Origin, read_store
+from kdlite.distill.label_manifest import Manifest, Origin
+from kdlite.distill.label_store import LabelStore, LabelWriter
 
 ORIGIN = Origin("t" * 64, [["uint8", [2]]], "f" * 64, views=2, seed=0, augment="a")
 SAMPLES, VIEWS, CLASSES = 12, 2, 3
 LOGITS = np.arange(SAMPLES * VIEWS * CLASSES, dtype="float32").reshape(-1, 2, 3)
+PACKAGE = str(Path(label_store.__file__).parent)
 PRINTS = np.arange(100, 100 + SAMPLES, dtype="uint64")
 
 # Writes a store four samples at a time and safe after each, in a process that kills
-# itself (as by `kill -9`) at the n-th call that touches the disk. The module is loaded
-# by its path, as the package takes seconds to load.
+# itself (as by `kill -9`) at the n-th call that touches the disk. The package around
+# the modules, which takes seconds to load, is left out.
 WRITER = """
-import importlib.util, json, os, signal, sys
+import json, os, signal, sys, types
 import numpy as np
-source, path, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-spec = importlib.util.spec_from_file_location("label_store", source)
-store = sys.modules["label_store"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(store)
+path, kill_at = sys.argv[1], int(sys.argv[2])
+package = sys.modules["kdlite.distill"] = types.ModuleType("kdlite.distill")
+package.__path__ = [sys.argv[4]]
+from kdlite.distill import label_manifest, label_store as store
 store._SECONDS_BETWEEN_COMMITS = 0.0
 calls = 0
 def deadly(function):
@@ -42,7 +44,7 @@ def deadly(function):
         return function(*args, **kwargs)
     return call
 os.replace, os.fsync = deadly(os.replace), deadly(os.fsync)
-store.json.dump = deadly(json.dump)
+label_manifest.json.dumps = deadly(json.dumps)
 append = store.LabelWriter.append
 def torn_append(writer, logits, prints):
     stream, _ = writer._files["logits.f32"]
@@ -54,23 +56,22 @@ def torn_append(writer, logits, prints):
     stream.seek(at)
     append(writer, logits, prints)
 store.LabelWriter.append = torn_append
-origin = store.Origin(**json.loads(sys.argv[4]))
+origin = label_manifest.Origin(**json.loads(sys.argv[3]))
 logits = np.arange(72, dtype="float32").reshape(-1, 2, 3)
 prints = np.arange(100, 112, dtype="uint64")
 from pathlib import Path
 with store.LabelWriter(Path(path), origin) as writer:
     for at in range(writer.manifest.samples, 12, 4):
         writer.append(logits[at : at + 4], prints[at : at + 4])
-    writer.commit(finished=True)
+    writer.commit(12)
 print(calls)
 """
 
 
 def write_in_a_process(path: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
     origin = json.dumps(dataclasses.asdict(ORIGIN))
-    source = label_store.__file__
     return subprocess.run(
-        [sys.executable, "-c", WRITER, source, str(path), str(kill_at), origin],
+        [sys.executable, "-c", WRITER, str(path), str(kill_at), origin, PACKAGE],
         capture_output=True,
         text=True,
     )
@@ -82,15 +83,18 @@ def write(path: Path, samples: int = SAMPLES, finished: bool = True) -> None:
             return
         for at in range(writer.manifest.samples, samples, 4):
             writer.append(LOGITS[at : at + 4], PRINTS[at : at + 4])
-        writer.commit(finished)
+        writer.commit(SAMPLES if finished else None)
 
 
 def check_whole(path: Path) -> None:
-    manifest, logits, prints = read_store(path)
-    assert manifest.finished and manifest.samples == SAMPLES
-    np.testing.assert_array_equal(logits, LOGITS)
-    np.testing.assert_array_equal(prints, PRINTS)
-    assert prints.dtype == np.uint64 and not logits.flags.writeable
+    store = LabelStore(path)
+    assert store.manifest.finished and store.manifest.samples == SAMPLES
+    for view in range(VIEWS):
+        logits = store.rows(slice(None), view)
+        np.testing.assert_array_equal(logits, LOGITS[:, view])
+        assert not logits.flags.writeable and isinstance(logits, np.memmap)
+    np.testing.assert_array_equal(store.samples, PRINTS)
+    assert store.samples.dtype == np.uint64 and not store.samples.flags.writeable
 
 
 def test_killed_at_any_moment_it_goes_on(tmp_path):
@@ -107,7 +111,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
         manifest = Manifest.read(path)
         if manifest is None or not manifest.finished:
             with pytest.raises((ValueError, FileNotFoundError)):
-                read_store(path)
+                LabelStore(path)
         done.add(manifest.samples if manifest else None)
         with LabelWriter(path, ORIGIN) as writer:
             # What is kept is right, and what is after it was cut off.
@@ -133,7 +137,7 @@ def test_a_file_that_was_tampered_with(tmp_path, name):
     content[-3] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"must have the SHA-256.*{name} with"):
-        read_store(tmp_path)
+        LabelStore(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["logits.f32", "samples.u64"])
@@ -146,7 +150,7 @@ def test_a_file_of_another_length(tmp_path, name, size):
     if size is not None:
         file.write_bytes((content + b"x")[: len(content) + size] if size else b"")
     with pytest.raises(ValueError, match=f"as long as its manifest says.*{name} with"):
-        read_store(tmp_path)
+        LabelStore(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
@@ -167,12 +171,12 @@ def test_what_is_safe_is_checked_before_going_on(tmp_path, damage):
 
 def test_unfinished_and_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder that SoftLabels.build made"):
-        read_store(tmp_path)
+        LabelStore(tmp_path)
     with pytest.raises(FileNotFoundError, match="Received: path="):
-        read_store(tmp_path / "nowhere")
+        LabelStore(tmp_path / "nowhere")
     write(tmp_path, samples=8, finished=False)
     with pytest.raises(ValueError, match="Only finished.*first 8 samples are done"):
-        read_store(tmp_path)
+        LabelStore(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_a_damaged_manifest(tmp_path, text):
     if isinstance(text, dict):
         text = json.dumps({**json.loads(file.read_text()), **text})
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    for use in (read_store, write):
+    for use in (LabelStore, write):
         with pytest.raises(ValueError, match="need a manifest of the format"):
             use(tmp_path)
 
@@ -261,7 +265,7 @@ def test_two_writers(tmp_path):
         with pytest.raises(RuntimeError, match="by one process at a time"):
             LabelWriter(tmp_path, ORIGIN).__enter__()
         writer.append(LOGITS, PRINTS)
-        writer.commit(finished=True)
+        writer.commit(SAMPLES)
     check_whole(tmp_path)
 
 

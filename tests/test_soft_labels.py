@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from kdlite.distill import label_store, soft_labels
+from kdlite.distill import label_store, training_batches
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.label_store import LabelWriter, Manifest
+from kdlite.distill.label_manifest import Manifest
+from kdlite.distill.label_store import LabelWriter
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import LogitsModel
 
@@ -399,6 +400,9 @@ class TestLoad:
             "views": 3,
             "classes": 3,
             "augmented": True,
+            "dtype": "float32",
+            "top_k": None,
+            "shard": None,
             "bytes": 50 * 3 * 3 * 4,
             "teacher": viewed.teacher_fingerprint,
         }
@@ -408,6 +412,129 @@ class TestLoad:
             viewed.logits(3)
         with pytest.raises(ValueError, match="`view` must be at least 0"):
             viewed.logits(-1)
+
+
+class TestForms:
+    """What is told again of other forms is in test_label_forms.py."""
+
+    def test_half_precision(self, teacher, oracle, tmp_path):
+        soft = SoftLabels.build(teacher, X, tmp_path, dtype="float16")
+        told = soft.logits()
+        assert told.dtype == np.float32 and soft.to_dict()["bytes"] == N * CLASSES * 2
+        bound = 2**-11 * np.abs(oracle(X)) + 1e-5
+        assert (np.abs(told - oracle(X)) <= bound).all()
+        for (inputs,) in soft.attach(X).as_numpy_iterator():
+            expected = oracle(inputs["inputs"]).astype("float16")
+            np.testing.assert_allclose(inputs["soft_labels"], expected, rtol=2**-10)
+
+    def test_the_likeliest_and_the_rest(self, teacher, oracle, tmp_path):
+        soft = SoftLabels.build(teacher, X, tmp_path, top_k=1)
+        assert soft.to_dict()["bytes"] == N * (2 * 4 + 1)
+
+        def told(x):  # of two others each has half of their mass
+            z = oracle(x)
+            rest = np.sort(z)[:, :2]
+            each = np.log(np.exp(rest).sum(-1, keepdims=True) / 2)
+            return np.where(z == z.max(-1, keepdims=True), z, each)
+
+        np.testing.assert_allclose(soft.logits(), told(X), atol=1e-5)
+        np.testing.assert_allclose(soft.logits(0, [3, 1]), told(X[[3, 1]]), atol=1e-5)
+        for form in (X, batches(X)):
+            for (inputs,) in soft.attach(form).as_numpy_iterator():
+                expected = told(inputs["inputs"])
+                np.testing.assert_allclose(inputs["soft_labels"], expected, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "form, text",
+        [
+            ({"dtype": "float16"}, r"another dtype \(dtype=float16, stored float32\)"),
+            ({"top_k": 2}, r"another top_k \(top_k=2, stored None\)"),
+        ],
+    )
+    def test_another_form_is_another_store(self, form, text, plain, teacher):
+        with pytest.raises(ValueError, match=text):
+            SoftLabels.build(teacher, X, plain.path, **form)
+
+    def test_a_form_that_leaves_no_rest(self, teacher, tmp_path):
+        with pytest.raises(ValueError, match="below the number of classes.*top_k=3"):
+            SoftLabels.build(teacher, X, tmp_path, top_k=3)
+        SoftLabels.build(teacher, X, tmp_path, top_k=2)  # nothing was lost
+        with pytest.raises(ValueError, match="share one mass.*outputs='sigmoid'"):
+            SoftLabels.build(linear("sigmoid"), X, tmp_path / "b", top_k=2)
+
+
+class TestShards:
+    """What the files go through is in test_label_shards.py."""
+
+    @pytest.mark.parametrize("form", [lambda x: x, batches])
+    def test_together_they_are_the_whole(self, form, teacher, viewed, tmp_path):
+        for i in (2, 3, 1):
+            shard = SoftLabels.build(
+                teacher, form(X), tmp_path, shift, VIEWS, shard=(i, 3)
+            )
+            assert len(shard) == len(range(i - 1, N, 3))
+            ours, theirs = shard.logits(1), viewed.logits(1)[i - 1 :: 3]
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        with pytest.raises(ValueError, match="merged before they are used.*3 shards"):
+            SoftLabels.load(tmp_path)
+        soft = SoftLabels.merge(tmp_path)
+        for view in range(VIEWS):
+            ours, theirs = soft.logits(view), viewed.logits(view)
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        assert len(list(soft.attach(form(X), 10, augment=shift))) == 5
+        SoftLabels.build(teacher, X, tmp_path, shift, VIEWS)  # it is all there
+
+    @pytest.mark.parametrize("form", [lambda x: x, batches])
+    def test_a_shard_goes_on_and_knows_its_samples(
+        self, form, teacher, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(label_store, "_SECONDS_BETWEEN_COMMITS", 0.0)
+        append, sizes = LabelWriter.append, []
+
+        def interrupted(writer, logits, prints):
+            if len(sizes) == 2:
+                sizes.append(0)
+                raise OSError("no space left")
+            sizes.append(len(logits))
+            append(writer, logits, prints)
+
+        monkeypatch.setattr(LabelWriter, "append", interrupted)
+        arguments = {"batch_size": 5, "shard": (2, 2)}
+        with pytest.raises(OSError, match="no space"):
+            SoftLabels.build(teacher, form(X), tmp_path, **arguments)
+        changed = X.copy()
+        changed[6] += 1  # not of this shard
+        changed[9] += 1
+        with pytest.raises(ValueError, match="another sample 9 than before"):
+            SoftLabels.build(teacher, form(changed), tmp_path, **arguments)
+        soft = SoftLabels.build(teacher, form(X), tmp_path, **arguments)
+        assert sizes == [5, 5, 0, 5, 5, 5] and len(soft) == 25
+        with pytest.raises(ValueError, match="samples that are others, the first at 9"):
+            SoftLabels.build(teacher, form(changed), tmp_path, **arguments)
+
+    def test_a_shard_is_not_attached(self, teacher, tmp_path):
+        shard = SoftLabels.build(teacher, X, tmp_path, shard=(1, 2))
+        with pytest.raises(ValueError, match="those of shard 1 of 2. Fix: Soft"):
+            shard.attach((X, Y))
+
+    def test_more_shards_than_samples(self, teacher, tmp_path):
+        for i in (1, 2, 3):
+            shard = SoftLabels.build(teacher, X[:2], tmp_path, shard=(i, 3))
+        assert len(shard) == 0 and "0 samples" in str(shard)
+        assert len(SoftLabels.merge(tmp_path)) == 2
+
+    @pytest.mark.parametrize(
+        "shard, error",
+        [
+            ((0, 4), ValueError),
+            ((5, 4), ValueError),
+            (3, TypeError),
+            ("1/4", TypeError),
+        ],
+    )
+    def test_shards_that_are_none(self, shard, error, teacher, tmp_path):
+        with pytest.raises(error, match="`shard` must be.*Received: shard="):
+            SoftLabels.build(teacher, X, tmp_path / "a", shard=shard)
 
 
 FORMS = {
@@ -619,8 +746,8 @@ class TestAttach:
 
         monkeypatch.setattr(tf.data.Dataset, "shuffle", spied)
         plain.attach(batches(X))
-        monkeypatch.setattr(soft_labels, "_SHUFFLE_BUFFER_BYTES", 10 * SIDE * SIDE)
-        monkeypatch.setattr(soft_labels, "_SHUFFLE_BUFFER_SAMPLES", 2)
+        monkeypatch.setattr(training_batches, "_SHUFFLE_BUFFER_BYTES", 10 * SIDE * SIDE)
+        monkeypatch.setattr(training_batches, "_SHUFFLE_BUFFER_SAMPLES", 2)
         plain.attach(batches(X))
         assert sizes == [N, 10]
 

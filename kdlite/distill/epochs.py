@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from kdlite.distill.draws import hashed, natural, uint64
+
 Tensor = Any
 Array = np.ndarray[Any, Any]
 Structure = Any
 
+_ORDER, _VIEWS = 1, 2  # what is drawn
+_ROUNDS = 6
+_POSITIONS_AT_ONCE = 1024
+
 
 class Epochs:
     """Which sample comes when, and in which view: a function of seed and epoch alone.
+
+    Orders and views are calculated where they are needed, so that they take no memory
+    however many samples there are.
 
     Args:
         samples: Number of samples.
@@ -33,14 +43,6 @@ class Epochs:
         self._shuffle = shuffle
         self._epoch = epoch
         self._lock = threading.Lock()
-        first_views = self._rng(0).integers(views, size=samples)
-        with tf.device("CPU:0"):
-            self._first_views = tf.constant(first_views, tf.int64)
-
-    def _rng(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng(
-            np.random.SeedSequence(self._seed, spawn_key=purpose)
-        )
 
     def view(self, epoch: Tensor, place: Tensor) -> Tensor:
         """Returns which view an epoch has of a sample; K epochs have each of K once.
@@ -49,38 +51,77 @@ class Epochs:
             epoch: The epoch, int64.
             place: The sample's place in the data set, int64; or many of both.
         """
-        return (tf.gather(self._first_views, place) + epoch) % self._views
+        first = natural(hashed(self._seed, _VIEWS, place)) % self._views
+        return (first + epoch) % self._views
+
+    def order(self, epoch: Tensor, positions: Tensor) -> Tensor:
+        """Returns the places of the samples that come at some positions of an epoch.
+
+        A permutation of all places. It is that of a Feistel network over the smallest
+        sufficient number of bits, gone through again from where it leads beyond the
+        last sample until it leads to one.
+
+        Args:
+            epoch: The epoch, int64.
+            positions: int64.
+
+        Reference:
+            Black, Rogaway 2002, Ciphers with Arbitrary Finite Domains, CT-RSA, method
+            2.
+        """
+        if not self._shuffle:
+            return positions
+        half_bits = max(1, ((self._samples - 1).bit_length() + 1) // 2)
+        shift, mask = uint64(half_bits), uint64(2**half_bits - 1)
+        key = hashed(self._seed, _ORDER, epoch)
+
+        def once(number: Tensor) -> Tensor:
+            left, right = tf.bitwise.right_shift(number, shift), number & mask
+            for turn in range(_ROUNDS):
+                drawn = hashed(key + uint64(turn), right)
+                left, right = right, left ^ (drawn & mask)
+            return tf.bitwise.left_shift(left, shift) | right
+
+        last = uint64(self._samples - 1)
+        (places,) = tf.while_loop(
+            lambda number: tf.reduce_any(number > last),
+            lambda number: [tf.where(number > last, once(number), number)],
+            [once(uint64(positions))],
+        )
+        return tf.cast(places, tf.int64)
 
     def places(self) -> tf.data.Dataset:
         """One epoch of `(epoch, place)`."""
 
         def ordered(_: Tensor) -> tf.data.Dataset:
             epoch = tf.numpy_function(self._begun, [], tf.int64)
-            order = tf.numpy_function(self._order, [epoch], tf.int64)
             epoch.set_shape([])
-            order.set_shape([self._samples])
-            epochs = tf.data.Dataset.from_tensors(epoch).repeat()
-            return tf.data.Dataset.zip(
-                (epochs, tf.data.Dataset.from_tensor_slices(order))
-            )
+            blocks = tf.data.Dataset.range(self._samples).batch(_POSITIONS_AT_ONCE)
+            return blocks.map(
+                lambda positions: (
+                    tf.fill(tf.shape(positions), epoch),
+                    self.order(epoch, positions),
+                )
+            ).unbatch()
 
         return tf.data.Dataset.range(1).flat_map(ordered)
 
-    def shuffled(self, stream: tf.data.Dataset, buffer: int) -> tf.data.Dataset:
+    def shuffled(
+        self, stream: Callable[[Tensor], tf.data.Dataset], buffer: int
+    ) -> tf.data.Dataset:
         """Returns one epoch of `(epoch, place, parts)`.
 
         Args:
-            stream: One pass of `(place, parts)`.
+            stream: From an epoch's number, one pass of `(place, parts)`.
             buffer: Number of samples to shuffle among.
         """
 
         def ordered(_: Tensor) -> tf.data.Dataset:
             epoch = tf.numpy_function(self._begun, [], tf.int64)
             epoch.set_shape([])
-            rows = stream
+            rows = stream(epoch)
             if self._shuffle:
-                seed = tf.numpy_function(self._buffer_seed, [epoch], tf.int64)
-                seed.set_shape([])
+                seed = natural(hashed(self._seed, _ORDER, epoch)) // 2**32
                 tf.random.set_seed(1)  # of this function alone, so that none other acts
                 rows = rows.shuffle(buffer, seed, reshuffle_each_iteration=False)
             return rows.map(lambda place, parts: (epoch, place, parts))
@@ -129,11 +170,3 @@ class Epochs:
         with self._lock:
             self._epoch = max(self._epoch, int(epoch) + 1)
         return np.int64(epoch)
-
-    def _order(self, epoch: Any) -> Array:
-        if not self._shuffle:
-            return np.arange(self._samples, dtype=np.int64)
-        return self._rng(1, int(epoch)).permutation(self._samples).astype(np.int64)
-
-    def _buffer_seed(self, epoch: Any) -> Any:
-        return self._rng(1, int(epoch)).integers(1, 2**31 - 1)

@@ -1,12 +1,13 @@
 """The files of stored soft labels: written so that a crash leaves no half-truth.
 
-A store is a folder of three files, all plain bytes and JSON, nothing pickled:
+A store is a folder of a few files, all plain bytes and JSON, nothing pickled:
 
-- `logits.f32`: little-endian float32, `(samples, views, ..., classes)`, by sample;
+- `logits.f32` (or what another `LabelForm` calls for): little-endian arrays,
+  `(samples, views, ...)`, by sample;
 - `samples.u64`: one 64-bit fingerprint a sample, of the sample before augmentation;
-- `manifest.json`: what was labelled by whom, how far, and the SHA-256 of the other two.
+- `manifest.json`: see `Manifest`.
 
-The first two are only ever appended to. The manifest is replaced as a whole, after they
+The others are only ever appended to. The manifest is replaced as a whole, after they
 are safely on disk, so at any moment it tells the truth about their beginning; what lies
 beyond is a rest of a crash and is cut off. `finished` is set last.
 """
@@ -15,15 +16,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import mmap
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from kdlite.distill.label_forms import FORM_FILES, LabelForm
+from kdlite.distill.label_manifest import (
+    MANIFEST,
+    SAMPLES,
+    Manifest,
+    Origin,
+    open_own,
+)
 
 try:
     import fcntl
@@ -32,170 +41,115 @@ except ImportError:  # not on this system: two builds at once are not told apart
 
 Array = np.ndarray[Any, Any]
 
-_MANIFEST, _LOGITS, _SAMPLES, LOCK = (
-    "manifest.json",
-    "logits.f32",
-    "samples.u64",
-    "lock",
-)
-_DATA_FILES = (_LOGITS, _SAMPLES)
-_OWN_FILES = {_MANIFEST, f"{_MANIFEST}.tmp", LOCK, *_DATA_FILES}
-_FORMAT = "kdlite soft labels 1"
+LOCK = "lock"
+_OWN_FILES = {MANIFEST, f"{MANIFEST}.tmp", LOCK, SAMPLES, *FORM_FILES}
 _SECONDS_BETWEEN_COMMITS = 5.0
 _READ_BYTES = 1 << 22
+_RESIDENT_BYTES = 64 << 20
+_PAGES_AT_A_FAULT = 16  # the system maps so many around the one that is asked for
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What soft labels were made from. Those of another origin are other labels.
+class LabelStore:
+    """A finished store, each byte of it checked, mapped from disk.
 
-    Attributes:
-        teacher: Fingerprint of the teacher.
-        sample_spec: Type and shape of each array of a sample, as it is in the data set.
-        first_samples: Fingerprint of the first few samples.
-        views: Number of augmented views of each sample.
-        seed: From which the views' seeds are drawn.
-        augment: Fingerprint of views of the first few samples; `None`: not augmented.
-    """
-
-    teacher: str
-    sample_spec: list[list[Any]]
-    first_samples: str
-    views: int
-    seed: int
-    augment: str | None
-
-    def changes(self, stored: Origin) -> list[str]:
-        """Names what is other than in the store."""
-        changed = []
-        if self.teacher != stored.teacher:
-            changed.append("another teacher")
-        if self.sample_spec != stored.sample_spec:
-            changed.append(
-                f"another data set (samples of {_listed(self.sample_spec)}, stored "
-                f"{_listed(stored.sample_spec)})"
-            )
-        elif self.first_samples != stored.first_samples:
-            changed.append("another data set (other first samples)")
-        for name in ("views", "seed"):
-            mine, theirs = getattr(self, name), getattr(stored, name)
-            if mine != theirs:
-                changed.append(f"another {name} ({name}={mine}, stored {theirs})")
-        has, had = self.augment is not None, stored.augment is not None
-        # Its fingerprint is one of its outputs, which change with the rest as well.
-        outputs_tell = not (set(changed) - {"another teacher"})
-        if has != had or (outputs_tell and self.augment != stored.augment):
-            kind = ["none", "one"]
-            note = f" ({kind[has]}, stored {kind[had]})" if has != had else ""
-            changed.append(f"another augment{note}")
-        return changed
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `manifest.json` says.
-
-    Attributes:
-        origin: What the labels were made from.
-        samples: Number of samples in the files that are safe.
-        logits_shape: Of one sample in one view, classes last; empty: nothing yet.
-        sha256: Of each data file, up to `samples`.
-        finished: Whether these are all.
-    """
-
-    origin: Origin
-    samples: int = 0
-    logits_shape: list[int] = field(default_factory=list)
-    sha256: dict[str, str] = field(default_factory=dict)
-    finished: bool = False
-
-    def row_bytes(self, name: str) -> int:
-        """Bytes of one sample in a data file."""
-        if name == _SAMPLES:
-            return 8
-        return 4 * self.origin.views * int(np.prod(self.logits_shape, dtype=int))
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest | None:
-        """Returns the manifest of the store at `path`, or `None` if there is none.
-
-        Raises:
-            ValueError: If there is one that is not of this format.
-        """
-        file = path / _MANIFEST
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except UnicodeDecodeError:
-            text = ""
-        try:
-            content = json.loads(text)
-            if content.pop("format") != _FORMAT:
-                raise ValueError
-            manifest = cls(**{**content, "origin": Origin(**content["origin"])})
-            sizes = [manifest.row_bytes(name) for name in _DATA_FILES]
-            hashed = set(manifest.sha256) == set(_DATA_FILES)
-            if (
-                manifest.samples < 0
-                or min(sizes) <= 0
-                or (manifest.samples and not hashed)
-            ):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"Soft labels need a manifest of the format '{_FORMAT}'. Received: "
-                f"{file}, which is damaged or of another version. Fix: build them "
-                f"again with overwrite=True."
-            ) from None
-        return manifest
-
-    def write(self, path: Path) -> None:
-        """Replaces the manifest at `path`, at once and on disk."""
-        temporary = path / f"{_MANIFEST}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"format": _FORMAT, **asdict(self)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path / _MANIFEST)
-        _sync_folder(path)
-
-
-def read_store(path: Path) -> tuple[Manifest, Array, Array]:
-    """Opens a finished store after checking each byte of it.
+    Its share of resident memory does not grow with the number of samples: what was
+    read is let go of again, and comes back from the disk or the system's cache of it.
 
     Args:
         path: The folder.
 
-    Returns:
-        The manifest; the logits `(samples, views, ..., classes)`, float32, mapped from
-        disk, read-only; the samples' fingerprints.
+    Attributes:
+        manifest: What it is.
+        samples: Fingerprints of the samples, mapped, read-only.
 
     Raises:
         FileNotFoundError: If there is no store at `path`.
         ValueError: If it is unfinished or damaged.
     """
-    manifest = Manifest.read(path)
-    if manifest is None:
-        raise FileNotFoundError(
-            f"Soft labels are loaded from a folder that SoftLabels.build made. "
-            f"Received: path={path}, where there are none. Fix: build them there first."
-        )
-    if not manifest.finished:
-        raise ValueError(
-            f"Only finished soft labels can be used. Received: {path}, where the first "
-            f"{manifest.samples:,} samples are done. Fix: call SoftLabels.build with "
-            f"the same arguments; it goes on where it stopped."
-        )
-    for name in _DATA_FILES:
-        size = manifest.samples * manifest.row_bytes(name)
-        with open(_checked_size(path / name, size, exact=True), "rb") as file:
-            digest = _digest_of(file, size)
-        _check_digest(path / name, digest.hexdigest(), manifest.sha256[name])
-    shape = (manifest.samples, manifest.origin.views, *manifest.logits_shape)
-    logits = np.memmap(path / _LOGITS, "<f4", "r", shape=shape)
-    samples = np.fromfile(path / _SAMPLES, "<u8").astype(np.uint64)
-    return manifest, logits, samples
+
+    def __init__(self, path: Path) -> None:
+        manifest = Manifest.read(path)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"Soft labels are loaded from a folder that SoftLabels.build made. "
+                f"Received: path={path}, where there are none. Fix: build them there "
+                f"first."
+            )
+        if not manifest.finished:
+            raise ValueError(
+                f"Only finished soft labels can be used. Received: {path}, where the "
+                f"first {manifest.samples:,} samples are done. Fix: call "
+                f"SoftLabels.build with the same arguments; it goes on where it "
+                f"stopped."
+            )
+        self.manifest = manifest
+        maps = {}
+        for name, (dtype, shape) in manifest.layout().items():
+            size = manifest.size_bytes(name)
+            # Mapped is the very file that was checked, whatever has its name then.
+            with _checked(path / name, size, exact=True) as stream:
+                _check_digest(path / name, _digest_of(stream, size), manifest.sha256)
+                maps[name] = (
+                    np.memmap(stream, dtype, "r", shape=(manifest.samples, *shape))
+                    if size
+                    else np.zeros((manifest.samples, *shape), dtype)
+                )
+        self.samples: Array = maps.pop(SAMPLES)
+        self._maps: dict[str, Array] = maps
+        self._touched_bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the logits on disk."""
+        return sum(array.nbytes for array in self._maps.values())
+
+    def rows(self, places: Any, views: Any) -> Array:
+        """Returns logits, float32 `(..., classes)`, of samples in a view each.
+
+        Args:
+            places: The samples' places, integers or a slice.
+            views: The views' numbers, of the same shape, or one.
+        """
+        if isinstance(views, int) and self.manifest.origin.form == LabelForm():
+            return next(iter(self._maps.values()))[places, views]  # as it is on disk
+        rows = self._stored(places, views)
+        return self.manifest.origin.form.decode(rows, self.manifest.logits_shape[-1])
+
+    def _stored(self, places: Any, views: Any) -> dict[str, Array]:
+        rows = {
+            name: np.array(array[places, views]) for name, array in self._maps.items()
+        }
+        self._let_go(max(map(len, rows.values()), default=0), rows)
+        return rows
+
+    def block(self, first: int, size: int) -> tuple[dict[str, Array], Array]:
+        """Returns what is stored of some samples that follow each other.
+
+        Args:
+            first: The place of the first.
+            size: How many; there may be fewer.
+
+        Returns:
+            The arrays by file, `(samples, views, ...)`, and the fingerprints.
+        """
+        part = slice(first, first + size)
+        rows = {name: np.array(array[part]) for name, array in self._maps.items()}
+        prints = np.array(self.samples[part])
+        self._let_go(len(prints), rows)
+        return rows, prints
+
+    def _let_go(self, count: int, rows: Mapping[str, Array]) -> None:
+        """Gives back pages that were read, once there may be many of them."""
+        around = _PAGES_AT_A_FAULT * mmap.PAGESIZE
+        for array in rows.values():
+            self._touched_bytes += count * around + array.nbytes
+        if self._touched_bytes < _RESIDENT_BYTES:
+            return
+        self._touched_bytes = 0
+        for array in self._maps.values():
+            mapping = getattr(array, "_mmap", None)
+            if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class LabelWriter:
@@ -231,22 +185,26 @@ class LabelWriter:
             undo.enter_context(locked(self.path, "Soft labels are"))
             if self._overwrite:
                 # The manifest first: without it the others mean nothing.
-                for name in (_MANIFEST, *_DATA_FILES):
+                for name in (MANIFEST, SAMPLES, *FORM_FILES):
                     (self.path / name).unlink(missing_ok=True)
             manifest = Manifest.read(self.path)
-            if manifest is None or not manifest.samples:  # nothing lost
+            if manifest is None or not (manifest.samples or manifest.finished):
+                for name in FORM_FILES:  # nothing lost, and perhaps of another form
+                    (self.path / name).unlink(missing_ok=True)
                 manifest = Manifest(self._origin)
                 manifest.write(self.path)
             _check_origin(self.path, self._origin, manifest.origin)
             self.manifest = manifest
-            self.known = np.zeros(0, np.uint64)
+            self.known: Array = np.zeros(0, np.uint64)
             if not manifest.finished:
                 self._files = {
-                    name: undo.enter_context(self._opened(name)) for name in _DATA_FILES
+                    name: undo.enter_context(self._opened(name))
+                    for name in manifest.files
                 }
             if manifest.samples:
-                known = np.fromfile(self.path / _SAMPLES, "<u8", manifest.samples)
-                self.known = known.astype(np.uint64)
+                size = manifest.size_bytes(SAMPLES)
+                with _checked(self.path / SAMPLES, size) as stream:
+                    self.known = np.memmap(stream, "<u8", "r", shape=manifest.samples)
             self._exit = undo.pop_all()
         self._committed_at = time.monotonic()
         return self
@@ -261,14 +219,12 @@ class LabelWriter:
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], Any]]:
         """Opens a data file behind what is safe in it, with the digest so far."""
-        size = self.manifest.samples * self.manifest.row_bytes(name)
+        size = self.manifest.size_bytes(name)
         file = self.path / name
-        file.touch()
-        with open(_checked_size(file, size), "r+b") as stream:
+        with _checked(file, size, os.O_RDWR | os.O_CREAT) as stream:
             digest = _digest_of(stream, size)
             if size:
-                stored = self.manifest.sha256[name]
-                _check_digest(file, digest.hexdigest(), stored)
+                _check_digest(file, digest, self.manifest.sha256)
             stream.truncate(size)
             stream.seek(size)
             yield stream, digest
@@ -281,7 +237,8 @@ class LabelWriter:
             fingerprints: `(samples,)`.
 
         Raises:
-            ValueError: If the logits have another shape than those before.
+            ValueError: If the logits have another shape than those before, or cannot be
+                stored in this form.
         """
         shape = list(logits.shape[2:])
         if self.manifest.samples and shape != self.manifest.logits_shape:
@@ -290,22 +247,35 @@ class LabelWriter:
                 f"after {tuple(self.manifest.logits_shape)}. Fix: bring all samples to "
                 f"one shape before they are labelled."
             )
-        for name, rows in ((_LOGITS, logits), (_SAMPLES, fingerprints)):
+        self.append_stored(self._origin.form.encode(logits), fingerprints, shape)
+
+    def append_stored(
+        self, rows: Mapping[str, Array], fingerprints: Array, logits_shape: list[int]
+    ) -> None:
+        """Appends samples that are in the store's form already.
+
+        Args:
+            rows: By file, `(samples, views, ...)`.
+            fingerprints: `(samples,)`.
+            logits_shape: Of one sample in one view, classes last.
+        """
+        prints = np.ascontiguousarray(fingerprints, "<u8")
+        for name, content in {**rows, SAMPLES: prints}.items():
             stream, digest = self._files[name]
-            content = np.ascontiguousarray(rows, "<f4" if name == _LOGITS else "<u8")
             stream.write(content.data)
             digest.update(content.data)
         self.manifest = Manifest(
-            self._origin, self.manifest.samples + len(logits), shape
+            self._origin, self.manifest.samples + len(prints), logits_shape
         )
         if time.monotonic() - self._committed_at >= _SECONDS_BETWEEN_COMMITS:
             self.commit()
 
-    def commit(self, finished: bool = False) -> None:
+    def commit(self, dataset_samples: int | None = None) -> None:
         """Makes all that was appended safe.
 
         Args:
-            finished: Whether it is the whole.
+            dataset_samples: Number of samples of the whole data set, if this is all
+                there is to store of it.
         """
         sha256 = {}
         for name, (stream, digest) in self._files.items():
@@ -317,10 +287,30 @@ class LabelWriter:
             self.manifest.samples,
             self.manifest.logits_shape,
             sha256,
-            finished,
+            dataset_samples is not None,
+            dataset_samples,
         )
         self.manifest.write(self.path)
         self._committed_at = time.monotonic()
+
+
+def shard_folders(path: Path) -> list[Path]:
+    """Returns the folders of shards in that of a store.
+
+    Args:
+        path: The folder.
+    """
+    return sorted(path.glob("shard-*/")) if path.is_dir() else []
+
+
+def shard_folder(path: Path, shard: tuple[int, int]) -> Path:
+    """Returns where a shard of the store at a path is.
+
+    Args:
+        path: The folder of the whole.
+        shard: `(i, n)`, the i-th of n.
+    """
+    return path / f"shard-{shard[0]}-of-{shard[1]}"
 
 
 def check_place(path: Path) -> None:
@@ -334,7 +324,8 @@ def check_place(path: Path) -> None:
     """
     foreign = not path.is_dir() and path.exists()
     if path.is_dir():
-        foreign = not {file.name for file in path.iterdir()} <= _OWN_FILES
+        shards = {folder.name for folder in shard_folders(path)}
+        foreign = not {file.name for file in path.iterdir()} <= _OWN_FILES | shards
     if foreign:
         raise FileExistsError(
             f"Soft labels are stored in a folder of their own. Received: path={path}, "
@@ -352,22 +343,32 @@ def _check_origin(path: Path, origin: Origin, stored: Origin) -> None:
         )
 
 
-def _checked_size(file: Path, size_bytes: int, exact: bool = False) -> Path:
-    actual = file.stat().st_size if file.exists() else 0
-    if actual < size_bytes or (exact and actual != size_bytes):
-        raise ValueError(
-            f"A file of soft labels must be as long as its manifest says. Received: "
-            f"{file} with {actual:,} bytes instead of {size_bytes:,}. Fix: build them "
-            f"again with overwrite=True."
-        )
-    return file
+@contextlib.contextmanager
+def _checked(
+    file: Path, size_bytes: int, flags: int = os.O_RDONLY, exact: bool = False
+) -> Iterator[IO[bytes]]:
+    """Opens a data file that has its length."""
+    try:
+        with open_own(file, flags) as stream:
+            actual = os.fstat(stream.fileno()).st_size
+            if actual >= size_bytes and not (exact and actual != size_bytes):
+                yield stream
+                return
+    except FileNotFoundError:
+        actual = 0
+    raise ValueError(
+        f"A file of soft labels must be as long as its manifest says. Received: "
+        f"{file} with {actual:,} bytes instead of {size_bytes:,}. Fix: build them "
+        f"again with overwrite=True."
+    )
 
 
-def _check_digest(file: Path, digest: str, expected: str) -> None:
-    if digest != expected:
+def _check_digest(file: Path, digest: Any, sha256: Mapping[str, str]) -> None:
+    found, expected = digest.hexdigest(), str(sha256[file.name])
+    if found != expected:
         raise ValueError(
             f"A file of soft labels must have the SHA-256 in its manifest. Received: "
-            f"{file} with {digest[:12]} instead of {expected[:12]}: it was changed or "
+            f"{file} with {found[:12]} instead of {expected[:12]}: it was changed or "
             f"damaged. Fix: build them again with overwrite=True."
         )
 
@@ -391,10 +392,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         RuntimeError: If another process is at it.
     """
-    with open(path / LOCK, "w") as file:
+    with open_own(path / LOCK, os.O_WRONLY | os.O_CREAT) as stream:
         try:
             if fcntl is not None:  # the system lets go of it when the process ends
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
                 f"{what} written by one process at a time. Received: "
@@ -402,17 +403,3 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 f"another path."
             ) from None
         yield
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the new name in a folder safe, where the system can."""
-    with contextlib.suppress(OSError):
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _listed(spec: list[list[Any]]) -> str:
-    return " and ".join(f"{dtype} {tuple(shape)}" for dtype, shape in spec)

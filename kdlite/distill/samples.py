@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.distill.augment import Mixing
 from kdlite.fingerprint import rows_fingerprint
 
 Tensor = Any
@@ -141,7 +142,7 @@ class Samples:
         else:
             numbered = self._batches.scan(
                 tf.constant(0, tf.int64),
-                lambda start, parts: (start + _length(parts), (start, parts)),
+                lambda start, parts: (start + length(parts), (start, parts)),
             )
         if witness is not None:
 
@@ -169,9 +170,7 @@ class Samples:
         Args:
             places: One place or a batch of them.
         """
-        return tf.nest.map_structure(
-            lambda array: tf.gather(array, places), self.arrays
-        )
+        return gathered(self.arrays, places)
 
     def numbered(self, witness: Callable[..., Any] | None = None) -> Any:
         """Returns the samples one by one.
@@ -183,6 +182,36 @@ class Samples:
             A `tf.data.Dataset` of `(place, parts)`.
         """
         return self.chunks(witness).map(_places).unbatch()
+
+    def blocks(self, size: int, witness: Callable[..., Any] | None = None) -> Any:
+        """Returns the samples in order, so many at a time.
+
+        Args:
+            size: How many; there may be fewer in the last block.
+            witness: As for `chunks`.
+
+        Returns:
+            A `tf.data.Dataset` of `(start, parts)`, as `chunks` gives it.
+        """
+        blocks = self.numbered(witness).batch(size)
+        return blocks.map(lambda places, parts: (places[0], parts))
+
+    def check_mixing(self, mixing: Mixing | None) -> None:
+        """Checks that each sample's partners can be had.
+
+        Args:
+            mixing: How two samples are mixed, if they are.
+
+        Raises:
+            ValueError: If they may be anywhere in a data set that is not in memory.
+        """
+        if mixing is not None and mixing.among is None and self.arrays is None:
+            raise ValueError(
+                f"Samples are mixed with any other only in memory. Received: "
+                f"{mixing!r} for a data set that is read in a stream. Fix: "
+                f"{type(mixing).__name__}(among=4096), which holds so many at once, or "
+                f"give arrays."
+            )
 
     def fingerprints(self) -> Array:
         """Reads all samples and returns a 64-bit fingerprint of each `x`."""
@@ -202,21 +231,30 @@ class Witness:
         spec: Type and shape that each sample must have.
         known: Fingerprints of the first samples.
         complete: Whether those are all; then nothing is noted.
+        shard: `(i, n)`: every n-th sample from the i-th on, i from 1, is looked at; the
+            others are only counted.
 
     Attributes:
-        count: Number of samples seen.
+        count: Number of samples looked at.
+        dataset_samples: Number of samples that went by.
 
     Raises:
         ValueError: When called with a sample of another shape or fingerprint.
     """
 
     def __init__(
-        self, spec: Spec, known: Array | None = None, complete: bool = False
+        self,
+        spec: Spec,
+        known: Array | None = None,
+        complete: bool = False,
+        shard: tuple[int, int] = (1, 1),
     ) -> None:
         self.count = 0
+        self.dataset_samples = 0
         self._spec = spec
         self._known = np.zeros(0, np.uint64) if known is None else known
         self._complete = complete
+        self._shard = shard
         self._noted: list[Array] = []
         self._noted_from = 0
         self._lock = threading.Lock()
@@ -253,16 +291,21 @@ class Witness:
                 f"sample {start} on, before {listed(self._spec)}. Fix: pad or resize "
                 f"them to one shape."
             )
-        rows = rows_fingerprint(list(leaves))
-        known = self._known[start : start + len(rows)]
+        index, shards = self._shard[0] - 1, self._shard[1]
+        offset = (index - start) % shards
+        rows = rows_fingerprint([leaf[offset::shards] for leaf in leaves])
+        first = (start + offset - index) // shards
+        known = self._known[first : first + len(rows)]
         differs = np.flatnonzero(rows[: len(known)] != known)
         if differs.size or (self._complete and len(known) < len(rows)):
-            place = start + (int(differs[0]) if differs.size else len(known))
+            number = first + (int(differs[0]) if differs.size else len(known))
             raise ValueError(
                 f"The data set must give the same samples in the same order each time. "
-                f"Received: another sample {place} than before. {_ORDER_FIX}"
+                f"Received: another sample {index + shards * number} than before. "
+                f"{_ORDER_FIX}"
             )
-        self.count = start + len(rows)
+        self.count = first + len(rows)
+        self.dataset_samples = start + len(leaves[0])
         if not self._complete:
             with self._lock:
                 self._noted.append(rows)
@@ -301,13 +344,16 @@ def first_samples(samples: Samples) -> Structure:
     return _numpy(parts[0])
 
 
-def check_same_samples(samples: Samples, spec: Spec, known: Array) -> None:
+def check_same_samples(
+    samples: Samples, spec: Spec, known: Array, shard: tuple[int, int] = (1, 1)
+) -> None:
     """Checks that a data set has the samples that were labelled, in their order.
 
     Args:
         samples: The data set.
         spec: Type and shape of a labelled sample.
         known: Fingerprints of all labelled samples.
+        shard: `(i, n)`: every n-th sample from the i-th on was labelled.
 
     Raises:
         ValueError: If other samples, more or fewer, or another order are found.
@@ -315,29 +361,47 @@ def check_same_samples(samples: Samples, spec: Spec, known: Array) -> None:
     if samples.spec != spec:
         received = f"samples of {listed(samples.spec)}, labelled {listed(spec)}"
         raise ValueError(f"{_SAME_RULE} Received: {received}. {_SAME_FIX}")
-    found = samples.fingerprints()
-    common = min(len(found), len(known))
-    differs = np.flatnonzero(found[:common] != known[:common])
-    if differs.size and np.array_equal(np.sort(found), np.sort(known)):
-        raise ValueError(
-            f"{_SAME_RULE} Received: the same samples in another order, sample "
-            f"{differs[0]} being the first elsewhere. {_ORDER_FIX}"
-        )
-    if len(found) != len(known):
-        received = f"{len(found):,} samples, labelled {len(known):,}"
-        raise ValueError(f"{_SAME_RULE} Received: {received}. {_SAME_FIX}")
-    if differs.size:
-        received = (
-            f"{differs.size:,} of {len(known):,} samples that are others, the first at "
-            f"{differs[0]}"
-        )
-        raise ValueError(f"{_SAME_RULE} Received: {received}. {_SAME_FIX}")
+    # Chunk by chunk: fingerprints of all samples are held only to tell what is wrong.
+    witness = Witness(spec, known, complete=True, shard=shard)
+    error: ValueError | None = None
+    try:
+        with witness.errors():
+            for _ in samples.chunks(witness):
+                pass
+    except ValueError as err:
+        error = err
+    if error is not None or witness.count != len(known):
+        found = samples.fingerprints()[shard[0] - 1 :: shard[1]]
+        raise _difference(found, known, shard) or error or ValueError(_SAME_RULE)
     if samples.arrays is None:
         # A shuffle with a seed can begin alike in each process, and go on otherwise.
-        witness = Witness(samples.spec, known, complete=True)
+        witness = Witness(spec, known, complete=True, shard=shard)
         with witness.errors():
             for _ in samples.chunks(witness).take(_REREAD_CHUNKS):
                 pass
+
+
+def _difference(
+    found: Array, known: Array, shard: tuple[int, int]
+) -> ValueError | None:
+    common = min(len(found), len(known))
+    differs = np.flatnonzero(found[:common] != known[:common])
+    first = differs[0] * shard[1] + shard[0] - 1 if differs.size else 0
+    if differs.size and np.array_equal(np.sort(found), np.sort(known)):
+        return ValueError(
+            f"{_SAME_RULE} Received: the same samples in another order, sample "
+            f"{first} being the first elsewhere. {_ORDER_FIX}"
+        )
+    if len(found) != len(known):
+        received = f"{len(found):,} samples, labelled {len(known):,}"
+    elif differs.size:
+        received = (
+            f"{differs.size:,} of {len(known):,} samples that are others, the first at "
+            f"{first}"
+        )
+    else:
+        return None
+    return ValueError(f"{_SAME_RULE} Received: {received}. {_SAME_FIX}")
 
 
 _SAME_RULE = "The data set must be the one that was labelled."
@@ -434,9 +498,24 @@ def listed(spec: Spec) -> str:
     return " and ".join(f"{dtype} {tuple(shape)}" for dtype, shape in spec)
 
 
-def _length(parts: Structure) -> Tensor:
+def gathered(parts: Structure, at: Tensor) -> Structure:
+    """Returns samples of a batch.
+
+    Args:
+        parts: The batch.
+        at: Which, from 0.
+    """
+    return tf.nest.map_structure(lambda array: tf.gather(array, at), parts)
+
+
+def length(parts: Structure) -> Tensor:
+    """Returns the number of samples in a batch, int64.
+
+    Args:
+        parts: The batch.
+    """
     return tf.shape(tf.nest.flatten(parts)[0], tf.int64)[0]
 
 
 def _places(start: Tensor, parts: Structure) -> Structure:
-    return tf.range(start, start + _length(parts)), parts
+    return tf.range(start, start + length(parts)), parts

@@ -31,25 +31,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.distill.augment import Augment, Mixing
 from kdlite.distill.epochs import Epochs
+from kdlite.distill.label_forms import LabelForm
+from kdlite.distill.label_manifest import MANIFEST, Origin
+from kdlite.distill.label_shards import merge_shards
 from kdlite.distill.label_store import (
+    LabelStore,
     LabelWriter,
-    Manifest,
-    Origin,
     check_place,
-    read_store,
+    shard_folder,
+    shard_folders,
 )
-from kdlite.distill.losses.outputs import compatible_shapes
+from kdlite.distill.labelling import batch_rank, check_taken, label
 from kdlite.distill.samples import (
     DataSet,
     Samples,
-    Structure,
-    Witness,
     check_same_samples,
     first_samples,
 )
-from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel, logits_model
-from kdlite.distill.views import Augment, Views
+from kdlite.distill.taps import LogitsModel, logits_model
+from kdlite.distill.training_batches import training_batches
+from kdlite.distill.views import Views
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -58,8 +61,6 @@ Tensor = Any
 Array = np.ndarray[Any, Any]
 
 _DEFAULT_BATCH_SIZE = 32
-_SHUFFLE_BUFFER_BYTES = 256 << 20
-_SHUFFLE_BUFFER_SAMPLES = 1024  # at least
 
 
 class SoftLabels:
@@ -84,13 +85,14 @@ class SoftLabels:
         (4, 3, (4, 3))
     """
 
-    def __init__(self, path: Path, manifest: Manifest, stored: tuple[Array, Array]):
+    def __init__(self, path: Path, store: LabelStore):
         self.path = path
-        self.views = manifest.origin.views
-        self.classes = manifest.logits_shape[-1]
-        self.teacher_fingerprint = manifest.origin.teacher
-        self._origin = manifest.origin
-        self._logits, self._samples = stored
+        self._store = store
+        self._origin = store.manifest.origin
+        self._logits_shape = tuple(store.manifest.logits_shape)
+        self.views = self._origin.views
+        self.classes = self._logits_shape[-1] if len(self) else 0
+        self.teacher_fingerprint = self._origin.teacher
 
     @classmethod
     def build(
@@ -98,12 +100,16 @@ class SoftLabels:
         teacher: keras.Model | LogitsModel,
         dataset: DataSet,
         path: str | os.PathLike[str],
-        augment: Augment | None = None,
+        augment: Augment | Mixing | None = None,
         views: int = 1,
         batch_size: int = 256,
         overwrite: bool = False,
         seed: int = 0,
         verbose: str | int = "auto",
+        *,
+        dtype: str = "float32",
+        top_k: int | None = None,
+        shard: tuple[int, int] | None = None,
     ) -> SoftLabels:
         """Runs the teacher over a data set and stores its logits.
 
@@ -123,22 +129,31 @@ class SoftLabels:
             augment: `augment(x, seed)`, a stateless function from one sample (tensors,
                 without a batch axis) and a seed (int64, shape `(2,)`, as
                 `tf.image.stateless_*` take it) to a sample of the same shape and type.
-                If given, every view is augmented; none is the plain sample.
+                If given, every view is augmented; none is the plain sample. Or one of
+                `kdlite.augment`, `Mixup` or `CutMix`, which mix two samples.
             views: Number K of views of each sample; more than one needs `augment`.
             batch_size: Samples the teacher is run on at once.
             overwrite: Throw away whatever labels are at `path` and start anew.
             seed: From it, the sample's place and the view's number each view's own
                 seed is drawn.
             verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal.
+            dtype: `"float32"`, or `"float16"` for half the size: see `LabelForm` for
+                what it changes.
+            top_k: Store only so many of each sample's largest logits, and the mass of
+                all others: see `LabelForm` for what the student is told then. `None`
+                stores all.
+            shard: `(i, n)` labels every n-th sample, from the i-th on, i from 1, into
+                the folder `shard-i-of-n` in that at `path`: for n workers, each with
+                another i and the whole data set. `SoftLabels.merge` puts them together.
 
         Returns:
-            The soft labels.
+            The soft labels; of a shard those of its samples, to be merged before use.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is out of range, `augment` is not stateless or
                 changes shape or type, or if what is stored at `path` was begun with
-                another teacher, data set, augmentation, number of views or seed.
+                another teacher, data set, augmentation, number of views, seed or form.
             FileExistsError: If at `path` is something else.
             RuntimeError: If another process is building there.
 
@@ -163,14 +178,28 @@ class SoftLabels:
         seed = _checked_int("seed", seed, least=0)
         show = _checked_verbose(verbose)
         _check_callable(augment)
-        logits = logits_model(teacher, needs=None, role="teacher")
-        fingerprint = model_fingerprint(logits.model)
+        if top_k is not None:
+            top_k = _checked_int("top_k", top_k, least=1)
+        LabelForm(dtype, top_k)
         check_place(path)
-        samples = Samples(dataset, _batch_rank(logits.model, dataset))
-        _check_taken(logits, samples)
+        if shard is not None:
+            shard = _checked_shard(shard)
+            path = shard_folder(path, shard)
+            check_place(path)
+        logits = logits_model(teacher, needs=None, role="teacher")
+        if top_k is not None and logits.outputs in ("sigmoid", "values"):
+            raise ValueError(
+                f"`top_k` is of classes that share one mass. Received: top_k={top_k}, "
+                f"teacher '{logits.name}' with outputs={logits.outputs!r}. Fix: "
+                f"top_k=None; dtype='float16' halves the size."
+            )
+        fingerprint = model_fingerprint(logits.model)
+        samples = Samples(dataset, batch_rank(logits.model, dataset))
+        check_taken(logits, samples)
         looks = Views(augment, views, seed)
         few = first_samples(samples)
         looks.check(few)
+        samples.check_mixing(looks.mixing)
         origin = Origin(
             teacher=fingerprint,
             sample_spec=samples.spec,
@@ -178,9 +207,12 @@ class SoftLabels:
             views=views,
             seed=seed,
             augment=looks.fingerprint(few),
+            dtype=dtype,
+            top_k=top_k,
+            shard=None if shard is None else list(shard),
         )
         with LabelWriter(path, origin, overwrite) as writer:
-            _label(writer, logits, samples, looks, batch_size, show)
+            label(writer, logits, samples, looks, batch_size, show)
         return cls.load(path)
 
     @classmethod
@@ -204,8 +236,12 @@ class SoftLabels:
                 teacher.
         """
         path = Path(path)
-        manifest, *stored = read_store(path)
-        soft = cls(path, manifest, (stored[0], stored[1]))
+        if shard_folders(path) and not (path / MANIFEST).exists():
+            raise ValueError(
+                f"Shards are merged before they are used. Received: {path}, with "
+                f"{len(shard_folders(path))} shards. Fix: SoftLabels.merge(path)."
+            )
+        soft = cls(path, LabelStore(path))
         if teacher is not None:
             model = logits_model(teacher, needs=None, role="teacher").model
             fingerprint = model_fingerprint(model)
@@ -218,13 +254,46 @@ class SoftLabels:
                 )
         return soft
 
+    @classmethod
+    def merge(cls, path: str | os.PathLike[str], overwrite: bool = False) -> SoftLabels:
+        """Puts together what `build` made with each `shard=(i, n)` of a number n.
+
+        The shards' folders must be in that at `path`, where the whole is written, the
+        same as if one worker had built it. They are left as they are and not needed any
+        more. Killed at any moment, the same call goes on where it stopped.
+
+        Args:
+            path: The folder given to `build`.
+            overwrite: Throw away whatever whole is at `path` and merge anew.
+
+        Returns:
+            The soft labels of the whole data set.
+
+        Raises:
+            FileNotFoundError: If there are no shards.
+            ValueError: If a shard is missing, doubled, unfinished, damaged, or of other
+                labels than the rest; all such are named.
+
+        Example:
+            >>> import keras, numpy as np, tempfile
+            >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+            >>> x, folder = np.eye(4, dtype="float32"), tempfile.mkdtemp()
+            >>> for i in (1, 2):  # on two machines, say
+            ...     shard = SoftLabels.build(teacher, x, folder, shard=(i, 2))
+            >>> len(shard), len(SoftLabels.merge(folder))
+            (2, 4)
+        """
+        path = Path(path)
+        merge_shards(path, overwrite)
+        return cls.load(path)
+
     def attach(
         self,
         dataset: DataSet,
         batch_size: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | Mixing | None = None,
         drop_remainder: bool = False,
         initial_epoch: int = 0,
     ) -> tf.data.Dataset:
@@ -232,7 +301,8 @@ class SoftLabels:
 
         Elements are `({"inputs": x, "soft_labels": logits}, y, sample_weight)`, without
         `y` or `sample_weight` if the data set has none; logits are float32,
-        `(batch, ..., classes)`.
+        `(batch, ..., classes)`. Where samples are mixed, `y` are rows of class shares,
+        as `kdlite.augment.Mixup` says.
 
         Each iteration is one epoch: a new order, and for each sample another of its K
         views, so that K epochs use each once. Both depend on `seed` and the epoch
@@ -270,6 +340,12 @@ class SoftLabels:
             ...     print(sorted(inputs), sorted(labels.numpy().tolist()))
             ['inputs', 'soft_labels'] [0, 1, 2, 3]
         """
+        if self._origin.shard is not None:
+            raise ValueError(
+                f"Labels are attached to the whole data set. Received: those of shard "
+                f"{self._origin.shard[0]} of {self._origin.shard[1]}. Fix: "
+                f"SoftLabels.merge('{self.path.parent}') first."
+            )
         seed = _checked_int("seed", seed, least=0)
         epoch = _checked_int("initial_epoch", initial_epoch, least=0)
         if batch_size is not None:
@@ -283,11 +359,21 @@ class SoftLabels:
                 f"batch_size={batch_size}, {len(self)} samples, drop_remainder=True. "
                 f"Fix: a smaller batch, or drop_remainder=False."
             )
-        check_same_samples(samples, self._origin.sample_spec, self._samples)
+        check_same_samples(samples, self._origin.sample_spec, self._store.samples)
         looks = Views(augment, self.views, self._origin.seed)
         self._check_augment(looks, samples)
+        samples.check_mixing(looks.mixing)
         epochs = Epochs(len(self), self.views, seed, bool(shuffle), epoch)
-        return self._batches(samples, looks, epochs, batch_size, drop_remainder)
+        return training_batches(
+            samples,
+            looks,
+            epochs,
+            batch_size,
+            drop_remainder,
+            rows=self._rows,
+            logits_shape=self._logits_shape,
+            known=self._store.samples,
+        )
 
     def _check_augment(self, looks: Views, samples: Samples) -> None:
         if looks.augment is None and self._origin.augment is None:
@@ -306,54 +392,20 @@ class SoftLabels:
             f"same function as to SoftLabels.build, or build anew with this one."
         )
 
-    def _batches(
-        self,
-        samples: Samples,
-        looks: Views,
-        epochs: Epochs,
-        batch_size: int,
-        drop_remainder: bool,
-    ) -> tf.data.Dataset:
-        def made(epoch: Tensor, places: Tensor, *streamed: Structure) -> Structure:
-            (parts,) = streamed or (samples.at(places),)
-            views = epochs.view(epoch, places)
-            logits = tf.numpy_function(self._rows, [places, views], tf.float32)
-            logits.set_shape([*places.shape, *self._logits.shape[2:]])
-            x = looks.view(places, views, parts[0])
-            inputs = {INPUTS_KEY: x, SOFT_LABELS_KEY: logits}
-            return epoch[0], (inputs, *parts[1:])
-
-        in_memory = samples.arrays is not None
-        rows = epochs.places() if in_memory else self._stream(samples, epochs)
-        batches = rows.batch(batch_size, drop_remainder)
-        batches = batches.map(made, tf.data.AUTOTUNE, deterministic=True)
-        count = (
-            len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
-        )
-        return epochs.counted(batches.prefetch(tf.data.AUTOTUNE), count)
-
-    def _stream(self, samples: Samples, epochs: Epochs) -> tf.data.Dataset:
-        """The samples of a data set that is not in memory, shuffled in a buffer."""
-        stream = samples.numbered(Witness(samples.spec, self._samples, complete=True))
-        sample_bytes = sum(
-            int(np.prod(shape)) * (1 if dtype == "string" else tf.as_dtype(dtype).size)
-            for dtype, shape in samples.spec
-        )
-        fitting = _SHUFFLE_BUFFER_BYTES // max(1, sample_bytes)
-        buffer = min(len(self), max(_SHUFFLE_BUFFER_SAMPLES, fitting))
-        return epochs.shuffled(stream, buffer)
-
     def _rows(self, places: Array, views: Array) -> Array:
-        return np.asarray(self._logits[places, views], np.float32)
+        return self._store.rows(places, views)
 
-    def logits(self, view: int = 0) -> Array:
-        """Returns the logits of one view of all samples, in the data set's order.
+    def logits(self, view: int = 0, places: Any = None) -> Array:
+        """Returns the logits of one view, as the student is told them.
 
         Args:
             view: Its number, from 0 to `views - 1`.
+            places: The samples' places in the data set, as numpy takes them; `None`:
+                all, in its order.
 
         Returns:
-            float32 `(samples, ..., classes)`, mapped from disk, read-only.
+            float32 `(samples, ..., classes)`; if that is how they are stored, all are
+            mapped from disk, read-only, else they are in memory.
 
         Raises:
             ValueError: If there is no such view.
@@ -363,7 +415,7 @@ class SoftLabels:
                 f"`view` must be one of those stored. Received: view={view}, stored "
                 f"0 to {self.views - 1}."
             )
-        return self._logits[:, view]
+        return self._store.rows(slice(None) if places is None else places, view)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what these labels are, as plain JSON."""
@@ -373,143 +425,28 @@ class SoftLabels:
             "views": self.views,
             "classes": self.classes,
             "augmented": self._origin.augment is not None,
-            "bytes": self._logits.nbytes,
+            "dtype": self._origin.dtype,
+            "top_k": self._origin.top_k,
+            "shard": self._origin.shard,
+            "bytes": self._store.nbytes,
             "teacher": self.teacher_fingerprint,
         }
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._store.samples)
 
     def __str__(self) -> str:
         views = f" x {self.views} views" if self.views > 1 else ""
         return (
             f"Soft labels of {len(self):,} samples{views}, {self.classes} classes, by "
             f"teacher {self.teacher_fingerprint[:12]}: "
-            f"{self._logits.nbytes / 1024:,.0f} KiB in {self.path}"
+            f"{self._store.nbytes / 1024:,.0f} KiB in {self.path}"
         )
 
     def __repr__(self) -> str:
         return (
             f"SoftLabels({str(self.path)!r}, samples={len(self)}, views={self.views}, "
             f"classes={self.classes}, teacher={self.teacher_fingerprint[:12]!r})"
-        )
-
-
-def _label(
-    writer: LabelWriter,
-    logits: LogitsModel,
-    samples: Samples,
-    looks: Views,
-    batch_size: int,
-    show: bool,
-) -> None:
-    """Labels the samples that are not in the store yet."""
-    manifest = writer.manifest
-    if manifest.finished:
-        check_same_samples(samples, manifest.origin.sample_spec, writer.known)
-        logger.info("soft labels at %s are complete", writer.path)
-        return
-    if manifest.samples:
-        logger.info("going on after %d samples at %s", manifest.samples, writer.path)
-    views = looks.count
-    samples_at_once = max(1, batch_size // views)  # a batch holds whole samples
-    rows_at_once = samples_at_once * views
-
-    def all_views(start: Tensor, parts: Structure) -> Structure:
-        x = tf.nest.map_structure(
-            lambda array: tf.repeat(array, views, axis=0), parts[0]
-        )
-        rows = tf.range(tf.shape(tf.nest.flatten(x)[0], tf.int64)[0])
-        return start + rows // views, rows % views, x
-
-    def filled(x: Structure) -> Structure:
-        """A batch of full size, so that the teacher is traced once."""
-        count = tf.shape(tf.nest.flatten(x)[0])[0]
-        rows = tf.minimum(tf.range(rows_at_once), count - 1)
-        return tf.nest.map_structure(lambda array: tf.gather(array, rows), x), count
-
-    run = tf.function(lambda x: logits(x, training=False))
-    witness = Witness(samples.spec, writer.known)
-    batches = (
-        samples.chunks(witness)
-        .map(all_views)
-        .unbatch()
-        .skip(manifest.samples * views)
-        .batch(rows_at_once)
-        .map(looks.view, tf.data.AUTOTUNE, deterministic=True)
-        .map(filled)
-        .prefetch(2)
-    )
-    bar = None
-    if show:
-        target = samples.count and samples.count * views
-        bar = keras.utils.Progbar(target, verbose=1, unit_name="label")
-    with witness.errors():
-        for x, count in batches:
-            rows = _checked_logits(run(x).numpy()[: int(count)], logits)
-            rows = rows.reshape(-1, views, *rows.shape[1:])
-            done = writer.manifest.samples
-            writer.append(rows, witness.take(done, len(rows)))
-            if bar is not None:
-                bar.update((done + len(rows)) * views)
-    if witness.count < manifest.samples:
-        raise ValueError(
-            f"The data set must be the one that labelling was begun with. Received: "
-            f"{witness.count} samples, when {manifest.samples} are labelled. Fix: give "
-            f"the same data, another path, or overwrite=True."
-        )
-    writer.commit(finished=True)
-    if bar is not None and bar.target is None:
-        bar.update(writer.manifest.samples * views, finalize=True)
-
-
-def _checked_logits(rows: Array, teacher: LogitsModel) -> Array:
-    least = 1 if teacher.outputs in ("sigmoid", "values") else 2
-    if rows.ndim < 2 or rows.shape[-1] < least:
-        raise ValueError(
-            f"Soft labels are over two classes or more. Received: teacher "
-            f"'{teacher.name}' with logits {rows.shape}. Fix: give a classifier with "
-            f"two logits or more, or with a sigmoid."
-        )
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            f"The teacher's logits must be finite. Received: NaN or infinity from "
-            f"teacher '{teacher.name}'. Fix: check its weights and the data's range."
-        )
-    return rows
-
-
-def _batch_rank(model: keras.Model, dataset: DataSet) -> int | None:
-    """Number of axes of a batch of the first input, if the model says so."""
-    inputs = getattr(model, "inputs", None)
-    if not inputs or not isinstance(dataset, tf.data.Dataset):
-        return None
-    spec = dataset.element_spec
-    x = spec[0] if isinstance(spec, tuple) else spec
-    names = {tensor.name: len(tensor.shape) for tensor in inputs}
-    if isinstance(x, dict) and min(x) in names:  # the first, as structures are sorted
-        return names[min(x)]
-    return len(inputs[0].shape)
-
-
-def _check_taken(logits: LogitsModel, samples: Samples) -> None:
-    """Checks that the teacher takes such samples, as far as its graph says."""
-    inputs = getattr(logits.model, "inputs", None) or ()
-    taken = [tuple(tensor.shape[1:]) for tensor in inputs]
-    given = [tuple(shape) for _, shape in samples.spec]
-    if len(taken) == len(given) == 1 and not any(
-        # Keras itself adds or takes a last axis of 1.
-        compatible_shapes(wanted, shape)
-        for wanted, shape in (
-            (taken[0], given[0]),
-            (taken[0], (*given[0], 1)),
-            ((*taken[0], 1), given[0]),
-        )
-    ):
-        raise ValueError(
-            f"Samples must have the shape that the teacher takes. Received: samples of "
-            f"{given}, teacher '{logits.name}' takes {taken}. Fix: resize or reshape "
-            f"the data, or give the teacher they are for."
         )
 
 
@@ -531,6 +468,22 @@ def _checked_int(name: str, value: Any, least: int) -> int:
     return number
 
 
+def _checked_shard(shard: Any) -> tuple[int, int]:
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`shard` must be two integers (i, n). Received: shard={shard!r}. Fix: "
+            f"(1, 4) for the first of four."
+        ) from None
+    if not 1 <= index <= count < 2**31:
+        raise ValueError(
+            f"`shard` must be (i, n) with i from 1 to n. Received: shard={shard!r}. "
+            f"Fix: (1, n) for the first of n, (n, n) for the last."
+        )
+    return index, count
+
+
 def _checked_verbose(verbose: str | int) -> bool:
     if verbose not in ("auto", 0, 1, 2):
         raise ValueError(
@@ -541,8 +494,8 @@ def _checked_verbose(verbose: str | int) -> bool:
 
 
 def _check_callable(augment: Any) -> None:
-    if augment is not None and not callable(augment):
+    if not (augment is None or callable(augment) or isinstance(augment, Mixing)):
         raise TypeError(
-            f"`augment` must be a function of a sample and a seed. Received: "
-            f"augment={augment!r}. Fix: def augment(x, seed): ..."
+            f"`augment` must be a function of a sample and a seed, Mixup or CutMix. "
+            f"Received: augment={augment!r}. Fix: def augment(x, seed): ..."
         )

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.growth import copy_student, fit_new_rows
 from kdlite.distill.losses.classes import SoftTargets
@@ -21,7 +22,6 @@ from kdlite.distill.schedules import checked_number
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
-from kdlite.distill.views import Augment
 
 Array = np.ndarray[Any, Any]
 

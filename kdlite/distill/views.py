@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 
+from kdlite.distill.augment import Augment, Mixing
+from kdlite.distill.draws import derived, seeds
+from kdlite.distill.samples import gathered
 from kdlite.fingerprint import data_fingerprint
 
 Tensor = Any
 Array = np.ndarray[Any, Any]
 Structure = Any  # a tensor or array, or a dict or tuple of such
-Augment = Callable[[Structure, Tensor], Structure]
 
 # So often is it tried whether an augmentation is stateless, for each of a few samples:
 # even one that but flips a coin is caught.
 _PROBED_VIEWS = 2
 _PROBED_TIMES = 4
+_PARTNER = 1  # what other seeds are drawn for
 
 
 @dataclass(frozen=True)
@@ -27,29 +29,74 @@ class Views:
     """Augmented views of samples: functions of sample, place and view number.
 
     Attributes:
-        augment: `augment(x, seed)` on one sample, stateless; `None`: the
-            samples as they are.
+        augment: `augment(x, seed)` on one sample, stateless; or a `Mixing` of two;
+            `None`: the samples as they are.
         count: Number of views.
         seed: From which all seeds are drawn.
     """
 
-    augment: Augment | None
+    augment: Augment | Mixing | None
     count: int
     seed: int
 
+    @property
+    def mixing(self) -> Mixing | None:
+        """How two samples are mixed, if they are."""
+        return self.augment if isinstance(self.augment, Mixing) else None
+
+    @property
+    def _single(self) -> Augment | None:
+        """What is done to each sample by itself."""
+        return (
+            self.augment.augment if isinstance(self.augment, Mixing) else self.augment
+        )
+
     def view(self, places: Tensor, views: Tensor, x: Structure) -> Structure:
-        """Returns a view of each sample of a batch.
+        """Returns a view of each sample of a batch, if none are mixed.
 
         Args:
             places: The samples' places in the data set, int64 `(batch,)`.
             views: The views' numbers, int64 `(batch,)`.
             x: The samples, `(batch, ...)`.
         """
-        if self.augment is None:
+        return self._augmented(x, seeds(self.seed, places, views))
+
+    def partners(self, places: Tensor, views: Tensor, end: Tensor) -> Tensor:
+        """Returns the places of the samples that are mixed in.
+
+        Args:
+            places: The samples' places in the data set, int64 `(batch,)`.
+            views: The views' numbers, int64 `(batch,)`.
+            end: The number of samples, or the end of a block of them.
+        """
+        drawn = seeds(self.seed, places, views)
+        return cast(Mixing, self.augment).partners(places, drawn, end)
+
+    def mixed(
+        self, places: Tensor, views: Tensor, x: Structure, partners: Structure
+    ) -> tuple[Structure, Tensor]:
+        """Returns a view of each sample of a batch, mixed with another.
+
+        Args:
+            places: The samples' places in the data set, int64 `(batch,)`.
+            views: The views' numbers, int64 `(batch,)`.
+            x: The samples, `(batch, ...)`.
+            partners: Those that are mixed in.
+
+        Returns:
+            The views, and the own share of each sample, float32 `(batch,)`.
+        """
+        drawn = seeds(self.seed, places, views)
+        mine = self._augmented(x, drawn)
+        others = self._augmented(partners, derived(drawn, _PARTNER))
+        return cast(Mixing, self.augment).mix(mine, others, drawn)
+
+    def _augmented(self, x: Structure, drawn: Tensor) -> Structure:
+        if self._single is None:
             return x
         return tf.map_fn(
             lambda row: self._seen(*row),
-            (x, self._seeds(places, views)),
+            (x, drawn),
             fn_output_signature=tf.nest.map_structure(
                 lambda array: tf.TensorSpec(array.shape[1:], array.dtype), x
             ),
@@ -57,18 +104,10 @@ class Views:
 
     def _seen(self, x: Structure, seed: Tensor) -> Structure:
         """A view of one sample."""
-        augmented = self.augment(x, seed)  # type: ignore[misc]
+        augmented = self._single(x, seed)  # type: ignore[misc]
         return tf.nest.map_structure(
             lambda after, before: tf.ensure_shape(after, before.shape), augmented, x
         )
-
-    def _seeds(self, places: Tensor, views: Tensor) -> Tensor:
-        """The seeds of a batch of views, int64 `(batch, 2)`, each word good by itself.
-
-        TensorFlow's own folding takes one sample at a time, and longer than a flip.
-        """
-        first = _mixed(_mixed(_mixed(self.seed) + _uint64(places)) + _uint64(views))
-        return tf.bitcast(tf.stack([first, _mixed(first)], axis=-1), tf.int64)
 
     def check(self, x: Structure) -> None:
         """Checks on a few samples that `augment` is what it should be.
@@ -80,12 +119,14 @@ class Views:
             ValueError: If `augment` changes type, shape or structure, or does not give
                 the same view for the same seed; if there is none for several views.
         """
-        if self.augment is None:
-            if self.count > 1:
-                raise ValueError(
-                    f"Several views of a sample differ by augmentation. Received: "
-                    f"views={self.count}, augment=None. Fix: give augment, or views=1."
-                )
+        if self.augment is None and self.count > 1:
+            raise ValueError(
+                f"Several views of a sample differ by augmentation. Received: "
+                f"views={self.count}, augment=None. Fix: give augment, or views=1."
+            )
+        if self.mixing is not None:
+            self.mixing.check(x)
+        if self._single is None:
             return
         # Traced twice, and each view made several times in a trace: so neither what is
         # drawn in each call nor what is drawn once and frozen in the trace goes unseen.
@@ -97,7 +138,7 @@ class Views:
         if not prints[0] == prints[1] == prints[2]:
             raise ValueError(
                 f"`augment` must be stateless: the same sample and seed must give the "
-                f"same result. Received: augment={_called(self.augment)}, which gave "
+                f"same result. Received: augment={_called(self._single)}, which gave "
                 f"two. Fix: draw with tf.image.stateless_random_* or "
                 f"tf.random.stateless_*, and the given seed."
             )
@@ -114,7 +155,20 @@ class Views:
         Raises:
             ValueError: If `augment` changes type, shape or structure.
         """
-        return None if self.augment is None else data_fingerprint(self._probe(x, 1))
+        if self.augment is None:
+            return None
+        if self.mixing is None:
+            return data_fingerprint(self._probe(x, 1))
+        count = len(tf.nest.flatten(x)[0])
+        places, views = np.mgrid[:count, : min(self.count, _PROBED_VIEWS)].reshape(
+            2, -1
+        )
+        with tf.device("CPU:0"):
+            partners = self.partners(places, views, count)
+            few, others = gathered(x, places), gathered(x, partners)
+            seen, shares = self.mixed(places, views, few, others)
+        told = [np.array(repr(self.mixing.among)), shares.numpy()]
+        return data_fingerprint(told + [leaf.numpy() for leaf in tf.nest.flatten(seen)])
 
     def _probe(self, x: Structure, times: int) -> list[tuple[Array, ...]]:
         """Makes the first views of each sample, each so many times."""
@@ -129,32 +183,32 @@ class Views:
         )
         with tf.device("CPU:0"):
             held = tf.nest.map_structure(tf.constant, x)
-            seeds = self._seeds(probes[:, 0], probes[:, 1])
+            drawn = seeds(self.seed, probes[:, 0], probes[:, 1])
 
         def made(place: Tensor, seed: Tensor) -> Structure:
             sample = tf.nest.map_structure(lambda array: array[place], held)
             try:
-                seen = self.augment(sample, seed)  # type: ignore[misc]
+                seen = self._single(sample, seed)  # type: ignore[misc]
             except Exception as err:
                 raised.append(
                     ValueError(
                         f"`augment` must be a function of a sample (tensors, without a "
                         f"batch axis) and a seed that TensorFlow can trace. Received: "
-                        f"augment={_called(self.augment)}, which raised "
+                        f"augment={_called(self._single)}, which raised "
                         f"{type(err).__name__}: {err}. Fix: def augment(x, seed), with "
                         f"operations of tf alone."
                     )
                 )
                 raise
             try:
-                _check_augmented(self.augment, sample, seen)
+                _check_augmented(self._single, sample, seen)
             except ValueError as err:
                 raised.append(err)
                 raise
             return tuple(tf.nest.flatten(seen))
 
         raised: list[ValueError] = []
-        pairs = tf.data.Dataset.from_tensor_slices((probes[:, 0], seeds))
+        pairs = tf.data.Dataset.from_tensor_slices((probes[:, 0], drawn))
         try:
             pairs = pairs.map(made)
         except Exception as err:  # as `raised`, with TensorFlow's trace around it
@@ -162,7 +216,7 @@ class Views:
                 raise raised[0] from None
             raise ValueError(
                 f"`augment` must be a function that TensorFlow can trace. Received: "
-                f"augment={_called(self.augment)}: {err} Fix: def augment(x, seed), "
+                f"augment={_called(self._single)}: {err} Fix: def augment(x, seed), "
                 f"with operations of tf alone."
             ) from err
         results = [tuple(leaf.numpy() for leaf in result) for result in pairs]
@@ -175,26 +229,6 @@ class Views:
                     f"came in."
                 )
         return results
-
-
-def _uint64(numbers: Any) -> Tensor:
-    if isinstance(numbers, int):
-        return tf.constant(numbers, tf.uint64)
-    return tf.cast(numbers, tf.uint64)
-
-
-def _mixed(state: Tensor) -> Tensor:
-    """Returns the number that SplitMix64 gives from a state, uint64.
-
-    Reference:
-        Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators,
-        OOPSLA, section 4 (as its authors' Java code has it since).
-    """
-    z = _uint64(state) + _uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, _uint64(shift)))
-        z *= _uint64(factor)
-    return tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, _uint64(31)))
 
 
 def _called(function: Any) -> str:

@@ -1,0 +1,165 @@
+"""The teacher runs over a data set, and what it says goes into a store."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kdlite.distill.label_store import LabelWriter
+from kdlite.distill.losses.outputs import compatible_shapes
+from kdlite.distill.samples import (
+    DataSet,
+    Samples,
+    Structure,
+    Witness,
+    check_same_samples,
+    gathered,
+    length,
+)
+from kdlite.distill.taps import LogitsModel
+from kdlite.distill.views import Views
+
+logger = logging.getLogger(__name__)
+
+Tensor = Any
+Array = np.ndarray[Any, Any]
+
+
+def label(
+    writer: LabelWriter,
+    logits: LogitsModel,
+    samples: Samples,
+    looks: Views,
+    batch_size: int,
+    show: bool,
+) -> None:
+    """Labels the samples that are not in the store yet."""
+    manifest = writer.manifest
+    shard = manifest.origin.part
+    if manifest.finished:
+        check_same_samples(samples, manifest.origin.sample_spec, writer.known, shard)
+        logger.info("soft labels at %s are complete", writer.path)
+        return
+    if manifest.samples:
+        logger.info("going on after %d samples at %s", manifest.samples, writer.path)
+    views = looks.count
+    samples_at_once = max(1, batch_size // views)  # a batch holds whole samples
+    rows_at_once = samples_at_once * views
+
+    def all_views(start: Tensor, parts: Structure) -> Structure:
+        """Places, numbers of views and samples, of all views of those in the shard."""
+        index, shards = shard[0] - 1, shard[1]
+        end = start + length(parts)
+        own = tf.range(start + (index - start) % shards, end, shards)
+        places = tf.repeat(own, views)
+        numbers = tf.tile(tf.range(views, dtype=tf.int64), tf.shape(own))
+        x = gathered(parts[0], places - start)
+        if looks.mixing is None:
+            return places, numbers, x
+        if samples.arrays is None:  # a block, with all partners in it
+            partners = looks.partners(places, numbers, end)
+            return places, numbers, x, gathered(parts[0], partners - start)
+        partners = looks.partners(places, numbers, samples.count)
+        return places, numbers, x, samples.at(partners)[0]
+
+    def seen(places: Tensor, numbers: Tensor, *x: Structure) -> Structure:
+        if looks.mixing is None:
+            return looks.view(places, numbers, x[0])
+        return looks.mixed(places, numbers, x[0], x[1])[0]
+
+    def filled(x: Structure) -> Structure:
+        """A batch of full size, so that the teacher is traced once."""
+        count = tf.shape(tf.nest.flatten(x)[0])[0]
+        rows = tf.minimum(tf.range(rows_at_once), count - 1)
+        return gathered(x, rows), count
+
+    run = tf.function(lambda x: logits(x, training=False))
+    witness = Witness(samples.spec, writer.known, shard=shard)
+    among = looks.mixing.among if looks.mixing and samples.arrays is None else None
+    parts = samples.blocks(among, witness) if among else samples.chunks(witness)
+    batches = (
+        parts.map(all_views)
+        .unbatch()
+        .skip(manifest.samples * views)
+        .batch(rows_at_once)
+        .map(seen, tf.data.AUTOTUNE, deterministic=True)
+        .map(filled)
+        .prefetch(2)
+    )
+    bar = None
+    if show:
+        target = None
+        if samples.count is not None:
+            target = len(range(shard[0] - 1, samples.count, shard[1])) * views
+        bar = keras.utils.Progbar(target, verbose=1, unit_name="label")
+    with witness.errors():
+        for x, count in batches:
+            rows = _checked_logits(run(x).numpy()[: int(count)], logits)
+            rows = rows.reshape(-1, views, *rows.shape[1:])
+            done = writer.manifest.samples
+            writer.append(rows, witness.take(done, len(rows)))
+            if bar is not None:
+                bar.update((done + len(rows)) * views)
+    if witness.count < manifest.samples:
+        raise ValueError(
+            f"The data set must be the one that labelling was begun with. Received: "
+            f"{witness.count} samples, when {manifest.samples} are labelled. Fix: give "
+            f"the same data, another path, or overwrite=True."
+        )
+    writer.commit(witness.dataset_samples)
+    if bar is not None and bar.target is None:
+        bar.update(writer.manifest.samples * views, finalize=True)
+
+
+def _checked_logits(rows: Array, teacher: LogitsModel) -> Array:
+    least = 1 if teacher.outputs in ("sigmoid", "values") else 2
+    if rows.ndim < 2 or rows.shape[-1] < least:
+        raise ValueError(
+            f"Soft labels are over two classes or more. Received: teacher "
+            f"'{teacher.name}' with logits {rows.shape}. Fix: give a classifier with "
+            f"two logits or more, or with a sigmoid."
+        )
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"The teacher's logits must be finite. Received: NaN or infinity from "
+            f"teacher '{teacher.name}'. Fix: check its weights and the data's range."
+        )
+    return rows
+
+
+def batch_rank(model: keras.Model, dataset: DataSet) -> int | None:
+    """Number of axes of a batch of the first input, if the model says so."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs or not isinstance(dataset, tf.data.Dataset):
+        return None
+    spec = dataset.element_spec
+    x = spec[0] if isinstance(spec, tuple) else spec
+    names = {tensor.name: len(tensor.shape) for tensor in inputs}
+    if isinstance(x, dict) and min(x) in names:  # the first, as structures are sorted
+        return names[min(x)]
+    return len(inputs[0].shape)
+
+
+def check_taken(logits: LogitsModel, samples: Samples) -> None:
+    """Checks that the teacher takes such samples, as far as its graph says."""
+    inputs = getattr(logits.model, "inputs", None) or ()
+    taken = [tuple(tensor.shape[1:]) for tensor in inputs]
+    given = [tuple(shape) for _, shape in samples.spec]
+    if len(taken) == len(given) == 1 and not any(
+        # Keras itself adds or takes a last axis of 1.
+        compatible_shapes(wanted, shape)
+        for wanted, shape in (
+            (taken[0], given[0]),
+            (taken[0], (*given[0], 1)),
+            ((*taken[0], 1), given[0]),
+        )
+    ):
+        raise ValueError(
+            f"Samples must have the shape that the teacher takes. Received: samples of "
+            f"{given}, teacher '{logits.name}' takes {taken}. Fix: resize or reshape "
+            f"the data, or give the teacher they are for."
+        )

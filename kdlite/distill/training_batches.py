@@ -1,0 +1,107 @@
+"""What a student is shown: samples in the epoch's order and view, with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kdlite.distill.augment import mixed_targets
+from kdlite.distill.epochs import Epochs
+from kdlite.distill.samples import Samples, Structure, Witness, gathered, length
+from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY
+from kdlite.distill.views import Views
+
+Tensor = Any
+Array = np.ndarray[Any, Any]
+
+_SHUFFLE_BUFFER_BYTES = 256 << 20
+_SHUFFLE_BUFFER_SAMPLES = 1024  # at least
+
+
+def training_batches(
+    samples: Samples,
+    looks: Views,
+    epochs: Epochs,
+    batch_size: int,
+    drop_remainder: bool,
+    *,
+    rows: Callable[[Array, Array], Array],
+    logits_shape: Sequence[int],
+    known: Array,
+) -> tf.data.Dataset:
+    """Joins samples, their views and their labels, one epoch an iteration.
+
+    Args:
+        samples: The data set that was labelled.
+        looks: The views that were.
+        epochs: The order of samples and views.
+        batch_size: Samples in a batch.
+        drop_remainder: Leave out the last batch if it is not full.
+        rows: From the samples' places and the views' numbers, `(batch,)` each, their
+            logits, float32 `(batch, ..., classes)`.
+        logits_shape: Of one sample.
+        known: Fingerprints of all samples.
+    """
+    mixing = looks.mixing
+    witness = Witness(samples.spec, known, complete=True)
+
+    def seen(places: Tensor, views: Tensor, parts: Structure) -> Structure:
+        return looks.view(places, views, parts[0]), *parts[1:]
+
+    def mixed(
+        places: Tensor, views: Tensor, parts: Structure, partners: Structure
+    ) -> Structure:
+        x, shares = looks.mixed(places, views, parts[0], partners[0])
+        return x, *mixed_targets(parts[1:], partners[1:], shares, logits_shape)
+
+    def mixed_blocks(epoch: Tensor, size: int) -> tf.data.Dataset:
+        def of_block(start: Tensor, parts: Structure) -> Structure:
+            end = start + length(parts)
+            places = tf.range(start, end)
+            views = epochs.view(epoch, places)
+            partners = gathered(parts, looks.partners(places, views, end) - start)
+            return places, mixed(places, views, parts, partners)
+
+        blocks = samples.blocks(size, witness)
+        return blocks.map(of_block, tf.data.AUTOTUNE, deterministic=True).unbatch()
+
+    def made(epoch: Tensor, places: Tensor, *streamed: Structure) -> Structure:
+        views = epochs.view(epoch, places)
+        if mixing is None:
+            (parts,) = streamed or (samples.at(places),)
+            parts = seen(places, views, parts)
+        elif streamed:
+            (parts,) = streamed  # mixed before they were shuffled
+        else:
+            partners = samples.at(looks.partners(places, views, samples.count))
+            parts = mixed(places, views, samples.at(places), partners)
+        logits = tf.numpy_function(rows, [places, views], tf.float32)
+        logits.set_shape([*places.shape, *logits_shape])
+        return epoch[0], ({INPUTS_KEY: parts[0], SOFT_LABELS_KEY: logits}, *parts[1:])
+
+    count = len(known)
+    buffer = _buffer(samples, count)
+    if samples.arrays is not None:
+        numbered = epochs.places()
+    elif mixing is not None and mixing.among is not None:
+        among = mixing.among
+        numbered = epochs.shuffled(lambda epoch: mixed_blocks(epoch, among), buffer)
+    else:
+        numbered = epochs.shuffled(lambda _: samples.numbered(witness), buffer)
+    batches = numbered.batch(batch_size, drop_remainder)
+    batches = batches.map(made, tf.data.AUTOTUNE, deterministic=True)
+    number = count // batch_size if drop_remainder else -(-count // batch_size)
+    return epochs.counted(batches.prefetch(tf.data.AUTOTUNE), number)
+
+
+def _buffer(samples: Samples, count: int) -> int:
+    """How many samples that are not in memory are shuffled at once."""
+    sample_bytes = sum(
+        int(np.prod(shape)) * (1 if dtype == "string" else tf.as_dtype(dtype).size)
+        for dtype, shape in samples.spec
+    )
+    fitting = _SHUFFLE_BUFFER_BYTES // max(1, sample_bytes)
+    return min(count, max(_SHUFFLE_BUFFER_SAMPLES, fitting))
