@@ -22,6 +22,7 @@ def test_it_is_the_published_generator():
         assert int(draws.mixed(state)) == splitmix(state)
     expected = splitmix((splitmix((splitmix(7) + 2**40) % 2**64) + 3) % 2**64)
     assert int(draws.hashed(7, 2**40, 3)) == expected
+    assert draws.hashed_array(7, np.array([2**40, 1]), 3)[0] == expected
     words = draws.seeds(7, 2**40, 3).numpy().view("uint64")
     np.testing.assert_array_equal(
         words, np.array([expected, splitmix(expected)], "uint64")

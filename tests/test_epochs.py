@@ -109,37 +109,34 @@ def test_the_number_of_batches_is_known(stream):
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 63, 64, 65, 1000, 4097])
 def test_each_order_is_a_permutation(samples):
     epochs = Epochs(samples, 1, seed=3, shuffle=True, epoch=0)
-    positions = tf.range(samples, dtype=tf.int64)
+    positions = np.arange(samples)
     for epoch in range(3):
-        order = epochs.order(tf.constant(epoch, tf.int64), positions).numpy()
+        order = epochs.order(epoch, positions)
         np.testing.assert_array_equal(np.sort(order), np.arange(samples))
-        rest = epochs.order(tf.constant(epoch, tf.int64), positions[samples // 2 :])
+        rest = epochs.order(epoch, positions[samples // 2 :])
         np.testing.assert_array_equal(rest, order[samples // 2 :])  # no table needed
 
 
 def test_orders_look_like_chance():
     """Where a sample comes and which follows it is even over many epochs."""
-    samples, times = 12, 3000
+    samples, times = 12, 1200
     epochs = Epochs(samples, 1, seed=0, shuffle=True, epoch=0)
-    positions = tf.range(samples, dtype=tf.int64)
-    orders = tf.map_fn(
-        lambda epoch: epochs.order(epoch, positions), tf.range(times, dtype=tf.int64)
-    ).numpy()
+    orders = [epochs.order(epoch, np.arange(samples)) for epoch in range(times)]
     at, follows = np.zeros((2, samples, samples))
     for order in orders:
         at[np.arange(samples), order] += 1
         follows[order[:-1], order[1:]] += 1
-    # Counts of about 250 (sd 15.1) and 250 of pairs: 5 sd allowed.
-    assert np.abs(at - times / samples).max() < 5 * 15.2
+    # Counts of about 100, sd 9.6: 5 sd allowed.
+    assert np.abs(at - times / samples).max() < 5 * 9.6
     expected = times * (samples - 1) / (samples * (samples - 1))
     off = ~np.eye(samples, dtype=bool)
-    assert np.abs(follows[off] - expected).max() < 5 * 15.2
+    assert np.abs(follows[off] - expected).max() < 5 * 9.6
 
 
 def test_no_number_of_samples_takes_memory():
     epochs = Epochs(10**15, 7, seed=0, shuffle=True, epoch=0)
     few = list(epochs.places().take(3000).as_numpy_iterator())
     places = {int(place) for _, place in few}
-    assert len(places) == 3000 and max(places) > 9 * 10**14
+    assert len(places) == len(few) == 3000 and max(places) > 9 * 10**14
     view = epochs.view(tf.constant(5, tf.int64), tf.constant([10**15 - 1], tf.int64))
     assert 0 <= int(view[0]) < 7

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 Tensor = Any
+Array = np.ndarray[Any, Any]
+
+_STEP = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def uint64(numbers: Any) -> Tensor:
@@ -34,8 +39,8 @@ def mixed(state: Any) -> Tensor:
         Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators,
         OOPSLA, section 4 (as its authors' Java code has it since).
     """
-    z = uint64(state) + uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    z = uint64(state) + uint64(_STEP)
+    for shift, factor in _ROUNDS:
         z = tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, uint64(shift)))
         z *= uint64(factor)
     return tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, uint64(31)))
@@ -51,6 +56,25 @@ def hashed(first: Any, *others: Any) -> Tensor:
     state = mixed(first)
     for number in others:
         state = mixed(state + uint64(number))
+    return state
+
+
+def hashed_array(first: Any, *others: Any) -> Array:
+    """Returns what `hashed` does, for arrays instead of tensors.
+
+    A graph of TensorFlow's takes longer to be traced than numpy takes to calculate it.
+
+    Args:
+        first: Whole numbers, or arrays of such.
+        *others: The same.
+    """
+    state: Array = np.zeros(1, np.uint64)
+    for number in (first, *others):
+        z = np.asarray(number).astype(np.uint64) + state
+        z = z + np.uint64(_STEP)
+        for shift, factor in _ROUNDS:
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        state = z ^ (z >> np.uint64(31))
     return state
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kdlite.distill.draws import hashed, natural, uint64
+from kdlite.distill.draws import hashed_array
 
 Tensor = Any
 Array = np.ndarray[Any, Any]
@@ -44,17 +44,23 @@ class Epochs:
         self._epoch = epoch
         self._lock = threading.Lock()
 
-    def view(self, epoch: Tensor, place: Tensor) -> Tensor:
+    def view(self, epoch: Tensor, places: Tensor) -> Tensor:
         """Returns which view an epoch has of a sample; K epochs have each of K once.
 
         Args:
             epoch: The epoch, int64.
-            place: The sample's place in the data set, int64; or many of both.
+            places: The samples' places in the data set, int64; or many of both.
         """
-        first = natural(hashed(self._seed, _VIEWS, place)) % self._views
-        return (first + epoch) % self._views
+        views = tf.numpy_function(self._view, [epoch, places], tf.int64)
+        views.set_shape(places.shape)
+        return views
 
-    def order(self, epoch: Tensor, positions: Tensor) -> Tensor:
+    def _view(self, epoch: Any, places: Array) -> Array:
+        first = hashed_array(self._seed, _VIEWS, places) >> np.uint64(1)
+        views = first.astype(np.int64) % self._views + epoch
+        return (views % self._views).reshape(np.shape(places))
+
+    def order(self, epoch: int, positions: Array) -> Array:
         """Returns the places of the samples that come at some positions of an epoch.
 
         A permutation of all places. It is that of a Feistel network over the smallest
@@ -62,8 +68,11 @@ class Epochs:
         last sample until it leads to one.
 
         Args:
-            epoch: The epoch, int64.
-            positions: int64.
+            epoch: The epoch.
+            positions: From 0, int64.
+
+        Returns:
+            int64, of the same shape.
 
         Reference:
             Black, Rogaway 2002, Ciphers with Arbitrary Finite Domains, CT-RSA, method
@@ -72,23 +81,20 @@ class Epochs:
         if not self._shuffle:
             return positions
         half_bits = max(1, ((self._samples - 1).bit_length() + 1) // 2)
-        shift, mask = uint64(half_bits), uint64(2**half_bits - 1)
-        key = hashed(self._seed, _ORDER, epoch)
+        shift, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
+        last = np.uint64(self._samples - 1)
 
-        def once(number: Tensor) -> Tensor:
-            left, right = tf.bitwise.right_shift(number, shift), number & mask
+        def once(number: Array) -> Array:
+            left, right = number >> shift, number & mask
             for turn in range(_ROUNDS):
-                drawn = hashed(key + uint64(turn), right)
+                drawn = hashed_array(self._seed, _ORDER, epoch, turn, right)
                 left, right = right, left ^ (drawn & mask)
-            return tf.bitwise.left_shift(left, shift) | right
+            return (left << shift) | right
 
-        last = uint64(self._samples - 1)
-        (places,) = tf.while_loop(
-            lambda number: tf.reduce_any(number > last),
-            lambda number: [tf.where(number > last, once(number), number)],
-            [once(uint64(positions))],
-        )
-        return tf.cast(places, tf.int64)
+        places = once(np.asarray(positions, np.uint64))
+        while (beyond := places > last).any():
+            places[beyond] = once(places[beyond])
+        return places.astype(np.int64)
 
     def places(self) -> tf.data.Dataset:
         """One epoch of `(epoch, place)`."""
@@ -96,13 +102,14 @@ class Epochs:
         def ordered(_: Tensor) -> tf.data.Dataset:
             epoch = tf.numpy_function(self._begun, [], tf.int64)
             epoch.set_shape([])
+
+            def block(positions: Tensor) -> tuple[Tensor, Tensor]:
+                places = tf.numpy_function(self.order, [epoch, positions], tf.int64)
+                places.set_shape(positions.shape)
+                return tf.fill(tf.shape(positions), epoch), places
+
             blocks = tf.data.Dataset.range(self._samples).batch(_POSITIONS_AT_ONCE)
-            return blocks.map(
-                lambda positions: (
-                    tf.fill(tf.shape(positions), epoch),
-                    self.order(epoch, positions),
-                )
-            ).unbatch()
+            return blocks.map(block).unbatch()
 
         return tf.data.Dataset.range(1).flat_map(ordered)
 
@@ -121,7 +128,8 @@ class Epochs:
             epoch.set_shape([])
             rows = stream(epoch)
             if self._shuffle:
-                seed = natural(hashed(self._seed, _ORDER, epoch)) // 2**32
+                seed = tf.numpy_function(self._buffer_seed, [epoch], tf.int64)
+                seed.set_shape([])
                 tf.random.set_seed(1)  # of this function alone, so that none other acts
                 rows = rows.shuffle(buffer, seed, reshuffle_each_iteration=False)
             return rows.map(lambda place, parts: (epoch, place, parts))
@@ -170,3 +178,7 @@ class Epochs:
         with self._lock:
             self._epoch = max(self._epoch, int(epoch) + 1)
         return np.int64(epoch)
+
+    def _buffer_seed(self, epoch: Any) -> Any:
+        drawn = hashed_array(self._seed, _ORDER, epoch)[0]
+        return np.int64(1 + int(drawn) % (2**31 - 1))  # two zeros would mean any seed
