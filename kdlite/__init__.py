@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.replay import ReplayBuffer
     from kdlite.distill.soft_labels import SoftLabels
+    from kdlite.distill.trials import TuneResult
+    from kdlite.distill.tune import tune
     from kdlite.distill.update import ForgettingError, UpdateResult, update
     from kdlite.doctor import check
     from kdlite.lite.convert import ExportResult, export
@@ -44,6 +46,7 @@ __all__ = [
     "PipelineResult",
     "ReplayBuffer",
     "SoftLabels",
+    "TuneResult",
     "UpdateResult",
     "VerificationError",
     "__version__",
@@ -62,6 +65,7 @@ __all__ = [
     "summary",
     "teachers",
     "update",
+    "tune",
     "verify",
 ]
 
@@ -74,6 +78,7 @@ _HOMES = {
     "PipelineResult": "kdlite.pipeline:PipelineResult",
     "ReplayBuffer": "kdlite.distill.replay:ReplayBuffer",
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
+    "TuneResult": "kdlite.distill.trials:TuneResult",
     "UpdateResult": "kdlite.distill.update:UpdateResult",
     "VerificationError": "kdlite.lite.verify:VerificationError",
     "augment": "kdlite.distill.augment:",
@@ -91,6 +96,7 @@ _HOMES = {
     "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
     "update": "kdlite.distill.update:update",
+    "tune": "kdlite.distill.tune:tune",
     "verify": "kdlite.lite.verify:verify",
 }
 
