@@ -40,7 +40,7 @@ def golden_pixels(shape: tuple[int, int, int], count: int = _VECTORS) -> Array:
 
     Example:
         >>> golden_pixels((2, 2, 1), 1)[0, :, :, 0]
-        array([[ 60, 112], [147,  79]], dtype=uint8)
+        array([[ 60,  94], [129, 180]], dtype=uint8)
     """
     height, width, channels = shape
     images = np.empty((count, *shape), np.uint8)
