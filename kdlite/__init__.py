@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdlite import datasets, teachers
+    from kdlite.android import to_android
     from kdlite.compress.qat import quantize_aware
     from kdlite.compress.summary import summary
     from kdlite.distill import augment, losses, schedules
@@ -64,6 +65,7 @@ __all__ = [
     "shrink_candidates",
     "summary",
     "teachers",
+    "to_android",
     "update",
     "tune",
     "verify",
@@ -95,6 +97,7 @@ _HOMES = {
     "shrink_candidates": "kdlite.sizing:shrink_candidates",
     "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
+    "to_android": "kdlite.android:to_android",
     "update": "kdlite.distill.update:update",
     "tune": "kdlite.distill.tune:tune",
     "verify": "kdlite.lite.verify:verify",

@@ -262,6 +262,18 @@ class _Failed:
         return str(self.err)
 
 
+def _android(args: argparse.Namespace) -> Any:
+    from kdlite.android import to_android
+
+    return to_android(
+        args.model,
+        args.app,
+        images=args.images,
+        build_apk=args.build_apk,
+        overwrite=args.overwrite,
+    )
+
+
 def _benchmark(args: argparse.Namespace) -> Any:
     from kdlite.lite.runtime import measure_latency
 
@@ -611,6 +623,23 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("files", type=Path, nargs="+", help=".tflite files")
     benchmark.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     benchmark.add_argument("--runs", type=int, default=200, help="(%(default)s)")
+
+    android = command(
+        "android",
+        _android,
+        "Put a .tflite into the Android app, and build it.",
+        "kdlite android out/student_int8.tflite --build-apk demo.apk",
+    )
+    android.add_argument("model", type=Path, help="a .tflite that kdlite exported")
+    android.add_argument(
+        "--app",
+        type=Path,
+        default=Path("android_demo"),
+        help="the Android project (%(default)s)",
+    )
+    android.add_argument("--images", type=Path, help="folder of images to try it on")
+    android.add_argument("--build-apk", type=Path, help="APK to build")
+    overwritable(android)
     return parser
 
 

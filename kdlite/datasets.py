@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_CLASS_NAMES = (
+FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
     "Pullover",
@@ -167,7 +167,7 @@ def fashion_mnist() -> FashionMNIST:
         train=Split(x[:cut], y[:cut].astype(np.int64)),
         validation=Split(x[cut:], y[cut:].astype(np.int64)),
         test=Split(x_test, y_test.astype(np.int64)),
-        class_names=_CLASS_NAMES,
+        class_names=FASHION_MNIST_CLASSES,
         folder=folder,
     )
 

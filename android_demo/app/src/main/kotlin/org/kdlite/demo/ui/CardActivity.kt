@@ -1,0 +1,62 @@
+package org.kdlite.demo.ui
+
+import android.text.format.Formatter
+import java.text.NumberFormat
+import org.kdlite.demo.R
+import org.kdlite.demo.inference.Classifier
+import org.kdlite.demo.inference.TfliteClassifier
+
+/** What the model is, by its own file, and what was measured where it was made. */
+class CardActivity : PageActivity() {
+    override fun onModel(classifier: Classifier) {
+        val info = classifier.info
+        val locale = resources.configuration.locales[0]
+        val percent = NumberFormat.getPercentInstance(locale).apply { minimumFractionDigits = 2 }
+        val whole = NumberFormat.getIntegerInstance(locale)
+        summary(info.name)
+        fact(R.string.card_description, info.description)
+        fact(R.string.card_classes, info.labels.joinToString(", "))
+        val input = info.input
+        fact(
+            getString(R.string.card_input),
+            getString(
+                if (input.isGrey) R.string.card_input_grey else R.string.card_input_colour, input.width, input.height,
+            ),
+        )
+        fact(R.string.card_quantization, info.quantization)
+        fact(getString(R.string.card_size), Formatter.formatFileSize(this, info.sizeBytes.toLong()))
+        val measured = DemoAssets(assets).measured(info.origin["model_fingerprint"] as? String)
+        for ((key, title) in MEASURED) measured[key]?.let { fact(getString(title), percent.format(it)) }
+        measured["images"]?.let { fact(getString(R.string.card_images), whole.format(it)) }
+        fact(
+            getString(R.string.card_checked),
+            getString(
+                when {
+                    info.quantization.isEmpty() -> R.string.card_not_said
+                    info.quantization == "int8" -> R.string.card_checked_int8
+                    else -> R.string.card_checked_float
+                },
+            ),
+        )
+        fact(R.string.card_author, info.author)
+        fact(R.string.card_version, info.version)
+        fact(R.string.card_licence, info.license)
+        val made = listOf("kdlite", "keras", "tensorflow").mapNotNull { name ->
+            (info.origin[name] as? String)?.let { "$name $it" }
+        }
+        fact(R.string.card_made_with, made.joinToString(", "))
+        fact(R.string.card_fingerprint, info.origin["model_fingerprint"] as? String ?: "")
+        fact(getString(R.string.runtime, ""), TfliteClassifier.runtimeVersion)
+    }
+
+    private fun fact(title: Int, value: String) =
+        fact(getString(title), value.ifEmpty { getString(R.string.card_not_said) })
+
+    private companion object {
+        val MEASURED = listOf(
+            "teacher_top1" to R.string.card_teacher,
+            "student_top1" to R.string.card_student,
+            "file_top1" to R.string.card_file,
+        )
+    }
+}

@@ -1,0 +1,51 @@
+package org.kdlite.demo.ui
+
+import org.kdlite.demo.core.LatencySummary
+import org.kdlite.demo.core.ModelInfo
+import org.kdlite.demo.core.Pixels
+import org.kdlite.demo.core.Score
+
+/** What the main screen shows. */
+sealed interface ClassifyState {
+    /** The model is being opened. */
+    data object Loading : ClassifyState
+
+    /** There is no model to run; [sentence] says why. */
+    data class Unusable(val sentence: String) : ClassifyState
+
+    /** The model waits for an image, or has classified one. */
+    data class Ready(val info: ModelInfo, val outcome: Outcome? = null) : ClassifyState
+}
+
+/** What an image was taken for, and how long that took. */
+class Outcome(val scores: List<Score>, val milliseconds: Double, val warmUp: Double, val recent: LatencySummary?)
+
+/** Which image the main screen has. */
+sealed interface Chosen {
+    /** How it is kept over rotation and process death. */
+    val saved: String
+
+    data object Nothing : Chosen {
+        override val saved = ""
+    }
+
+    data class BundledSample(val index: Int) : Chosen {
+        override val saved = "sample $index"
+    }
+
+    data object Photo : Chosen {
+        override val saved = "photo"
+    }
+
+    companion object {
+        fun restored(saved: String?): Chosen = when {
+            saved == Photo.saved -> Photo
+            saved != null && saved.startsWith("sample ") ->
+                saved.removePrefix("sample ").toIntOrNull()?.let(::BundledSample) ?: Nothing
+            else -> Nothing
+        }
+    }
+}
+
+/** An image that is on screen. */
+class ShownImage(val pixels: Pixels, val name: String)

@@ -1,0 +1,94 @@
+package org.kdlite.demo.ui
+
+import android.content.ContentResolver
+import android.content.Context
+import android.net.Uri
+import java.io.File
+import java.io.FileInputStream
+import java.io.FileNotFoundException
+import java.io.IOException
+import java.io.InputStream
+import java.nio.ByteBuffer
+import java.nio.channels.FileChannel
+import org.kdlite.demo.core.GoldenVectors
+import org.kdlite.demo.core.ModelInfo
+import org.kdlite.demo.core.Unusable
+import org.kdlite.demo.core.UnusableModel
+import org.kdlite.demo.inference.Classifier
+import org.kdlite.demo.inference.TfliteClassifier
+
+/** Which model the app runs: the bundled one, or a file that the user opened, of which it keeps a copy. */
+class ModelStore(private val context: Context) {
+    private val opened = File(context.filesDir, "opened.tflite")
+
+    val isBundled: Boolean get() = !opened.exists()
+
+    /** Opens the current model. Slow: not for the main thread. */
+    fun open(threads: Int): Classifier = TfliteClassifier(if (isBundled) bundled() else map(opened), threads)
+
+    /**
+     * Makes a file the current model, after it has run once; else nothing changes.
+     *
+     * @throws UnusableModel if the app cannot run it, or it cannot be read.
+     */
+    fun import(uri: Uri): ModelInfo {
+        val candidate = File(context.cacheDir, "candidate.tflite")
+        try {
+            copy(context.contentResolver, uri, candidate)
+            val info = TfliteClassifier(map(candidate), 1).use {
+                val input = it.info.input
+                val pixels = GoldenVectors.pixels(0, input.height, input.width, input.channels)
+                try {
+                    it.run(input.values(pixels))
+                } catch (e: RuntimeException) {
+                    throw UnusableModel(Unusable.CANNOT_RUN, e)
+                }
+                it.info
+            }
+            if (!candidate.renameTo(opened)) throw IOException("no room for $opened")
+            return info
+        } catch (e: IOException) {
+            throw UnusableModel(Unusable.NOT_A_MODEL, e)
+        } catch (e: SecurityException) {
+            throw UnusableModel(Unusable.NOT_A_MODEL, e)
+        } finally {
+            candidate.delete()
+        }
+    }
+
+    /** Goes back to the model that came with the app. */
+    fun useBundled() {
+        opened.delete()
+    }
+
+    private fun copy(resolver: ContentResolver, uri: Uri, target: File) {
+        val source: InputStream = resolver.openInputStream(uri) ?: throw FileNotFoundException("$uri")
+        source.use { from ->
+            target.outputStream().use { to ->
+                val part = ByteArray(1 shl 16)
+                var total = 0L
+                while (true) {
+                    val count = from.read(part)
+                    if (count < 0) break
+                    total += count
+                    if (total > ModelInfo.MOST_BYTES) throw UnusableModel(Unusable.TOO_LARGE)
+                    to.write(part, 0, count)
+                }
+            }
+        }
+    }
+
+    private fun bundled(): ByteBuffer = context.assets.openFd(BUNDLED).use { asset ->
+        FileInputStream(asset.fileDescriptor).use {
+            it.channel.map(FileChannel.MapMode.READ_ONLY, asset.startOffset, asset.declaredLength)
+        }
+    }
+
+    private fun map(file: File): ByteBuffer = FileInputStream(file).use {
+        it.channel.map(FileChannel.MapMode.READ_ONLY, 0, file.length())
+    }
+
+    companion object {
+        const val BUNDLED = "model.tflite"
+    }
+}

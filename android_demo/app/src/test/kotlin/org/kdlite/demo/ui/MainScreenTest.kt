@@ -1,0 +1,186 @@
+package org.kdlite.demo.ui
+
+import android.app.Activity
+import android.content.Intent
+import android.graphics.Insets
+import android.net.Uri
+import android.os.Bundle
+import android.view.View
+import android.view.ViewGroup
+import android.view.WindowInsets
+import android.widget.ImageView
+import android.widget.RadioGroup
+import java.io.ByteArrayInputStream
+import java.io.File
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
+import org.junit.Assert.assertTrue
+import org.junit.Test
+import org.junit.runner.RunWith
+import org.kdlite.demo.R
+import org.kdlite.demo.core.Fit
+import org.kdlite.demo.core.dataFolder
+import org.kdlite.demo.core.topClasses
+import org.robolectric.Robolectric
+import org.robolectric.RobolectricTestRunner
+import org.robolectric.RuntimeEnvironment
+import org.robolectric.Shadows.shadowOf
+import org.robolectric.annotation.Config
+import org.robolectric.annotation.GraphicsMode
+
+@RunWith(RobolectricTestRunner::class)
+@GraphicsMode(GraphicsMode.Mode.NATIVE)
+@Config(sdk = [35], qualifiers = "en-rUS-w360dp-h740dp-mdpi")
+class MainScreenTest {
+    private fun MainActivity.awaitSamples() {
+        waitUntil("samples") { findViewById<ViewGroup>(R.id.samples).childCount == 10 }
+        waitUntil("a model") { text(R.id.model_facts).isNotEmpty() }
+    }
+
+    private fun MainActivity.choose(index: Int) {
+        awaitSamples()
+        findViewById<ViewGroup>(R.id.samples).getChildAt(index).performClick()
+        waitUntil("a result") {
+            scores().isNotEmpty() && text(R.id.image_name) == DemoAssets(assets).samples[index].label?.let { "Test image: $it" }
+        }
+    }
+
+    private fun MainActivity.receive(button: () -> Unit, bytes: ByteArray) {
+        val uri = Uri.parse("content://test/${bytes.contentHashCode()}")
+        shadowOf(contentResolver).registerInputStreamSupplier(uri) { ByteArrayInputStream(bytes) }
+        button()
+        val asked = shadowOf(this).nextStartedActivityForResult.intent
+        shadowOf(this).receiveResult(asked, Activity.RESULT_OK, Intent().setData(uri))
+    }
+
+    private fun MainActivity.openModel(name: String) =
+        receive({ shadowOf(this).clickMenuItem(R.id.open_model) }, File(dataFolder, "models/$name").readBytes())
+
+    @Test
+    fun aClickRunsTheModelAndShowsWhatItSays() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        assertEquals("fashion_student", screen.text(R.id.model_name))
+        assertEquals("int8 · 71 kB · 10 classes · TensorFlow Lite 2.16.1", screen.text(R.id.model_facts))
+        val demo = DemoAssets(screen.assets)
+        var right = 0
+        demo.samples.forEachIndexed { index, sample ->
+            screen.choose(index)
+            val wanted = ModelStore(screen).open(1).use {
+                val values = it.info.input.values(demo.image(sample).toPixels(), Fit.WHOLE)
+                topClasses(it.run(values), it.info.labels, it.info.meaning, 5)
+            }
+            waitUntil("the classes of image $index") { screen.scores().map { it.first } == wanted.map { it.label } }
+            if (screen.scores()[0].first == sample.label) right++
+        }
+        assertTrue("$right of 10 are right", right >= 8)
+        assertTrue(screen.text(R.id.latency).matches(Regex("This run: [0-9.]+ ms. Last 9 runs: .*warm-up: [0-9.]+ ms")))
+    }
+
+    @Test
+    fun rotationAndProcessDeathKeepTheImage() {
+        val saved = Bundle()
+        onScreen<MainActivity> { controller ->
+            controller.get().choose(9)
+            val before = controller.get().scores()
+            RuntimeEnvironment.setQualifiers("+land")
+            controller.recreate()
+            waitUntil("the same result") { controller.get().scores() == before }
+            controller.saveInstanceState(saved)
+        }
+        Robolectric.buildActivity(MainActivity::class.java).use { controller ->
+            val screen = controller.setup(saved).get()
+            waitUntil("the result") { screen.scores().isNotEmpty() }
+            assertEquals("Test image: Ankle boot", screen.text(R.id.image_name))
+        }
+    }
+
+    @Test
+    fun threadsAreChosenAndKept() = onScreen<MainActivity> { controller ->
+        controller.get().choose(1)
+        controller.get().findViewById<RadioGroup>(R.id.threads).check(4)
+        waitUntil("a first run") { controller.get().text(R.id.latency).startsWith("First run") }
+        controller.recreate()
+        assertEquals(4, controller.get().findViewById<RadioGroup>(R.id.threads).checkedRadioButtonId)
+    }
+
+    @Test
+    fun anotherModelIsOpenedAndLeftAgain() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.choose(0)
+        screen.openModel("int8_uint8/model.tflite")
+        waitUntil("the other model") { screen.text(R.id.model_name) == "tiny" }
+        waitUntil("its classes") { screen.scores().map { it.first }.toSet() == setOf("circle", "square", "cross") }
+        assertFalse(screen.isShown(R.id.problem))
+        shadowOf(screen).clickMenuItem(R.id.bundled_model)
+        waitUntil("the bundled model") { screen.text(R.id.model_name) == "fashion_student" }
+    }
+
+    @Test
+    fun aColourModelHasNoCanvas() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        assertTrue(screen.isShown(R.id.draw))
+        screen.openModel("colour_softmax/model.tflite")
+        waitUntil("the other model") { screen.text(R.id.model_facts).contains("float32") }
+        assertFalse(screen.isShown(R.id.draw))
+    }
+
+    @Test
+    fun hostileModelsAreASentenceAndTheModelStays() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.choose(2)
+        val before = screen.scores()
+        val sentences = mapOf(
+            "no_metadata.tflite" to R.string.unusable_no_metadata,
+            "features.tflite" to R.string.unusable_not_an_image_classifier,
+            "no_normalisation.tflite" to R.string.unusable_no_normalisation,
+            "custom_op.tflite" to R.string.unusable_cannot_run,
+            "cases.json" to R.string.unusable_not_a_model,
+        )
+        for ((file, sentence) in sentences) {
+            screen.openModel(file)
+            waitUntil(file) { screen.text(R.id.problem) == screen.getString(sentence) }
+            assertTrue(screen.isShown(R.id.problem))
+            assertEquals("fashion_student", screen.text(R.id.model_name))
+            assertEquals(before, screen.scores())
+        }
+        screen.choose(3)
+        assertFalse(screen.isShown(R.id.problem))
+    }
+
+    @Test
+    fun aPhotoIsShownUpright() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        screen.receive(
+            { screen.findViewById<View>(R.id.photo).performClick() },
+            File(dataFolder, "preprocessing/sideways.jpg").readBytes(),
+        )
+        waitUntil("a result") { screen.scores().isNotEmpty() }
+        assertEquals("Your photo", screen.text(R.id.image_name))
+        val kept = PickedImage(screen).load()!!
+        assertEquals(60 to 90, kept.width to kept.height)
+        assertTrue(kept.argb[30] shr 16 and 0xff > 150) // red at the top
+        assertTrue(kept.argb[89 * 60 + 30] and 0xff > 150) // blue at the bottom
+        controller.recreate()
+        waitUntil("the photo again") { controller.get().text(R.id.image_name) == "Your photo" }
+    }
+
+    @Test
+    fun whatIsNoPhotoIsASentence() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        screen.receive({ screen.findViewById<View>(R.id.photo).performClick() }, "no image".toByteArray())
+        waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unreadable_image) }
+        assertEquals(null, screen.findViewById<ImageView>(R.id.image).drawable)
+    }
+
+    @Test
+    fun contentIsClearOfTheSystemsBars() = onScreen<MainActivity> { controller ->
+        val root = controller.get().findViewById<View>(R.id.root)
+        val bars = WindowInsets.Builder().setInsets(WindowInsets.Type.systemBars(), Insets.of(3, 24, 5, 48)).build()
+        root.dispatchApplyWindowInsets(bars)
+        assertEquals(listOf(3, 24, 5, 48), listOf(root.paddingLeft, root.paddingTop, root.paddingRight, root.paddingBottom))
+    }
+}

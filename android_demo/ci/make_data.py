@@ -1,0 +1,226 @@
+"""Writes what the app's tests compare with: what Python makes of models and images.
+
+python android_demo/ci/make_data.py FOLDER
+
+FOLDER/models/NAME/        model.tflite, pixels.u8, outputs.f32: one a recipe
+FOLDER/models/cases.json   their names, and how far the app's runtime may be off
+FOLDER/models/*.tflite     files that the app is to refuse
+FOLDER/preprocessing/      images as ARGB, and what Keras reads them as
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import flatbuffers
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from PIL import Image
+
+import kdlite
+from kdlite import datasets
+from kdlite.lite.metadata import write_metadata
+from kdlite.lite.runtime import TFLiteModel
+
+ASSETS = Path(__file__).resolve().parent.parent / "app/src/main/assets"
+LABELS = ["circle", "square", "cross"]
+IMAGES = 1_000
+# Float arithmetic of another release, in another order.
+FLOAT_TOLERANCE = 1e-4
+# Releases of TFLite round differently inside, layer by layer: of the demo's 10,000
+# values the worst is two steps off. The class must be the same nearly always.
+STEPS = 2.01
+
+
+def main(folder: Path) -> None:
+    """Writes all of it."""
+    keras.utils.set_random_seed(0)
+    _models(folder / "models")
+    _preprocessing(folder / "preprocessing")
+
+
+def _tiny(channels: int = 1, softmax: bool = False) -> keras.Model:
+    layers = keras.layers
+    inputs = keras.Input((12, 10, channels), name="image")
+    x = inputs if softmax else layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    x = layers.DepthwiseConv2D(3, strides=2, activation="relu")(x)
+    x = layers.Flatten()(x)
+    outputs = layers.Dense(3, activation="softmax" if softmax else None, name="scores")(
+        x
+    )
+    model = keras.Model(inputs, outputs, name="tiny")
+    # Scores of some size, as a trained model's.
+    model.set_weights([w * 3 for w in model.get_weights()])
+    return model
+
+
+def _models(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (200, 12, 10, 1)).astype(np.float32)
+    colours = generator.uniform(-1, 1, (200, 12, 10, 3)).astype(np.float32)
+    colours[0, 0, 0] = [-1, 0, 1]
+    qat = kdlite.quantize_aware(_tiny())
+    qat.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    qat.fit(pixels, np.arange(200) % 3, epochs=1, verbose=0)
+    cases = []
+
+    def add(name: str, model: keras.Model, data: object, **options: object) -> None:
+        path = folder / name / "model.tflite"
+        path.parent.mkdir(parents=True)
+        keyword = {"labels": LABELS, "verify_data": data, **options}
+        kdlite.export(model, path, **keyword)  # type: ignore[arg-type]
+        cases.append(_case(path, generator))
+
+    calibrated = {
+        "quantization": "int8",
+        "calibration_data": pixels,
+        "input_range": (0.0, 255.0),
+    }
+    add("float32", _tiny(), pixels)
+    add("colour_softmax", _tiny(3, softmax=True), colours)
+    add("int8", _tiny(), pixels, **calibrated)
+    add("int8_int8", _tiny(), pixels, io="int8", **calibrated)
+    add("int8_uint8", _tiny(), pixels, io="uint8", **calibrated)
+    add("int8_trained", qat, pixels, quantization="int8")
+    if (bundled := ASSETS / "model.tflite").exists():
+        path = folder / "bundled/model.tflite"
+        path.parent.mkdir()
+        path.write_bytes(bundled.read_bytes())
+        test = datasets.fashion_mnist().test.x[:IMAGES]
+        cases.append(_case(path, generator, test))
+    (folder / "cases.json").write_text(json.dumps(cases))
+    _refused(folder, pixels)
+
+
+def _case(
+    path: Path, generator: np.random.Generator, pixels: np.ndarray | None = None
+) -> dict[str, object]:
+    model = TFLiteModel(path)
+    about = kdlite.read_metadata(path).inputs[0]
+    if pixels is None:
+        shape = (IMAGES, *model.inputs[0].shape[1:])
+        pixels = generator.integers(0, 256, shape).astype(np.uint8)
+    mean, std = np.float32(about.mean), np.float32(about.std)
+    outputs = model.predict((pixels.astype(np.float32) - mean) / std)
+    (path.parent / "pixels.u8").write_bytes(pixels.tobytes())
+    (path.parent / "outputs.f32").write_bytes(np.float32(outputs).tobytes())
+    step = model.content.step(model.outputs[0].name)
+    largest = float(np.abs(np.asarray(outputs)).max())
+    return {
+        "name": path.parent.name,
+        "step": step,
+        "tolerance": (step or 0) * STEPS or FLOAT_TOLERANCE * largest,
+    }
+
+
+def _refused(folder: Path, pixels: np.ndarray) -> None:
+    whole = (folder / "float32/model.tflite").read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(whole))
+    model.metadata = None
+    builder = flatbuffers.Builder(len(whole))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    plain = bytes(builder.Output())
+    (folder / "no_metadata.tflite").write_bytes(plain)
+    (folder / "no_normalisation.tflite").write_bytes(
+        write_metadata(plain, name="odd", labels=LABELS)
+    )
+    model.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
+    model.operatorCodes[0].deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    model.operatorCodes[0].customCode = "NoSuchOp"
+    builder = flatbuffers.Builder(len(whole))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (folder / "custom_op.tflite").write_bytes(
+        write_metadata(
+            bytes(builder.Output()),
+            name="custom",
+            labels=LABELS,
+            input_range=(0.0, 255.0),
+        )
+    )
+    features = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
+    kdlite.export(features, folder / "features.tflite", labels=["a", "b"])
+
+
+def _preprocessing(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(1)
+    cases = []
+    sizes = [(28, 28), (40, 64), (97, 33), (9, 7), (300, 201)]
+    for index, (height, width) in enumerate(sizes):
+        # Smooth with some noise, as photographs are.
+        rows, columns = np.mgrid[0:height, 0:width]
+        waves = np.stack([rows * 3 + columns, rows + columns * 2, rows * columns], -1)
+        noise = generator.integers(0, 40, (height, width, 3))
+        image = ((waves + noise) % 256).astype(np.uint8)
+        for target, channels, crop in [
+            ((28, 28), 1, False),
+            ((12, 10), 3, False),
+            ((24, 32), 3, True),
+        ]:
+            name = f"{index}_{channels}_{'crop' if crop else 'whole'}"
+            values = _read_by_keras(image, (*target, channels), crop)
+            mean, std = (
+                ([0.0], [1.0]) if channels == 1 else ([120.0, 110.0, 100.0], [58.0])
+            )
+            wanted = (values - np.float32(mean)) / np.float32(std)
+            (folder / f"{name}.f32").write_bytes(np.float32(wanted).tobytes())
+            alpha = np.full((height, width, 1), 255, np.uint8)
+            argb = np.concatenate([image[..., ::-1], alpha], -1)
+            (folder / f"{name}.argb").write_bytes(argb.tobytes())
+            cases.append(
+                {
+                    "name": name,
+                    "height": height,
+                    "width": width,
+                    "target_height": target[0],
+                    "target_width": target[1],
+                    "channels": channels,
+                    "crop": crop,
+                    "mean": mean,
+                    "std": std,
+                }
+            )
+    (folder / "cases.json").write_text(json.dumps(cases))
+    _sideways_photo(folder / "sideways.jpg")
+
+
+def _sideways_photo(path: Path) -> None:
+    """A photo, its upper half red when upright, as a camera held upright stores it."""
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:, :45] = [200, 0, 0]
+    pixels[:, 45:] = [0, 0, 200]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the file's left side is the top
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+
+
+def _read_by_keras(
+    image: np.ndarray, shape: tuple[int, int, int], crop: bool
+) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "any")
+        folder.mkdir()
+        keras.utils.save_img(folder / "image.png", image, scale=False)
+        if not crop:
+            return datasets.load(name, shape).x[0]
+        dataset = keras.utils.image_dataset_from_directory(
+            name,
+            labels=None,
+            image_size=shape[:2],
+            color_mode="grayscale" if shape[-1] == 1 else "rgb",
+            crop_to_aspect_ratio=True,
+            verbose=False,
+        )
+        return next(iter(dataset.as_numpy_iterator()))[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,208 @@
+"""What the build needs: Debian's programs, and files of Maven Central, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+NEEDED = {
+    "java": "openjdk-17-jdk-headless",
+    "javac": "openjdk-17-jdk-headless",
+    "mvn": "maven",
+    "gcc": "gcc",
+    "nm": "binutils",
+    "apksigner": "apksigner",
+    "zipalign": "zipalign",
+    "aapt": "aapt",
+}
+PROOF_NEEDS = {
+    "enjarify": "enjarify",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "qemu-aarch64": "qemu-user",
+}
+
+
+class ChainError(RuntimeError):
+    """A step failed, or something that it needs is missing."""
+
+
+def missing(programs: dict[str, str]) -> list[str]:
+    """Returns the Debian packages of the programs that are not here."""
+    return sorted({pkg for name, pkg in programs.items() if shutil.which(name) is None})
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Says how long a step took."""
+    start = time.monotonic()
+    yield
+    print(f"[{name}] {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def run(*command: object, **kwargs: object) -> str:
+    """Runs a command; its output is returned, or put into the error."""
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,  # type: ignore[call-overload]
+    )
+    if done.returncode:
+        raise ChainError(
+            f"{' '.join(words[:6])} ... failed ({done.returncode}):\n"
+            f"{done.stdout[-20_000:]}"
+        )
+    return str(done.stdout)
+
+
+def joined(*paths: object) -> str:
+    """A Java class path."""
+    return os.pathsep.join(str(path) for path in paths)
+
+
+class Tools:
+    """What is downloaded, and what is unpacked from it."""
+
+    def __init__(self) -> None:
+        named = os.environ.get("KDLITE_ANDROID_CACHE")
+        self.cache = Path(named or "~/.cache/kdlite-android").expanduser()
+        self.listed = [
+            line.split("  ", 1)
+            for line in (HERE / "checksums.txt").read_text().splitlines()
+        ]
+
+    def fetch(self) -> None:
+        """Downloads what is not there, and compares all with the checksums, once."""
+        if packages := missing(NEEDED):
+            raise ChainError(
+                "The build needs programs that are not here. Received: none of "
+                f"{', '.join(packages)}. On Debian: apt-get install -y "
+                f"{' '.join(packages)}"
+            )
+        stamp = self.cache / "verified"
+        wanted = (HERE / "checksums.txt").read_text()
+        if stamp.is_file() and stamp.read_text() == wanted:
+            return
+        absent = {n.split("/")[0] for _, n in self.listed if not self.path(n).exists()}
+        for folder, goal in (
+            ("tools", "copy"),
+            ("tests", "copy-dependencies"),
+            ("kotlin", "copy-dependencies"),
+        ):
+            if folder in absent:
+                run(
+                    *("mvn", "-B", "-q", "-f", HERE / "pom.xml", f"-P{folder}"),
+                    f"-Dcache={self.cache / folder}",
+                    f"dependency:{goal}",
+                )
+        for sha256, name in self.listed:
+            path = self.path(name)
+            told = (
+                hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+            )
+            if told != sha256:
+                path.unlink(missing_ok=True)
+                raise ChainError(
+                    f"{name} must have the sha256 {sha256}. Received: "
+                    f"{told or 'no such file'}. It was removed; run again to fetch it."
+                )
+        self._unpack()
+        stamp.write_text(wanted)
+
+    def path(self, name: str) -> Path:
+        return self.cache / name
+
+    def _unpack(self) -> None:
+        for sort in ("", "-api"):
+            with zipfile.ZipFile(
+                self.path(f"tools/tensorflow-lite{sort}-2.16.1.aar")
+            ) as z:
+                z.extractall(self.path(f"unpacked/tensorflow-lite{sort}"))
+        with zipfile.ZipFile(self.path("tools/apktool-lib-3.0.3.jar")) as z:
+            self.aapt2.write_bytes(z.read("prebuilt/linux/aapt2"))
+        self.aapt2.chmod(0o755)
+        for aar in self.path("tests").glob("*.aar"):
+            with zipfile.ZipFile(aar) as z:
+                jar = self.path("unpacked") / f"{aar.stem}.jar"
+                jar.write_bytes(z.read("classes.jar"))
+
+    @property
+    def aapt2(self) -> Path:
+        return self.path("unpacked/aapt2")
+
+    @property
+    def android(self) -> Path:
+        return self.path("tools/android-all-15-robolectric-13954326.jar")
+
+    @property
+    def android_least(self) -> Path:
+        return self.path("tools/android-all-8.0.0_r4-robolectric-r1.jar")
+
+    @property
+    def r8(self) -> Path:
+        return self.path("tools/r8-8.13.19.jar")
+
+    def native(self, abi: str) -> Path:
+        folder = self.path("unpacked/tensorflow-lite/jni")
+        return folder / abi / "libtensorflowlite_jni.so"
+
+    @cached_property
+    def libraries(self) -> list[Path]:
+        """What is in the app beside its own classes."""
+        return [
+            self.path("unpacked/tensorflow-lite/classes.jar"),
+            self.path("unpacked/tensorflow-lite-api/classes.jar"),
+            self.path("tools/tensorflow-lite-metadata-0.4.4.jar"),
+            self.path("tools/flatbuffers-java-1.12.0.jar"),
+            self.path("tools/kotlin-stdlib-2.2.21.jar"),
+        ]
+
+    @cached_property
+    def junit(self) -> list[Path]:
+        return [
+            self.path("tests/junit-4.13.2.jar"),
+            self.path("tests/hamcrest-core-1.3.jar"),
+        ]
+
+    @cached_property
+    def robolectric(self) -> list[Path]:
+        unpacked = self.path("unpacked")
+        return [
+            *sorted(self.path("tests").glob("*.jar")),
+            *sorted(unpacked.glob("*.jar")),
+        ]
+
+    def kotlinc(
+        self, sources: Sequence[Path], classpath: str, out: Path, *options: str
+    ) -> None:
+        compiler = joined(*sorted(self.path("kotlin").glob("*.jar")))
+        said = run(
+            *("java", "-Xmx1g", "-XX:TieredStopAtLevel=1", "-cp", compiler),
+            "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler",
+            *("-no-stdlib", "-no-reflect", "-jvm-target", "1.8", "-Werror"),
+            # The SDK's android.jar does not have them; android-all does.
+            "-Xnullability-annotations=@android.annotation:ignore",
+            *("-jdk-home", java_home(), "-classpath", classpath, "-d", out),
+            *options,
+            *sources,
+        )
+        if said.strip():
+            print(said, file=sys.stderr)
+
+
+def java_home() -> Path:
+    javac = shutil.which("javac") or "javac"
+    return Path(javac).resolve().parent.parent

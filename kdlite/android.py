@@ -1,0 +1,280 @@
+"""From a `.tflite` to the Android app: checked, put into its assets, and built."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdlite import datasets
+from kdlite.lite.metadata import Metadata, read_metadata
+from kdlite.lite.op_versions import needed_runtime
+from kdlite.lite.tflite_file import TFLiteFile, inspect
+
+# What `org.tensorflow:tensorflow-lite` is in the app.
+RUNTIME = "2.16.1"
+_TYPES = ("float32", "int8", "uint8")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_MOST_IMAGES = 20
+_MOST_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class AndroidApp:
+    """A model that is in the app.
+
+    Attributes:
+        model: The model's name.
+        quantization: How it computes.
+        assets: The folder that was filled.
+        images: How many test images went with it.
+        golden_vectors: How many the file has for the app's self-test.
+        apk: The APK that was built, or None.
+        next_command: What to do next, as a shell takes it.
+    """
+
+    model: str
+    quantization: str
+    assets: Path
+    images: int
+    golden_vectors: int
+    apk: Path | None
+    next_command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        apk = None if self.apk is None else str(self.apk)
+        return {**asdict(self), "assets": str(self.assets), "apk": apk}
+
+    def __str__(self) -> str:
+        built = f"built {self.apk}\n" if self.apk else ""
+        return (
+            f"{self.model}, {self.quantization}, with {self.images} test images and "
+            f"{self.golden_vectors} golden vectors is in {self.assets}\n"
+            f"{built}next: {self.next_command}"
+        )
+
+
+def to_android(
+    model: str | os.PathLike[str],
+    app: str | os.PathLike[str] = "android_demo",
+    *,
+    images: str | os.PathLike[str] | None = None,
+    build_apk: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> AndroidApp:
+    """Puts a model into the Android app, in place of the one that is there.
+
+    Labels, preprocessing and golden vectors are in the file, as `kdlite.export` wrote
+    them. A `report.json` beside the file, as `kdlite demo` and `kdlite distill` write,
+    gives the accuracies of the model card.
+
+    Args:
+        model: The `.tflite`: an image classifier that kdlite exported.
+        app: The folder of the Android project.
+        images: Images to try it on, at most 20 of them: a folder of PNG, JPEG, WebP,
+            BMP or GIF files, or with one subfolder a class. By default, ten test images
+            where the labels are Fashion-MNIST's, else none.
+        build_apk: An APK to build, for a phone to install; without Gradle, see
+            `android_demo/README.md`.
+        overwrite: Whether a file at `build_apk` may be replaced.
+
+    Returns:
+        What is in the app now, and what to do next.
+
+    Raises:
+        ValueError: If the app cannot run the model; nothing is changed then.
+        FileNotFoundError: If there is no such file, or no app.
+        FileExistsError: If there is a file at `build_apk`, and `overwrite` is False.
+        RuntimeError: If the APK cannot be built.
+
+    Example:
+        ``to_android("out/student_int8.tflite", build_apk="demo.apk")``
+    """
+    path, app = Path(model), Path(app)
+    chain = app / "ci" / "chain.py"
+    if not chain.is_file():
+        raise FileNotFoundError(
+            f"`app` must be kdlite's Android project. Received: {str(app)!r}, without "
+            "ci/chain.py. Name the folder android_demo of a clone of kdlite."
+        )
+    apk = None if build_apk is None else Path(build_apk)
+    if apk is not None and apk.exists() and not overwrite:
+        raise FileExistsError(
+            f"`build_apk` must not exist. Received: {str(apk)!r}. Choose another name, "
+            "or pass overwrite=True to replace it."
+        )
+    content, about = inspect(path), read_metadata(path)
+    if problem := _problem(content, about):
+        raise ValueError(
+            f"The model must be one that the app can run. Received: {path}, which "
+            f"{problem}"
+        )
+    found = dict(_labelled_images(images, about.labels))
+    assets = app / "app" / "src" / "main" / "assets"
+    with tempfile.TemporaryDirectory(dir=assets.parent, prefix=".assets-") as name:
+        new = Path(name, "new")
+        _fill(new, path, about, found)
+        if assets.exists():
+            assets.rename(Path(name, "old"))
+        new.rename(assets)
+    if apk is not None:
+        _build(chain, apk)
+    golden = (about.provenance or {}).get("golden") or {}
+    return AndroidApp(
+        model=about.name,
+        quantization=content.quantization,
+        assets=assets,
+        images=len(found),
+        golden_vectors=int(golden.get("count", 0)),
+        apk=apk,
+        next_command=(
+            f"adb install -r {apk}" if apk else f"cd {app} && ./gradlew installDebug"
+        ),
+    )
+
+
+def _problem(content: TFLiteFile, about: Metadata) -> str:
+    """Returns why the app cannot run a file and what to do, or nothing."""
+    if content.size_bytes > _MOST_BYTES:
+        return f"has {content.size_bytes:,} bytes, over 256 MiB. Export a smaller one."
+    if not about.name:
+        return "has no metadata. Export it with kdlite.export(...)."
+    if len(content.inputs) != 1:
+        return f"has {len(content.inputs)} inputs. Export a model that takes one image."
+    image, told = content.inputs[0], about.inputs[0]
+    if told.content != "image" or image.shape[:1] != (1,) or min(image.shape) < 1:
+        return (
+            f"takes {image.dtype} {list(image.shape)}, no image. Export a model that "
+            "takes (height, width, 1 or 3)."
+        )
+    if not told.mean:
+        return (
+            "does not say how pixels become its input. Export it with `input_range`, "
+            "or with `mean` and `std`."
+        )
+    labelled = [i for i, out in enumerate(about.outputs) if out.labels]
+    if not labelled:
+        return "has no labels. Export it with labels=[...]."
+    scores = content.outputs[labelled[0]]
+    for tensor in (image, scores):
+        if tensor.dtype not in _TYPES:
+            return (
+                f"has {tensor.dtype} for {tensor.name!r}. Export it with io='float32', "
+                "'int8' or 'uint8'."
+            )
+    if content.custom_ops:
+        listed = ", ".join(sorted({op.name for op in content.custom_ops}))
+        return f"needs {listed}, not built into TFLite. Replace the layers."
+    needed = needed_runtime(content)
+    if not needed.runs_on(RUNTIME):
+        return (
+            f"needs TFLite {needed.release or 'of a later release'} for {needed.op}, "
+            f"where the app has {RUNTIME}. Export it with min_runtime={RUNTIME!r}."
+        )
+    return ""
+
+
+def _labelled_images(
+    folder: str | os.PathLike[str] | None, labels: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[str | None, bytes]]]:
+    """Yields by file name the label, if known, and the content of each image."""
+    if folder is None:
+        yield from _fashion_images(labels)
+        return
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"`images` must be a folder that exists. Received: {str(root)!r}. Name a "
+            "folder of PNG or JPEG files."
+        )
+    files = sorted(
+        file
+        for file in (*root.glob("*"), *root.glob("*/*"))
+        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+    )
+    if not files:
+        raise ValueError(
+            f"`images` must have images. Received: {str(root)!r} without any "
+            f"{', '.join(_IMAGE_SUFFIXES)}. Put some in, or leave `images` out."
+        )
+    # Evenly over the classes, whose folders come one after another.
+    chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST_IMAGES)).astype(int)
+    for index, file in enumerate(files[i] for i in chosen):
+        label = file.parent.name if file.parent != root else None
+        name = f"{index:02d}{file.suffix.lower()}"
+        yield name, (label if label in labels else None, file.read_bytes())
+
+
+def _fashion_images(
+    labels: tuple[str, ...],
+) -> Iterator[tuple[str, tuple[str | None, bytes]]]:
+    """The first test image of each class, where the model is of Fashion-MNIST."""
+    if labels != datasets.FASHION_MNIST_CLASSES or not datasets.find_fashion_mnist():
+        return
+    import io
+
+    from PIL import Image
+
+    test = datasets.fashion_mnist().test
+    for index, label in enumerate(labels):
+        first = int(np.flatnonzero(test.y == index)[0])
+        png = io.BytesIO()
+        Image.fromarray(test.x[first, :, :, 0]).save(png, "png", optimize=True)
+        yield f"{index:02d}.png", (label, png.getvalue())
+
+
+def _fill(
+    folder: Path,
+    model: Path,
+    about: Metadata,
+    images: Mapping[str, tuple[str | None, bytes]],
+) -> None:
+    (folder / "images").mkdir(parents=True)
+    shutil.copyfile(model, folder / "model.tflite")
+    for name, (_, content) in images.items():
+        (folder / "images" / name).write_bytes(content)
+    samples = [{"file": name, "label": label} for name, (label, _) in images.items()]
+    (folder / "samples.json").write_text(json.dumps(samples, indent=1) + "\n")
+    (folder / "card.json").write_text(json.dumps(_card(model, about), indent=1) + "\n")
+
+
+def _card(model: Path, about: Metadata) -> dict[str, Any]:
+    """What was measured of the file where it was made, by the report beside it."""
+    try:
+        report = json.loads((model.parent / "report.json").read_text())
+        # `distill_to_tflite` calls its files student_float32.tflite and so on.
+        measured = report["tflite"][model.stem.removeprefix("student_")]
+        on = report["settings"]["measured_on"]
+        return {
+            "model_fingerprint": (about.provenance or {})["model_fingerprint"],
+            "teacher_top1": report["teacher"]["top1"],
+            "student_top1": report["student"]["top1"],
+            "file_top1": measured["top1"],
+            "images": report["settings"]["samples"][on],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _build(chain: Path, apk: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(chain), "build", str(apk)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            "The APK must be possible to build. Received: exit code "
+            f"{done.returncode} of {chain}, which says:\n{done.stdout.strip()[-2000:]}"
+        )

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kdlite
+from kdlite import android, datasets
+from kdlite.android import to_android
+from kdlite.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "android_demo"
+MAIN = DEMO / "app/src/main"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that was exported, with a report beside it."""
+    folder = tmp_path_factory.mktemp("out")
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1), name="image"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 3, strides=4, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, name="logits"),
+        ],
+        name="small",
+    )
+    images = np.random.default_rng(0).integers(0, 256, (120, 28, 28, 1))
+    kdlite.export(
+        model,
+        folder / "student_int8.tflite",
+        "int8",
+        calibration_data=images.astype(np.float32),
+        labels=datasets.FASHION_MNIST_CLASSES,
+    )
+    report = {
+        "teacher": {"top1": 0.9},
+        "student": {"top1": 0.8},
+        "tflite": {"int8": {"top1": 0.7}},
+        "settings": {"measured_on": "test", "samples": {"test": 500}},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """An app that cannot be built, but filled."""
+    app = tmp_path / "android_demo"
+    assets = app / "app/src/main/assets"
+    assets.mkdir(parents=True)
+    (assets / "left_over.txt").write_text("of the model before")
+    (app / "ci").mkdir()
+    (app / "ci/chain.py").write_text(
+        "import pathlib, sys\npathlib.Path(sys.argv[2]).write_text(sys.argv[1])\n"
+    )
+    return app
+
+
+# --- filling the app
+
+
+def test_the_model_takes_the_place_of_the_one_before(folder: Path, app: Path) -> None:
+    result = to_android(folder / "student_int8.tflite", app)
+    assets = app / "app/src/main/assets"
+    names = {file.name for file in assets.iterdir()}
+    assert names == {"model.tflite", "card.json", "samples.json", "images"}
+    told = (assets / "model.tflite").read_bytes()
+    assert told == (folder / "student_int8.tflite").read_bytes()
+    assert (result.model, result.quantization) == ("small", "int8")
+    assert result.golden_vectors == 8
+    assert result.next_command == f"cd {app} && ./gradlew installDebug"
+    assert list(assets.parent.iterdir()) == [assets]
+    assert str(result).startswith("small, int8, with ")
+    assert json.loads(json.dumps(result.to_dict()))["apk"] is None
+
+
+def test_the_card_has_what_the_report_says(folder: Path, app: Path) -> None:
+    to_android(folder / "student_int8.tflite", app)
+    card = json.loads((app / "app/src/main/assets/card.json").read_text())
+    about = kdlite.read_metadata(folder / "student_int8.tflite")
+    assert card == {
+        "model_fingerprint": about.provenance["model_fingerprint"],
+        "teacher_top1": 0.9,
+        "student_top1": 0.8,
+        "file_top1": 0.7,
+        "images": 500,
+    }
+
+
+def test_without_a_report_the_card_is_empty(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "student_int8.tflite", tmp_path)
+    to_android(tmp_path / "student_int8.tflite", app)
+    assert json.loads((app / "app/src/main/assets/card.json").read_text()) == {}
+
+
+@pytest.mark.skipif(
+    datasets.find_fashion_mnist() is None, reason="Fashion-MNIST is not here"
+)
+def test_fashion_mnists_student_brings_an_image_of_each_class(
+    folder: Path, app: Path
+) -> None:
+    assert to_android(folder / "student_int8.tflite", app).images == 10
+    assets = app / "app/src/main/assets"
+    samples = json.loads((assets / "samples.json").read_text())
+    assert [s["label"] for s in samples] == list(datasets.FASHION_MNIST_CLASSES)
+    test = datasets.fashion_mnist().test
+    for index, sample in enumerate(samples):
+        image = keras.utils.load_img(
+            assets / "images" / sample["file"], color_mode="grayscale"
+        )
+        first = test.x[test.y == index][0, :, :, 0]
+        np.testing.assert_array_equal(np.asarray(image), first)
+
+
+def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
+    for label in ("Bag", "Dress", "unknown"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(9):
+            file = tmp_path / "images" / label / f"{number}.PNG"
+            file.write_bytes(f"{label} {number}".encode())
+    (tmp_path / "images/notes.txt").write_text("not one")
+    result = to_android(folder / "student_int8.tflite", app, images=tmp_path / "images")
+    assert result.images == 20
+    assets = app / "app/src/main/assets"
+    samples = json.loads((assets / "samples.json").read_text())
+    assert samples[0] == {"file": "00.png", "label": "Bag"}
+    # A folder that is no class of the model names none.
+    assert {s["label"] for s in samples} == {"Bag", "Dress", None}
+    contents = {(assets / "images" / s["file"]).read_text() for s in samples}
+    assert len(contents) == 20
+
+
+def test_an_apk_is_built_by_the_apps_own_chain(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    apk = tmp_path / "demo.apk"
+    result = to_android(folder / "student_int8.tflite", app, build_apk=apk)
+    assert apk.read_text() == "build"
+    assert result.next_command == f"adb install -r {apk}"
+    with pytest.raises(FileExistsError, match="`build_apk` must not exist. Received"):
+        to_android(folder / "student_int8.tflite", app, build_apk=apk)
+    to_android(folder / "student_int8.tflite", app, build_apk=apk, overwrite=True)
+
+
+def test_a_build_that_fails_says_why(folder: Path, app: Path, tmp_path: Path) -> None:
+    (app / "ci/chain.py").write_text("raise SystemExit('no compiler')")
+    with pytest.raises(RuntimeError, match="(?s)exit code 1 of .*no compiler"):
+        to_android(folder / "student_int8.tflite", app, build_apk=tmp_path / "demo.apk")
+
+
+# --- what the app cannot run is found before anything changes
+
+
+def exported(path: Path, shape: tuple[int, ...], data, **options) -> Path:
+    model = keras.Sequential(
+        [keras.Input(shape, name="x"), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    kdlite.export(model, path, verify_data=data, **options)
+    return path
+
+
+def test_a_model_that_the_app_cannot_run_is_refused(app: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.uniform(0, 255, (20, 6, 6, 1)).astype(np.float32)
+    numbers = generator.normal(size=(20, 4)).astype(np.float32)
+    cases = [
+        (exported(tmp_path / "a", (4,), numbers, labels=["a", "b"]), "no image"),
+        (exported(tmp_path / "b", (6, 6, 1), pixels), "has no labels"),
+        (
+            exported(tmp_path / "c", (6, 6, 1), pixels - 99, labels=["a", "b"]),
+            "does not say how pixels become its input",
+        ),
+    ]
+    before = sorted(app.rglob("*"))
+    for path, why in cases:
+        with pytest.raises(ValueError, match=f"app can run. Received: .*{why}"):
+            to_android(path, app)
+    assert sorted(app.rglob("*")) == before
+
+
+def test_names_that_lead_nowhere_are_refused(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    model = folder / "student_int8.tflite"
+    with pytest.raises(FileNotFoundError, match="`app` must be kdlite's Android"):
+        to_android(model, tmp_path)
+    with pytest.raises(FileNotFoundError, match="`images` must be a folder that"):
+        to_android(model, app, images=tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="`images` must have images. Received"):
+        to_android(model, app, images=tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="must be a .tflite that exists"):
+        to_android(tmp_path / "nothing.tflite", app)
+
+
+def test_the_command_line(
+    folder: Path, app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(folder / "student_int8.tflite")
+    assert main(["android", model, "--app", str(app), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "small"
+    assert main(["android", model, "--app", str(app / "nothing")]) == 2
+    assert "`app` must be kdlite's Android project" in capsys.readouterr().err
+
+
+# --- the app as it lies in the tree
+
+
+def strings(language: str) -> dict[str, str]:
+    root = ET.parse(MAIN / f"res/values{language}/strings.xml").getroot()
+    return {
+        node.attrib["name"]: "".join(node.itertext())
+        for node in root
+        if node.tag == "string"
+    }
+
+
+@pytest.mark.parametrize("language", ["-de", "-ar"])
+def test_every_language_says_everything(language: str) -> None:
+    english, other = strings(""), strings(language)
+    assert other.keys() == english.keys()
+    for name, text in english.items():
+        holes = r"%\d\$[.\d]*[sdf]|%%"
+        assert sorted(re.findall(holes, other[name])) == sorted(
+            re.findall(holes, text)
+        ), name
+        assert other[name].strip()
+
+
+def test_the_manifest_asks_for_the_camera_only() -> None:
+    name = "{http://schemas.android.com/apk/res/android}"
+    root = ET.parse(MAIN / "AndroidManifest.xml").getroot()
+    asked = [node.attrib[f"{name}name"] for node in root.iter("uses-permission")]
+    assert asked == ["android.permission.CAMERA"]
+    exported = {
+        node.attrib[f"{name}name"]: node.attrib[f"{name}exported"]
+        for node in root.iter("activity")
+    }
+    assert [key for key, value in exported.items() if value == "true"] == [
+        ".ui.MainActivity"
+    ]
+    (application,) = root.iter("application")
+    assert application.attrib[f"{name}allowBackup"] == "false"
+
+
+def test_core_knows_nothing_of_android() -> None:
+    for file in (MAIN / "kotlin/org/kdlite/demo/core").glob("*.kt"):
+        assert not re.search(r"\bandroidx?\.", file.read_text()), file
+
+
+def test_the_bundled_model_is_one_that_kdlite_exports(app: Path) -> None:
+    model = MAIN / "assets/model.tflite"
+    about = kdlite.read_metadata(model)
+    assert about.labels == datasets.FASHION_MNIST_CLASSES
+    assert kdlite.inspect(model).quantization == "int8"
+    assert android._problem(kdlite.inspect(model), about) == ""
+    card = json.loads((MAIN / "assets/card.json").read_text())
+    assert card["model_fingerprint"] == about.provenance["model_fingerprint"]
+    golden = about.provenance["golden"]
+    assert len(golden["outputs"]["logits"]) == golden["count"] == 8
