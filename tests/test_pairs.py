@@ -549,6 +549,17 @@ class TestErrors:
         ):
             Distiller(maker(2, "s"), maker(3, "t"), {"a": Regression()})
 
+    def test_labels_that_a_loss_uses_must_be_told_apart(self, x, y, teacher):
+        by_name = {name: y[name] for name in ("class", "box")}
+        distiller = compiled(
+            Distiller(model(list), model(list, seed=7), [DecoupledKD(), None, None]),
+            [*list(HARD.values())[:2], None],
+        )
+        with pytest.raises(
+            ValueError, match=r"'m0_class' uses .* 2 labels for the out"
+        ):
+            fit(distiller, x, list(by_name.values()))
+
     def test_the_teacher_must_return_what_it_teaches(self, x, y):
         class Box(keras.Model):
             def __init__(self):

@@ -19,6 +19,7 @@ from kdlite.distill import label_store, training_batches
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_manifest import Manifest
 from kdlite.distill.label_store import LabelWriter
+from kdlite.distill.losses import MultiLabelSoftTargets, Regression
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import LogitsModel
 
@@ -868,6 +869,42 @@ class TestTraining:
         whole = run(distiller(), 4)
         run(distiller(), 2).save(tmp_path / "half.keras")
         check_equal(whole, run(keras.models.load_model(tmp_path / "half.keras"), 4, 2))
+
+    @pytest.mark.parametrize(
+        ("units", "activation", "needs", "loss"),
+        [
+            (CLASSES, "sigmoid", None, MultiLabelSoftTargets(2.0)),
+            (1, "sigmoid", None, MultiLabelSoftTargets(2.0)),
+            (1, None, "independent logits", MultiLabelSoftTargets(2.0)),
+            (1, None, "values", Regression(bounded=False)),
+            (2, "sigmoid", "values", Regression(bounded=False)),
+        ],
+    )
+    def test_other_heads_than_classes_are_stored_too(
+        self, tmp_path, units, activation, needs, loss
+    ):
+        def head():
+            return keras.Sequential(
+                [
+                    keras.Input((SIDE, SIDE, 1)),
+                    layers.Rescaling(1 / 255),
+                    layers.Flatten(),
+                    layers.Dense(units, activation=activation),
+                ]
+            )
+
+        taught, teaching = head(), head()
+        read = teaching if needs is None else LogitsModel(teaching, needs=needs)
+        soft = SoftLabels.build(read, X, tmp_path, verbose=0)
+        logs = []
+        for source, data in (
+            (teaching, tf.data.Dataset.from_tensor_slices((X,)).batch(N)),
+            (None, soft.attach(X, N, shuffle=False)),
+        ):
+            model = Distiller(taught, source, loss)
+            model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+            logs.append(model.fit(data, **FIT).history["soft_loss"][0])
+        assert logs[0] == pytest.approx(logs[1], rel=1e-5) and logs[0] > 0.0
 
 
 FIT = {"shuffle": False, "verbose": 0}

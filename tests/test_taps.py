@@ -336,3 +336,8 @@ class TestHalfPrecision:
         hidden = Subclassed(lambda x: ops.softmax(x) * 1.0)
         with pytest.raises(ValueError, match=r"half-precision.*returns float16\. Fix"):
             logits_model(hidden, "probabilities")(np.zeros((1, 4)))
+
+
+def test_what_is_read_is_known():
+    assert logits_model(stack(dense())).needs == "class logits"
+    assert logits_model(stack(dense("sigmoid")), needs="values").needs == "values"

@@ -116,12 +116,14 @@ def label(
 
 
 def _checked_logits(rows: Array, teacher: LogitsModel) -> Array:
-    least = 1 if teacher.outputs in ("sigmoid", "values") else 2
+    classes = teacher.needs in (None, "class logits") and teacher.outputs != "sigmoid"
+    least = 2 if classes else 1
     if rows.ndim < 2 or rows.shape[-1] < least:
         raise ValueError(
             f"Soft labels are over two classes or more. Received: teacher "
-            f"'{teacher.name}' with logits {rows.shape}. Fix: give a classifier with "
-            f"two logits or more, or with a sigmoid."
+            f"'{teacher.name}' with logits {rows.shape}. Fix: a classifier with two "
+            f"logits or more, or LogitsModel(teacher, needs='independent logits' or "
+            f"'values') where it is none."
         )
     if not np.isfinite(rows).all():
         raise ValueError(

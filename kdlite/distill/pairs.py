@@ -261,7 +261,7 @@ class OutputPairs:
         Raises:
             ValueError: If the two do not fit, or a loss lacks its labels.
         """
-        labels = self._of_data(y)
+        labels = self._labels(y)
         weights = self._of_data(weights, shared=True)
         return {
             name: pair.value(
@@ -269,6 +269,23 @@ class OutputPairs:
             )
             for name, pair in self._pairs.items()
         }
+
+    def _labels(self, y: Structure) -> dict[str, Tensor]:
+        asking = [
+            name
+            for name, pair in self._pairs.items()
+            if getattr(pair.loss, "uses_labels", False)
+        ]
+        count = len(keras.tree.flatten(y))
+        if asking and y is not None and not isinstance(y, dict):
+            if count != len(self.names):
+                raise ValueError(
+                    f"The soft loss of '{asking[0]}' uses its labels. Received: "
+                    f"{count} labels for the outputs {list(self.names)} of student "
+                    f"'{self.student.name}'. Fix: labels for each output, or a dict "
+                    f"by their names."
+                )
+        return self._of_data(y)
 
     def _of_data(self, structure: Structure, shared: bool = False) -> dict[str, Tensor]:
         """Labels or weights by name; those that are not told apart are for all."""

@@ -120,7 +120,9 @@ class SoftLabels:
 
         Args:
             teacher: A `keras.Model` with one output of logits, class probabilities or
-                sigmoids (the logits are found), or a `LogitsModel`.
+                sigmoids (the logits are found), or a `LogitsModel`: for a single linear
+                unit, or the values of an activation for `kdlite.losses.Regression`,
+                `LogitsModel(teacher, needs="values")`.
             dataset: `x` (an array, or a dict or list of arrays), `(x, y)`,
                 `(x, y, sample_weight)`, a `tf.data.Dataset` of such, batched or not, or
                 a `keras.utils.PyDataset`. It must give the same samples in the same

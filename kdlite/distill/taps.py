@@ -86,6 +86,11 @@ class LogitsModel:
         """What the model returns."""
         return self._head.outputs
 
+    @property
+    def needs(self) -> Needs | None:
+        """What is read."""
+        return self._head.needs
+
     def __call__(self, inputs: Tensor, training: bool = False) -> Tensor:
         """Runs the model once and returns its logits.
 
