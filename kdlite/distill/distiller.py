@@ -13,6 +13,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.balance import GradientBalance
+from kdlite.distill.feature_losses import FeatureLosses, FeaturePair, Given
 from kdlite.distill.heads import Outputs
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.losses.outputs import needs_of
@@ -49,15 +50,17 @@ class Distiller(Resumable):
     `fit()`, `evaluate()` and `predict()`, with every data form they take. Training
     minimises, in one student forward pass a step,
 
-    $$ w_h \, L_h(y, s) + w_s \, L_s(t, s) + \text{regularization of the student} $$
+    $$ w_h \, L_h(y, s) + w_s \, L_s(t, s) + \sum_k w_k \, L_k(t_k, s_k)
+       + \text{regularization of the student} $$
 
     with the loss given to `compile()` as $L_h$ (it gets the student's own output, so
     `from_logits` is chosen there as ever) and `soft_loss` as $L_s$, over teacher logits
-    `t` and student logits `s`. Where a model ends in a softmax, the logits before it
-    are taken. `sample_weight` and `class_weight` act on both losses. Without labels
-    (`y=None`) the soft loss alone is minimised. Where only some samples have a label, a
-    hard loss with `ignore_class` is a mean over those of a batch: a `hard_loss_weight`
-    of their share lets a label count as much as the teacher's word about its sample.
+    `t` and student logits `s`, and `feature_losses` as $L_k$ over features of layers.
+    Where a model ends in a softmax, the logits before it are taken. `sample_weight` and
+    `class_weight` act on both losses. Without labels (`y=None`) the soft loss alone is
+    minimised. Where only some samples have a label, a hard loss with `ignore_class` is
+    a mean over those of a batch: a `hard_loss_weight` of their share lets a label count
+    as much as the teacher's word about its sample.
 
     A student may have several outputs, in a dict, a list or a tuple. Then `compile()`
     takes losses, weights and metrics by output as ever, and `soft_loss` and
@@ -106,6 +109,15 @@ class Distiller(Resumable):
             of `kdlite.schedules`, or a Keras `LearningRateSchedule`.
         soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs, like
             the other; or a dict by output.
+        feature_losses: What the student learns from layers of the teacher: a dict from
+            `(student layer, teacher layer)` to a loss, or to `(loss, weight)` with a
+            number or a schedule (1.0 without). A name is a layer's path, as in
+            `"backbone/block3"`; `FeatureTaps` says more, also for subclassed models. A
+            loss is one of `kdlite.losses` on features, or any `DistillationLoss`.
+            `"auto"` matches layers by stage, see `match_stages`. Such losses are read
+            in the same forward passes, are logged each (`hint_loss`), and need a Keras
+            model as the teacher. Where widths or sizes differ an adapter is built,
+            trained and saved with the distiller; `student` has no part of it.
         student_outputs: What a student without a graph (a subclassed model) returns:
             `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`,
             or a dict of these by output. `None` finds out from the graph.
@@ -134,6 +146,8 @@ class Distiller(Resumable):
         hard_loss_weight: A variable; `.assign(0.5)` acts at once, in compiled code too,
             unless it follows a schedule. `distiller.hard_loss_weight = 0.5` ends that.
         soft_loss_weight: A variable, as above, or a dict of them by output.
+        feature_losses: The pairs of layers; `distiller.feature_losses[pair].weight` is
+            a variable, as above.
 
     Raises:
         TypeError: If a model or loss is not of its type.
@@ -168,6 +182,7 @@ class Distiller(Resumable):
         hard_loss_weight: float | LearningRateSchedule = 0.1,
         soft_loss_weight: Weight | Mapping[str, Weight] = 0.9,
         *,
+        feature_losses: Given | Literal["auto"] | None = None,
         student_outputs: Outputs | Mapping[str, Outputs] | None = None,
         teacher_outputs: Outputs | Mapping[str, Outputs] | None = None,
         output_map: Mapping[str, str] | None = None,
@@ -239,6 +254,9 @@ class Distiller(Resumable):
             )
             for name in (losses if balance else ())
         }
+        self._feature_losses = FeatureLosses(feature_losses or {}, student, teacher)
+        # Trained with the student, and saved with the distiller.
+        self._feature_pairs = list(self._feature_losses.values())
         self._teacher_outputs: TeacherOutputs | None = None
         self._mean_teacher: MeanTeacher | None = None
         self.teacher = teacher
@@ -262,6 +280,7 @@ class Distiller(Resumable):
             outputs = self._pairs.taught_by(average, self._declared_outputs[0])
         elif teacher is not None:
             outputs = self._pairs.taught_by(teacher, self._declared_outputs[1])
+        self._feature_losses.learn_from(None if outputs is None else outputs.model)
         self._teacher_outputs, self._mean_teacher = outputs, mean_teacher
         self.train_function = None  # a traced one would go on with the old teacher
         self.supports_jit = True
@@ -291,6 +310,11 @@ class Distiller(Resumable):
     def soft_loss(self) -> Any:
         """The loss on the teacher's outputs, or a dict of them by output."""
         return self._soft_loss
+
+    @property
+    def feature_losses(self) -> Mapping[tuple[str, str], FeaturePair]:
+        """What is learnt from layers, by (student layer, teacher layer)."""
+        return self._feature_losses
 
     @property
     def hard_loss_weight(self) -> keras.Variable:
@@ -358,7 +382,7 @@ class Distiller(Resumable):
             if temperature is not None:
                 logged = f"{name}_temperature" if by_output else "temperature"
                 scheduled[logged] = (loss.temperature, temperature)
-        return scheduled
+        return {**scheduled, **self._feature_losses.scheduled()}
 
     def _follow_schedules(self, unit: Unit, number: Any) -> None:
         for variable, schedule in self._scheduled().values():
@@ -432,7 +456,12 @@ class Distiller(Resumable):
         Returns:
             The student's output.
         """
-        return self.student(self._split(inputs)[0], training=training)
+        own = self._split(inputs)[0]
+        return self._feature_losses.run_student(
+            lambda: self.student(own, training=training),
+            training=bool(training),
+            ask=lambda: self._teachers_word(inputs),
+        )
 
     def compute_loss(
         self,
@@ -463,7 +492,10 @@ class Distiller(Resumable):
         balance = None
         if training and self.balance == "gradient":
             balance = GradientBalance(self._pairs, y_pred)
-        with balance or contextlib.nullcontext():
+        with (
+            self._feature_losses.read_teacher() as taught,
+            balance or contextlib.nullcontext(),
+        ):
             outputs = balance.outputs if balance else y_pred
             hard_loss = self._hard_loss(y, outputs, sample_weight, training)
             # Read before the teacher runs: its call begins anew to collect such losses.
@@ -476,6 +508,7 @@ class Distiller(Resumable):
         if training:
             weights = self._soft_loss_weights()
             losses += [_product(weights[name], v) for name, v in soft_losses.items()]
+            losses += self._feature_losses.weighted(y_pred, taught, sample_weight)
         if hard_loss is not None:
             weight = self.hard_loss_weight
             losses.append(_product(weight, hard_loss) if training else hard_loss)
@@ -616,7 +649,8 @@ class Distiller(Resumable):
     def _trackers_of_teaching(self) -> list[keras.metrics.Metric]:
         by_output = (self._soft_loss_trackers, self._scale_trackers)
         trackers = [tracker for each in by_output for tracker in each.values()]
-        return [self._soft_loss_tracker, *trackers]
+        of_features = [pair.tracker for pair in self._feature_pairs]
+        return [self._soft_loss_tracker, *trackers, *of_features]
 
     # --- saving and going on
 
@@ -634,6 +668,10 @@ class Distiller(Resumable):
                 name: self._weight_in_config(f"{name}_soft_loss_weight")
                 for name in self._pairs.losses
             },
+            "feature_losses": [
+                keras.saving.serialize_keras_object(pair)
+                for pair in self._feature_pairs
+            ],
             "student_outputs": _plain(self._declared_outputs[0]),
             "teacher_outputs": _plain(self._declared_outputs[1]),
             "balance": self.balance,
@@ -659,11 +697,22 @@ class Distiller(Resumable):
             )
         for name in ("hard_loss_weight", "soft_loss_weight"):
             config[name] = from_config(config[name])
+        pairs = [
+            keras.saving.deserialize_keras_object(pair, custom_objects=custom_objects)
+            for pair in config.get("feature_losses", ())
+        ]
+        config["feature_losses"] = {
+            (pair.student_layer, pair.teacher_layer): pair for pair in pairs
+        }
         return cls(**config)
 
     def students_in_training(self) -> tuple[keras.Model, ...]:
         """The student."""
         return (self.student,)
+
+    def random_parts(self) -> tuple[keras.layers.Layer, ...]:
+        """What is trained between features, of which generators draw masks."""
+        return tuple(self._feature_pairs)
 
     def mean_teacher_weights(self) -> list[keras.Variable]:
         """The weights of the teacher, if it is a mean teacher."""

@@ -21,6 +21,10 @@ class Resumable(keras.Model):
         """The models whose random layers draw on in training."""
         raise NotImplementedError
 
+    def random_parts(self) -> tuple[keras.layers.Layer, ...]:
+        """Other parts whose random layers draw on in training."""
+        return ()
+
     def mean_teacher_weights(self) -> list[keras.Variable]:
         """The weights of a mean teacher, if there is one."""
         return []
@@ -59,13 +63,13 @@ class Resumable(keras.Model):
             state.assign(store[name])
 
     def _states(self) -> dict[str, keras.Variable]:
-        weights = {id(v) for s in self.students_in_training() for v in s.weights}
-        seeds = [
-            variable
-            for student in self.students_in_training()
-            for variable in student.variables
-            if id(variable) not in weights
-        ]
+        parts = (*self.students_in_training(), *self.random_parts())
+        known = {
+            id(variable)
+            for part in parts
+            for variable in (*part.weights, *part.metrics_variables)
+        }
+        seeds = [v for part in parts for v in part.variables if id(v) not in known]
         named = ((_SEED, seeds), (_MEAN_TEACHER, self.mean_teacher_weights()))
         return {
             f"{prefix}{index}": variable
