@@ -126,7 +126,9 @@ def test_bad_arguments_of_fake_quant(arguments, text):
 
 
 def test_only_layers_with_a_kernel_can_be_folded():
-    with pytest.raises(TypeError, match="must be a Conv2D.*Received: layer=.*ReLU"):
+    with pytest.raises(
+        TypeError, match="must be a convolution or Dense.*Received: layer=.*ReLU"
+    ):
         FoldedLayer(keras.layers.ReLU())
 
 

@@ -20,18 +20,19 @@ Tensor = Any
 # the integer kernels overflow; any range represents its zeros.
 _DEAD_RANGE = 1e-6
 
-_KERNEL_LAYERS = (
-    keras.layers.Conv2D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.Dense,
-)
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
+# The layers whose kernel can be rounded, with what is beside it folded in.
+KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
 class FakeQuant(keras.layers.Layer):
     """Rounds a tensor to the levels of an integer type, in a range it measures.
 
-    With the range `[lo, hi]`, moved so that zero is exactly a level:
+    With the range `[lo, hi]`, moved so that zero is exactly a level, and for more than
+    8 bits widened so that zero is the level 0:
 
         scale = (hi - lo) / (2^bits - 1)
         y = scale * round(clip(x, lo, hi) / scale)
@@ -167,6 +168,12 @@ class FakeQuant(keras.layers.Layer):
             highest = ops.maximum(highest, ops.max(ops.where(seen, self.maximum, 0.0)))
         lowest = ops.convert_to_tensor(lowest * (1.0 + self.margin), "float32")
         highest = ops.convert_to_tensor(highest * (1.0 + self.margin), "float32")
+        if self.bits > 8:
+            # Integers of 16 bits are symmetric: zero is the level 0.
+            highest = ops.maximum(highest, -lowest)
+            highest = ops.where(highest < _DEAD_RANGE, 1.0, highest)
+            levels = 2 ** (self.bits - 1)
+            return -highest * levels / (levels - 1), highest
         return lowest, ops.where(highest - lowest < _DEAD_RANGE, 1.0, highest)
 
     @property
@@ -222,7 +229,8 @@ class FoldedLayer(keras.layers.Layer):
     converter stores it in 32 bits.
 
     Args:
-        layer: `Conv2D`, `DepthwiseConv2D` or `Dense`, without an activation.
+        layer: A convolution (1D or 2D, depthwise, transposed) or `Dense`, without an
+            activation.
         batch_norm: `BatchNormalization` over the last axis, or `None`.
         input_scale: Number, or one for each input channel, not zero.
         input_offset: Number, or one for each input channel. A padded `layer` needs 0.
@@ -262,9 +270,9 @@ class FoldedLayer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(layer, _KERNEL_LAYERS):
+        if not isinstance(layer, KERNELS):
             raise TypeError(
-                "`layer` must be a Conv2D, DepthwiseConv2D or Dense. Received: "
+                "`layer` must be a convolution or Dense. Received: "
                 f"layer={layer!r}. Other layers have no kernel to fold into."
             )
         self.layer = layer
@@ -312,21 +320,28 @@ class FoldedLayer(keras.layers.Layer):
         layer = self.layer
         if isinstance(layer, keras.layers.Dense):
             return ops.matmul(inputs, kernel)
-        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-        convolve = ops.depthwise_conv if depthwise else ops.conv
-        return convolve(
-            inputs,
-            kernel,
-            strides=layer.strides,
-            padding=layer.padding,
-            data_format=layer.data_format,
-            dilation_rate=layer.dilation_rate,
-        )
+        options = {
+            "strides": layer.strides,
+            "padding": layer.padding,
+            "data_format": layer.data_format,
+            "dilation_rate": layer.dilation_rate,
+        }
+        if isinstance(layer, _TRANSPOSED):
+            return ops.conv_transpose(
+                inputs, kernel, output_padding=layer.output_padding, **options
+            )
+        convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
+        return convolve(inputs, kernel, **options)
 
     def _scaled_kernel(self) -> Tensor:
         scale = np.asarray(self.input_scale, "float32")
-        # The input channels are the kernel's last axis but one in all three layers.
-        return self.layer.kernel * (scale[:, None] if scale.ndim else scale)
+        return self.layer.kernel * self._by_input(scale)
+
+    def _by_input(self, values: np.ndarray) -> np.ndarray:
+        """Returns one number for each input channel, as the kernel has them."""
+        # They are on its last axis but one, or the last of a transposed convolution.
+        transposed = isinstance(self.layer, _TRANSPOSED)
+        return values[:, None] if values.ndim and not transposed else values
 
     def _shift(self) -> np.ndarray:
         # scale * x + offset = scale * (x + shift): the scale is in the kernel already.
@@ -334,9 +349,13 @@ class FoldedLayer(keras.layers.Layer):
         return np.asarray(offset / np.asarray(self.input_scale, "float32"))
 
     def _reduced_axes(self) -> tuple[int, ...]:
-        depthwise = isinstance(self.layer, keras.layers.DepthwiseConv2D)
+        """Returns the axes of the kernel that one output channel is a sum over."""
         rank = len(self.layer.kernel.shape)
-        return tuple(range(rank - 2 if depthwise else rank - 1))
+        if isinstance(self.layer, _TRANSPOSED):
+            return (*range(rank - 2), rank - 1)
+        return tuple(
+            range(rank - 2 if isinstance(self.layer, _DEPTHWISE) else rank - 1)
+        )
 
     def _rounded(self, kernel: Tensor) -> Tensor:
         largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
@@ -354,7 +373,7 @@ class FoldedLayer(keras.layers.Layer):
         kernel = ops.convert_to_numpy(self._rounded(self._scaled_kernel()))
         kernel = kernel.astype("float64")
         shift = self._shift().astype("float64")
-        shifted = kernel * (shift[:, None] if shift.ndim else shift)
+        shifted = kernel * self._by_input(shift)
         bias = shifted.sum(axis=self._reduced_axes()).reshape(-1)
         if self.layer.use_bias:
             bias = bias + ops.convert_to_numpy(self.layer.bias)
@@ -368,8 +387,9 @@ class FoldedLayer(keras.layers.Layer):
             if norm.center:
                 bias = bias + ops.convert_to_numpy(norm.beta)
             # A depthwise kernel has its output channels in its last two axes.
-            axes = len(self._reduced_axes())
-            kernel = kernel * factor.reshape(kernel.shape[axes:])
+            reduced = self._reduced_axes()
+            shape = [1 if k in reduced else n for k, n in enumerate(kernel.shape)]
+            kernel = kernel * factor.reshape(shape)
         return kernel.astype("float32"), bias.astype("float32")
 
     def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:

@@ -8,19 +8,29 @@ normalization vanish into the convolution or dense layer beside them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
-from keras.src.models.functional import Functional
 
-Shape = tuple[Any, ...]
+from kdlite.compress.graph import CallGraph, Shape
+from kdlite.compress.integer_layers import (
+    ACTIVATIONS,
+    FIXED_RANGES,
+    KERNELS,
+    KINDS,
+    Range,
+    as_layer,
+    check_supported,
+    clone,
+    scale_and_offset,
+    separated,
+)
 
 # Integer operations whose output must have the scale of their inputs. "pass" is any
 # layer that only moves or drops values; "clip" is a ReLU after one of these.
-ONE_RANGE = ("pass", "concatenate", "average", "clip")
+ONE_RANGE = ("pass", "concatenate", "average", "largest", "clip")
 
 # A rescaled byte rounded to a range of 256 values can lie halfway between two levels,
 # all of them at once, and there float and integer arithmetic round to different sides.
@@ -33,9 +43,10 @@ class Op:
     """One operation between numbered tensors.
 
     Attributes:
-        kind: `"kernel"` (Conv2D, DepthwiseConv2D, Dense), `"relu"`, `"add"`, `"mean"`,
-            `"head"` (softmax, sigmoid); one of `ONE_RANGE`; before fusing also
-            `"batch_norm"` and `"affine"`.
+        kind: `"kernel"` (a convolution or Dense), `"relu"`, `"add"`, `"mean"`,
+            `"value"` (any other function of values, product or difference), `"head"`
+            (softmax, sigmoid); one of `ONE_RANGE`; before fusing also `"batch_norm"`
+            and `"affine"`.
         name: Name of the student's layer that has the same output.
         inputs: Numbers of the input tensors.
         output: Number of the output tensor.
@@ -46,6 +57,7 @@ class Op:
         batch_norm: New BatchNormalization after the kernel.
         frozen_statistics: Whether `batch_norm` never uses the batch's statistics.
         margin: Fraction by which the range of the output is widened.
+        fixed: The range of the output, where it is known and not measured.
     """
 
     kind: str
@@ -58,6 +70,7 @@ class Op:
     batch_norm: keras.Layer | None = None
     frozen_statistics: bool = False
     margin: float = 0.0
+    fixed: Range | None = None
 
 
 class IntegerGraph:
@@ -79,7 +92,8 @@ class IntegerGraph:
     """
 
     def __init__(self, student: keras.Model) -> None:
-        self.functional = _functional(student)
+        graph = CallGraph(student, "Quantization-aware training")
+        self.functional = graph.functional
         for x in self.functional.inputs:
             if x.dtype not in ("float32", "uint8"):
                 raise ValueError(
@@ -91,8 +105,8 @@ class IntegerGraph:
         self.weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
         self._shapes: list[Shape] = []
         self._copies: dict[tuple[int, str], keras.Layer] = {}
-        self.inputs = [self._tensor(x.shape) for x in self.functional.inputs]
-        self.outputs = self._read(student, self.inputs, None)
+        self.inputs = [self._tensor(graph.shapes[x]) for x in graph.inputs]
+        self.outputs = self._read(graph)
         self._fuse_affine()
         self._fuse_batch_norm()
         self._replace_affine()
@@ -106,62 +120,68 @@ class IntegerGraph:
 
     # Reading
 
-    def _read(
-        self, model: keras.Model, inputs: list[int], training: bool | None
-    ) -> list[int]:
-        graph = _functional(model)
-        tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                layer = node.operation
-                arguments = [tensors[id(x)] for x in node.arguments.keras_tensors]
-                pinned = node.arguments.kwargs.get("training")
-                pinned = training if pinned is None else pinned
-                if not isinstance(layer, keras.Model):
-                    _check_supported(layer)
-                if pinned:
-                    raise ValueError(
-                        "A layer must not be held in training mode. Received: layer "
-                        f"{layer.name!r} called with training=True. Call it without."
-                    )
-                if isinstance(layer, keras.Model):
-                    results = self._read(layer, arguments, pinned)
-                else:
-                    shape = node.outputs[0].shape
-                    results = [self._call(layer, arguments, shape, pinned is not None)]
-                tensors.update(zip(map(id, node.outputs), results, strict=True))
-        return [tensors[id(x)] for x in graph.outputs]
+    def _read(self, graph: CallGraph) -> list[int]:
+        tensors = dict(zip(graph.inputs, self.inputs, strict=True))
+        for call in graph.calls:
+            layer = as_layer(call)
+            check_supported(layer)
+            # Layers that prepare data are called so by themselves.
+            if call.training and not isinstance(layer, layers.Resizing):
+                raise ValueError(
+                    "A layer must not be held in training mode. Received: layer "
+                    f"{layer.name!r} called with training=True. Call it without."
+                )
+            inputs = [tensors[x] for x in call.inputs]
+            shape = graph.shapes[call.outputs[0]]
+            inference = call.training is not None
+            tensors[call.outputs[0]] = self._call(layer, inputs, shape, inference)
+        return [tensors[x] for x in graph.outputs]
 
     def _call(
         self, layer: Any, inputs: list[int], shape: Shape, inference: bool
     ) -> int:
         name = layer.name
         match type(layer):
-            case layers.Conv2D | layers.DepthwiseConv2D | layers.Dense:
-                new = self._copy(
-                    layer, _clone(layer, activation="linear"), layer.get_weights()
-                )
+            case layers.Conv1D if layer.padding == "causal":
+                return self._causal(layer, inputs, shape)
+            case made if made in KERNELS:
+                new = clone(layer, activation="linear")
+                new = self._copy(layer, new, layer.get_weights())
                 return self._kernel(layer, new, inputs, shape)
-            case layers.SeparableConv2D:
+            case layers.SeparableConv1D | layers.SeparableConv2D:
                 return self._separable(layer, inputs, shape)
             case layers.BatchNormalization:
-                new = self._copy(layer, _clone(layer), layer.get_weights())
+                new = self._copy(layer, clone(layer), layer.get_weights())
                 norm = {"batch_norm": new, "frozen_statistics": inference}
                 return self._emit("batch_norm", layer, name, inputs, shape, **norm)
             case layers.Rescaling | layers.Normalization:
-                scale, offset = _scale_and_offset(layer)
+                scale, offset = scale_and_offset(layer)
                 affine = {"scale": scale, "offset": offset}
                 return self._emit("affine", layer, name, inputs, shape, **affine)
             case layers.Activation:
-                return self._activation(layer, inputs, shape)
+                return self._activation(layer, layer.activation, inputs, shape)
             case layers.Add:
-                return self._add(layer, inputs, shape)
-            case layers.Dropout | layers.SpatialDropout2D if inference:
+                return self._chain("add", layer, inputs, shape)
+            case layers.Multiply:
+                return self._chain("value", layer, inputs, shape)
+            case layers.Maximum | layers.Minimum:
+                return self._chain("largest", layer, inputs, shape)
+            case layers.Average:
+                total = layers.Add(name=f"{name}_sum")
+                summed = self._chain("add", total, inputs, shape)
+                mean = {"scale": np.float64(1.0 / len(inputs)), "offset": 0.0}
+                return self._emit("affine", layer, name, [summed], shape, **mean)
+            case layers.UpSampling2D | layers.Resizing:
+                moved = layer.interpolation == "nearest"
+                kind = "pass" if moved else "average"
+                return self._emit(kind, layer, name, inputs, shape)
+            case layers.PReLU:
+                new = self._copy(layer, clone(layer), layer.get_weights())
+                return self._emit("value", new, name, inputs, shape)
+            case made if made in _DROPPED and inference:
                 return inputs[0]
-            case layer_type:
-                return self._emit(_KINDS[layer_type], layer, name, inputs, shape)
+            case made:
+                return self._emit(KINDS[made], layer, name, inputs, shape)
 
     def _tensor(self, shape: Shape) -> int:
         self._shapes.append(shape)
@@ -195,31 +215,22 @@ class IntegerGraph:
         if layer.activation is keras.activations.linear:
             return self._emit("kernel", new, layer.name, inputs, shape)
         between = self._emit("kernel", new, f"{layer.name}_linear", inputs, shape)
-        return self._activation(layer, [between], shape)
+        return self._activation(layer, layer.activation, [between], shape)
+
+    def _causal(self, layer: Any, inputs: list[int], shape: Shape) -> int:
+        before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+        length = self._shapes[inputs[0]][1]
+        padded = (None, length and length + before, self._shapes[inputs[0]][-1])
+        zeros = layers.ZeroPadding1D((before, 0))
+        inputs = [self._emit("pass", zeros, f"{layer.name}_pad", inputs, padded)]
+        new = clone(layer, activation="linear", padding="valid")
+        return self._kernel(
+            layer, self._copy(layer, new, layer.get_weights()), inputs, shape
+        )
 
     def _separable(self, layer: Any, inputs: list[int], shape: Shape) -> int:
+        depthwise, pointwise = separated(layer)
         first, *rest = layer.get_weights()
-        depthwise = layers.DepthwiseConv2D(
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            depth_multiplier=layer.depth_multiplier,
-            dilation_rate=layer.dilation_rate,
-            use_bias=False,
-            depthwise_regularizer=layer.depthwise_regularizer,
-            depthwise_constraint=layer.depthwise_constraint,
-            trainable=layer.trainable,
-        )
-        pointwise = layers.Conv2D(
-            layer.filters,
-            1,
-            use_bias=layer.use_bias,
-            kernel_regularizer=layer.pointwise_regularizer,
-            kernel_constraint=layer.pointwise_constraint,
-            bias_regularizer=layer.bias_regularizer,
-            bias_constraint=layer.bias_constraint,
-            trainable=layer.trainable,
-        )
         between = self._emit(
             "kernel",
             self._copy(layer, depthwise, [first], "depthwise"),
@@ -230,28 +241,46 @@ class IntegerGraph:
         new = self._copy(layer, pointwise, rest, "pointwise")
         return self._kernel(layer, new, [between], shape)
 
-    def _activation(self, layer: Any, inputs: list[int], shape: Shape) -> int:
-        function = layer.activation
+    def _activation(
+        self, layer: Any, function: Any, inputs: list[int], shape: Shape
+    ) -> int:
+        name = layer.name
         if function is keras.activations.linear:
             return inputs[0]
-        if function not in _ACTIVATIONS:
-            known = ", ".join(repr(known.__name__) for known in _ACTIVATIONS)
+        if function is keras.activations.silu:
+            # There is no such operation: it is a sigmoid and a product.
+            gate = layers.Activation("sigmoid")
+            gated = self._emit("head", gate, f"{name}_sigmoid", inputs, shape)
+            product = layers.Multiply()
+            return self._emit("value", product, name, [*inputs, gated], shape)
+        if function is keras.activations.hard_sigmoid:
+            # relu6(x + 3) / 6 is x / 6 + 1/2 in a range that ends at 0 and 1.
+            line = {"scale": np.float64(1 / 6), "offset": np.float64(0.5)}
+            range_ = {"fixed": (0.0, 1.0)}
+            return self._emit("affine", layer, name, inputs, shape, **line, **range_)
+        if function not in ACTIVATIONS:
+            known = ", ".join(repr(known.__name__) for known in ACTIVATIONS)
             raise ValueError(
-                f"Quantization-aware training has the activations {known} and "
-                "'linear'. Received: activation="
-                f"{getattr(function, '__name__', function)!r} in layer {layer.name!r}. "
+                f"Quantization-aware training has the activations {known}, 'silu', "
+                "'hard_sigmoid' and 'linear'. Received: activation="
+                f"{getattr(function, '__name__', function)!r} in layer {name!r}. "
                 "Use one of these, or quantize after training."
             )
-        kind, make = _ACTIVATIONS[function]
-        return self._emit(kind, make(), layer.name, inputs, shape)
+        kind, make = ACTIVATIONS[function]
+        fixed = FIXED_RANGES.get(function)
+        return self._emit(kind, make(), name, inputs, shape, fixed=fixed)
 
-    def _add(self, layer: Any, inputs: list[int], shape: Shape) -> int:
-        # The integer ADD takes two tensors; a sum of more is a chain of them.
+    def _chain(self, kind: str, layer: Any, inputs: list[int], shape: Shape) -> int:
+        # An integer operation takes two tensors; a sum of more is a chain of them.
         total, *others = inputs
         for index, other in enumerate(others, start=1):
             last = index == len(others)
             name = layer.name if last else f"{layer.name}_{index}"
-            total = self._emit("add", layer, name, [total, other], shape)
+            broadcast = np.broadcast_shapes(
+                *(tuple(n or 1 for n in self._shapes[x]) for x in (total, other))
+            )
+            between = shape if last else (shape[0], *broadcast[1:])
+            total = self._emit(kind, layer, name, [total, other], between)
         return total
 
     # Fusing
@@ -259,7 +288,7 @@ class IntegerGraph:
     def _fuse_affine(self) -> None:
         # Backwards, so that the first of two rescalings meets a kernel as well.
         for op in self.ops[::-1]:
-            if op.kind != "affine":
+            if op.kind != "affine" or op.fixed is not None:
                 continue
             target = self.sole_user(op.output)
             passed = []
@@ -361,111 +390,14 @@ class IntegerGraph:
                     )
 
 
-_ACTIVATIONS: dict[Callable[..., Any], tuple[str, Callable[[], keras.Layer]]] = {
-    keras.activations.relu: ("relu", layers.ReLU),
-    keras.activations.relu6: ("relu", lambda: layers.ReLU(6.0)),
-    keras.activations.softmax: ("head", layers.Softmax),
-    keras.activations.sigmoid: ("head", lambda: layers.Activation("sigmoid")),
-}
-# The layers that need no more than their kind.
-_KINDS: dict[type, str] = {
-    layers.ReLU: "relu",
-    layers.Softmax: "head",
-    layers.Concatenate: "concatenate",
-    layers.AveragePooling2D: "average",
-    layers.GlobalAveragePooling2D: "mean",
-    layers.MaxPooling2D: "pass",
-    layers.GlobalMaxPooling2D: "pass",
-    layers.ZeroPadding2D: "pass",
-    layers.Flatten: "pass",
-    layers.Reshape: "pass",
-    layers.Dropout: "pass",
-    layers.SpatialDropout2D: "pass",
-    layers.Identity: "pass",
-}
-_SUPPORTED = (
-    *(layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense),
-    *(layers.BatchNormalization, layers.Rescaling, layers.Normalization),
-    *(layers.Activation, layers.Add, *_KINDS),
-)
-
-
-def _clone(layer: keras.Layer, **changes: Any) -> keras.Layer:
-    return type(layer).from_config({**layer.get_config(), **changes})
-
-
-def _functional(model: keras.Model) -> Functional:
-    """Returns the graph of a Functional or Sequential model."""
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    if graph is None:
-        raise ValueError(
-            f"A Sequential model must be built. Received: model={model.name!r}, not "
-            "built. Put a `keras.Input` first, or call it on data."
-        )
-    if not isinstance(graph, Functional) or type(graph).call is not Functional.call:
-        raise ValueError(
-            "Quantization-aware training needs the graph of a Functional or Sequential "
-            f"model. Received: {model.name!r} of the subclass {type(model).__name__}, "
-            "with a `call` of its own. Rebuild it as `keras.Model(inputs, outputs)`."
-        )
-    return graph
-
-
-def _check_supported(layer: Any) -> None:
-    """Raises ValueError unless the layer can be quantized."""
-    if type(layer) not in _SUPPORTED:
-        names = ", ".join(supported.__name__ for supported in _SUPPORTED)
-        raise ValueError(
-            "Quantization-aware training does not have this layer. Received: layer "
-            f"{layer.name!r} of class {type(layer).__name__}. Build the student from "
-            f"{names}, or quantize it after training. Augmentation belongs in the data."
-        )
-    if layer.dtype_policy.name != "float32":
-        raise ValueError(
-            "Quantization-aware training needs the dtype policy float32. Received: "
-            f"layer {layer.name!r} with {layer.dtype_policy.name!r}. Rebuild the "
-            "student in float32 and copy its weights."
-        )
-    problem = None
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        problem = "data_format='channels_first'. Use 'channels_last'"
-    elif layer.activity_regularizer is not None:
-        problem = "an activity regularizer. Remove it"
-    elif isinstance(layer, layers.BatchNormalization) and (
-        layer.axis not in (-1, layer.input_spec.ndim - 1) or layer.renorm
-    ):
-        problem = f"axis={layer.axis}, renorm={layer.renorm}. Use the last axis, plain"
-    elif isinstance(layer, layers.Normalization) and (
-        layer.invert or any(size != 1 for size in layer.mean.shape[:-1])
-    ):
-        problem = f"axis={layer.axis}, invert={layer.invert}. Use the last axis"
-    elif isinstance(layer, layers.ReLU) and (
-        layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
-    ):
-        problem = (
-            f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
-        )
-    if problem is not None:
-        raise ValueError(
-            f"Layer {layer.name!r} cannot be quantized as it is. Received: "
-            f"{type(layer).__name__} with {problem}."
-        )
-
-
-def _scale_and_offset(layer: Any) -> tuple[Any, Any]:
-    """Returns what an affine layer does: numbers, or one for each channel."""
-    if isinstance(layer, layers.Rescaling):
-        return np.float64(layer.scale), np.float64(layer.offset)
-    deviation = np.sqrt(np.float64(layer.variance)).reshape(-1)
-    deviation = np.maximum(deviation, keras.config.epsilon())
-    return 1.0 / deviation, -np.float64(layer.mean).reshape(-1) / deviation
+_DROPPED = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D)
 
 
 def _keeps_affine(op: Op, affine: Op) -> bool:
     """Whether `op` may as well come before the affine."""
     if np.size(affine.scale) > 1 or np.size(affine.offset) > 1:
         return False
-    if isinstance(op.layer, layers.ZeroPadding2D):
+    if isinstance(op.layer, layers.ZeroPadding1D | layers.ZeroPadding2D):
         return not np.any(affine.offset)
     return isinstance(op.layer, layers.Flatten | layers.Reshape)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from kdlite.compress.fake_quant import FakeQuant, FoldedLayer, checked_range
 from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
+from kdlite.compress.integer_layers import UNIT_RANGE
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 
@@ -28,8 +29,8 @@ Range = tuple[float, float]
 _MOMENTUM = 0.95
 # Integer operations that have a ReLU built in.
 _WITH_RELU = ("kernel", "add")
-# Softmax and sigmoid have a range by definition: [0, 1) in steps of 1/256.
-_UNROUNDED = "head"
+# Softmax and sigmoid: a loss must not see a probability rounded to zero.
+_HEAD = "head"
 
 
 def quantize_aware(
@@ -56,11 +57,12 @@ def quantize_aware(
     none, the model computes in float what the student does, and exporting it is an
     error. Only a fixed `input_range` applies from the start.
 
-    Supported layers: Conv2D, DepthwiseConv2D, SeparableConv2D, Dense,
-    BatchNormalization, ReLU, Activation (relu, relu6, linear; softmax and sigmoid at
-    the end), Softmax, Add, Concatenate, MaxPooling2D, AveragePooling2D,
-    GlobalAveragePooling2D, GlobalMaxPooling2D, ZeroPadding2D, Flatten, Reshape,
-    Dropout, SpatialDropout2D, Rescaling, Normalization, Identity, and models of these.
+    Supported are convolutions (1D and 2D; depthwise, separable, transposed, dilated,
+    grouped), Dense, BatchNormalization, the activations that TFLite has in int8,
+    pooling, resizing and upsampling, sums, products and concatenations, layers that
+    only move values, and models of these; docs/compression.md has the whole table.
+    Sigmoid, tanh and softmax inside a model are rounded from the start, as their ranges
+    are part of the operations.
 
     Args:
         student: A built Functional or Sequential model in float32.
@@ -277,19 +279,67 @@ class _Builder:
         self._output_names = graph.functional.output_names
         self._used_names: set[str] = set()
         self._folded: dict[int, FoldedLayer] = {}
+        self._copies: dict[int, keras.Layer] = {}
         self._quantizers: dict[int, FakeQuant] = {}
+        self._unrounded = self._unrounded_tensors()
         self._group = self._range_groups()
         self._measured = self._measured_tensors()
+
+    def _unrounded_tensors(self) -> set[int]:
+        """Returns what a softmax or sigmoid at the end of the model gives."""
+        unrounded: set[int] = set()
+        for op in self._graph.ops[::-1]:
+            users = [user for user in self._graph.ops if op.output in user.inputs]
+            ends = all(u.kind == "pass" and u.output in unrounded for u in users)
+            if op.kind in (_HEAD, "pass") and ends:
+                unrounded.add(op.output)
+        # Of the layers that only move values, those behind a softmax or sigmoid.
+        ending = set()
+        for op in self._graph.ops:
+            if op.output in unrounded and (op.kind == _HEAD or op.inputs[0] in ending):
+                ending.add(op.output)
+        return ending
 
     def _range_groups(self) -> dict[int, int]:
         """Returns for each tensor the group of tensors with one range that it is in."""
         group = {x: x for x in self._graph.inputs}
+        joined = self._joined()
         for op in self._graph.ops:
             group[op.output] = op.output
             if op.kind in ONE_RANGE:
                 merged = {group[x] for x in (*op.inputs, op.output)}
                 group.update({x: min(merged) for x in group if group[x] in merged})
+            elif op.fixed is None or op.output in self._unrounded:
+                continue
+            elif op.output not in joined:
+                self._fixed[op.output] = self._own_range(op)
+            elif op.kind == "kernel":
+                raise ValueError(
+                    "A hard sigmoid has a range of its own. Received: layer "
+                    f"{op.name!r}, whose output meets others in a concatenation or a "
+                    "maximum, which have one range. Use a sigmoid."
+                )
         return group
+
+    def _joined(self) -> set[int]:
+        """Returns the tensors that must share their range with another's values."""
+        joined: set[int] = set()
+        for op in self._graph.ops[::-1]:
+            if op.kind in ONE_RANGE and (len(op.inputs) > 1 or op.output in joined):
+                joined.update(op.inputs)
+        return joined
+
+    def _own_range(self, op: Op) -> Range:
+        """Returns the range of an operation that has one by definition."""
+        if self._recipe.activation_bits <= 8:
+            return op.fixed or UNIT_RANGE
+        if op.kind == "kernel":
+            raise ValueError(
+                "16-bit activations have no range that begins at zero. Received: layer "
+                f"{op.name!r}, a hard sigmoid, with recipe={self._recipe.name!r}. Use "
+                "a sigmoid, or the recipe 'int8'."
+            )
+        return (-1.0, 1.0 - 2.0**-15)
 
     def _measured_tensors(self) -> dict[int, list[int]]:
         """Returns for each group the tensors whose values make its range."""
@@ -297,23 +347,13 @@ class _Builder:
         for x in self._graph.inputs:
             if x not in self._fixed:
                 measured[self._group[x]].append(x)
-        unrounded: set[int] = set()
         for op in self._graph.ops:
-            if op.kind == "pass" and op.inputs[0] in unrounded:
-                unrounded.add(op.output)
-            elif unrounded.intersection(op.inputs):
-                raise ValueError(
-                    "Softmax and sigmoid can only be at the end of a model. Received: "
-                    f"layer {op.name!r}, which computes with their output. Let it take "
-                    "the logits, or quantize after training."
-                )
-            elif op.kind == _UNROUNDED:
-                unrounded.add(op.output)
-            elif op.kind not in ONE_RANGE and not self._rounded_later(op):
+            found = op.kind not in ONE_RANGE and op.output not in self._fixed
+            if found and op.output not in self._unrounded and not self._in_next(op):
                 measured[self._group[op.output]].append(op.output)
         return measured
 
-    def _rounded_later(self, op: Op) -> bool:
+    def _in_next(self, op: Op) -> bool:
         """Whether the ReLU that follows is part of the same integer operation."""
         user = self._graph.sole_user(op.output)
         return op.kind in _WITH_RELU and user is not None and user.kind == "relu"
@@ -341,20 +381,29 @@ class _Builder:
             name=name,
         )
         for layer, weights in graph.weights:
-            layer.set_weights(weights)
+            self._copies.get(id(layer), layer).set_weights(weights)
         return model
 
     def _call(self, op: Op, inputs: list[Tensor]) -> Tensor:
-        unrounded = op.kind in ("pass", "concatenate", _UNROUNDED)
+        moved = op.kind in ("pass", "concatenate", "largest")
         if op.kind == "kernel":
             outputs = self._folded_layer(op)(inputs[0])
         else:
-            final = unrounded and op.output in self._graph.outputs
-            layer = _clone(op.layer, self._name(op.name, final))
+            unrounded = moved or op.output in self._unrounded
+            layer = self._copy(op, unrounded and op.output in self._graph.outputs)
             outputs = layer(inputs if len(inputs) > 1 else inputs[0])
-        if unrounded or self._rounded_later(op):
+        if moved or op.output in self._unrounded or self._in_next(op):
             return outputs
         return self._round(op.output, outputs, op.name)
+
+    def _copy(self, op: Op, final: bool) -> keras.Layer:
+        """Returns a new layer; one with weights for all its calls."""
+        if id(op.layer) in self._copies:
+            return self._copies[id(op.layer)]
+        copy = _clone(op.layer, self._name(op.name, final))
+        if any(op.layer is layer for layer, _ in self._graph.weights):
+            self._copies[id(op.layer)] = copy
+        return copy
 
     def _folded_layer(self, op: Op) -> FoldedLayer:
         if id(op.layer) not in self._folded:

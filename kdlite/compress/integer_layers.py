@@ -1,0 +1,256 @@
+"""The layers that have integer operations, and what each becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from kdlite.compress.fake_quant import KERNELS as KERNELS
+from kdlite.compress.graph import Call
+
+Range = tuple[float, float]
+Make = Callable[[], keras.Layer]
+
+_activations = keras.activations
+ACTIVATIONS: dict[Callable[..., Any], tuple[str, Make]] = {
+    _activations.relu: ("relu", layers.ReLU),
+    _activations.relu6: ("relu", lambda: layers.ReLU(6.0)),
+    _activations.softmax: ("head", layers.Softmax),
+    _activations.sigmoid: ("head", lambda: layers.Activation("sigmoid")),
+    _activations.tanh: ("value", lambda: layers.Activation("tanh")),
+    _activations.hard_silu: ("value", lambda: layers.Activation("hard_silu")),
+    _activations.leaky_relu: ("value", lambda: layers.LeakyReLU(0.2)),
+    _activations.gelu: ("value", lambda: layers.Activation("gelu")),
+}
+# What TFLite's own kernels have by definition, so that nothing is to be measured: the
+# widest that a function reaches, in steps of 1/256 and 1/128.
+UNIT_RANGE: Range = (0.0, 255 / 256)
+FIXED_RANGES: dict[Callable[..., Any], Range] = {
+    _activations.softmax: UNIT_RANGE,
+    _activations.sigmoid: UNIT_RANGE,
+    _activations.tanh: (-1.0, 127 / 128),
+}
+
+# The layers that need no more than their kind.
+KINDS: dict[type, str] = {
+    layers.ReLU: "relu",
+    layers.Softmax: "head",
+    layers.LeakyReLU: "value",
+    layers.Subtract: "value",
+    layers.Concatenate: "concatenate",
+    layers.AveragePooling1D: "average",
+    layers.AveragePooling2D: "average",
+    layers.GlobalAveragePooling1D: "mean",
+    layers.GlobalAveragePooling2D: "mean",
+    **dict.fromkeys(
+        (
+            *(layers.MaxPooling1D, layers.MaxPooling2D),
+            *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D),
+            *(layers.ZeroPadding1D, layers.ZeroPadding2D),
+            *(layers.Cropping1D, layers.Cropping2D, layers.UpSampling1D),
+            *(layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector),
+            *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
+            layers.Identity,
+        ),
+        "pass",
+    ),
+}
+_SUPPORTED = (
+    *KERNELS,
+    *(layers.SeparableConv1D, layers.SeparableConv2D),
+    *(layers.BatchNormalization, layers.Rescaling, layers.Normalization),
+    *(layers.Activation, layers.PReLU, layers.UpSampling2D, layers.Resizing),
+    *(layers.Add, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
+    *KINDS,
+)
+# Operations of `keras.ops`, and what does the same.
+_FUNCTIONS = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "Silu": "silu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Tanh": "tanh",
+}
+_MERGES = {
+    "Add": layers.Add,
+    "Subtract": layers.Subtract,
+    "Multiply": layers.Multiply,
+    "Maximum": layers.Maximum,
+    "Minimum": layers.Minimum,
+}
+# Why the converter leaves these in float, and what to do.
+_IN_FLOAT: dict[type, str] = {
+    layers.LayerNormalization: "Its mean and square root stay in float",
+    layers.GroupNormalization: "Its mean and square root stay in float",
+    layers.RMSNormalization: "Its square stays in float",
+    layers.UnitNormalization: "Its square stays in float",
+    layers.MultiHeadAttention: "Its products have ranges that it does not give",
+    layers.ELU: "It has no integer operation",
+    layers.Conv3D: "It has no integer operation",
+    layers.LSTM: "Its loop has no ranges, and the converter crashes on them",
+    layers.GRU: "Its loop has no ranges, and the converter crashes on them",
+    layers.Bidirectional: "Its loop has no ranges, and the converter crashes on them",
+}
+
+
+def clone(layer: keras.Layer, **changes: Any) -> keras.Layer:
+    """Returns a new layer of the same configuration.
+
+    Args:
+        layer: Any layer.
+        **changes: What is different.
+
+    Returns:
+        The layer, not built.
+    """
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def separated(layer: Any) -> tuple[keras.Layer, keras.Layer]:
+    """Returns the two layers that a separable convolution is made of.
+
+    Args:
+        layer: A `SeparableConv1D` or `SeparableConv2D`.
+
+    Returns:
+        A depthwise and a pointwise convolution, neither with an activation.
+    """
+    image = isinstance(layer, layers.SeparableConv2D)
+    depthwise = layers.DepthwiseConv2D if image else layers.DepthwiseConv1D
+    pointwise = layers.Conv2D if image else layers.Conv1D
+    return (
+        depthwise(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.depth_multiplier,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            depthwise_regularizer=layer.depthwise_regularizer,
+            depthwise_constraint=layer.depthwise_constraint,
+            trainable=layer.trainable,
+        ),
+        pointwise(
+            layer.filters,
+            1,
+            use_bias=layer.use_bias,
+            kernel_regularizer=layer.pointwise_regularizer,
+            kernel_constraint=layer.pointwise_constraint,
+            bias_regularizer=layer.bias_regularizer,
+            bias_constraint=layer.bias_constraint,
+            trainable=layer.trainable,
+        ),
+    )
+
+
+def scale_and_offset(layer: Any) -> tuple[Any, Any]:
+    """Returns what an affine layer does: numbers, or one for each channel.
+
+    Args:
+        layer: A `Rescaling` or `Normalization`.
+
+    Returns:
+        `scale` and `offset` of `scale * x + offset`.
+    """
+    if isinstance(layer, layers.Rescaling):
+        return np.float64(layer.scale), np.float64(layer.offset)
+    deviation = np.sqrt(np.float64(layer.variance)).reshape(-1)
+    deviation = np.maximum(deviation, keras.config.epsilon())
+    return 1.0 / deviation, -np.float64(layer.mean).reshape(-1) / deviation
+
+
+def as_layer(call: Call) -> Any:
+    """Returns what is called, operations of `keras.ops` as the layer that does it.
+
+    Args:
+        call: A call.
+
+    Returns:
+        The layer; an operation that no layer does as it is.
+    """
+    operation, name = call.operation, call.operation.name
+    if isinstance(operation, keras.Layer):
+        return operation
+    kind = type(operation).__name__
+    if kind in _FUNCTIONS and len(call.inputs) == 1:
+        return layers.Activation(_FUNCTIONS[kind], name=name)
+    if kind in _MERGES and len(call.inputs) == 2:
+        return _MERGES[kind](name=name)
+    operands = [*call.arguments.args, *call.arguments.kwargs.values()]
+    numbers = [value for value in operands if isinstance(value, (int, float))]
+    if len(operands) != 2 or len(numbers) != 1:
+        return operation
+    number, first = float(numbers[0]), operands[0] is numbers[0]
+    match kind:
+        case "Add":
+            return layers.Rescaling(1.0, number, name=name)
+        case "Subtract":
+            sign = -1.0 if first else 1.0
+            return layers.Rescaling(sign, -sign * number, name=name)
+        case "Multiply":
+            return layers.Rescaling(number, name=name)
+        case "Divide" | "TrueDivide" if number and not first:
+            return layers.Rescaling(1.0 / number, name=name)
+    return operation
+
+
+def check_supported(layer: Any) -> None:
+    """Raises ValueError unless a layer can be quantized.
+
+    Args:
+        layer: A student's layer.
+
+    Raises:
+        ValueError: The layer, and why not.
+    """
+    if type(layer) not in _SUPPORTED:
+        names = ", ".join(supported.__name__ for supported in _SUPPORTED)
+        why = _IN_FLOAT.get(type(layer))
+        raise ValueError(
+            "Quantization-aware training does not have this layer. Received: layer "
+            f"{layer.name!r} of class {type(layer).__name__}. "
+            + (f"{why}. " if why else "")
+            + f"Build the student from {names}, or quantize it after training. "
+            "Augmentation belongs in the data."
+        )
+    if layer.dtype_policy.name != "float32":
+        raise ValueError(
+            "Quantization-aware training needs the dtype policy float32. Received: "
+            f"layer {layer.name!r} with {layer.dtype_policy.name!r}. Rebuild the "
+            "student in float32 and copy its weights."
+        )
+    if problem := _problem(layer):
+        raise ValueError(
+            f"Layer {layer.name!r} cannot be quantized as it is. Received: "
+            f"{type(layer).__name__} with {problem}."
+        )
+
+
+def _problem(layer: Any) -> str | None:
+    """Returns what about a supported layer cannot be quantized, and what can."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return "data_format='channels_first'. Use 'channels_last'"
+    if layer.activity_regularizer is not None:
+        return "an activity regularizer. Remove it"
+    if isinstance(layer, layers.BatchNormalization) and (
+        layer.axis not in (-1, layer.input_spec.ndim - 1) or layer.renorm
+    ):
+        return f"axis={layer.axis}, renorm={layer.renorm}. Use the last axis, plain"
+    if isinstance(layer, layers.Normalization) and (
+        layer.invert or any(size != 1 for size in layer.mean.shape[:-1])
+    ):
+        return f"axis={layer.axis}, invert={layer.invert}. Use the last axis"
+    if isinstance(layer, layers.ReLU) and (
+        layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
+    ):
+        return f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+    if isinstance(layer, layers.UpSampling2D | layers.Resizing):
+        if layer.interpolation not in ("nearest", "bilinear"):
+            return f"interpolation={layer.interpolation!r}. Use 'bilinear'"
+    return None

@@ -1,0 +1,286 @@
+"""Each layer of a phone's student: the exported integers are the Keras model's."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from quantizing import (
+    assert_same_within_one_step,
+    calibrate,
+    convert,
+    operations,
+    randomize,
+)
+
+from kdlite.compress.qat import for_export, quantize_aware
+
+IMAGE, SEQUENCE, VECTOR = (8, 8, 4), (12, 4), (6,)
+
+
+def after(*made, shape=IMAGE):
+    """A model of layers in a row."""
+    return lambda: keras.Sequential([keras.Input(shape), *(make() for make in made)])
+
+
+def conv(activation=None, **options):
+    return lambda: layers.Conv2D(8, 3, activation=activation, **options)
+
+
+def squeeze_and_excitation(gate):
+    """The block of MobileNetV3: a gate for each channel, of the mean of all places."""
+
+    def make():
+        inputs = keras.Input(IMAGE)
+        x = layers.Conv2D(8, 3, padding="same", use_bias=False)(inputs)
+        x = layers.Activation("hard_silu")(layers.BatchNormalization()(x))
+        g = layers.GlobalAveragePooling2D(keepdims=True)(x)
+        g = layers.Conv2D(4, 1, activation="relu")(g)
+        g = layers.Conv2D(8, 1, activation=gate)(g)
+        return keras.Model(inputs, layers.Conv2D(4, 1)(layers.Multiply()([x, g])))
+
+    return make
+
+
+def of_two(layer, *activations):
+    """A layer of two tensors, each with a range of its own."""
+
+    def make():
+        inputs = keras.Input(IMAGE)
+        parts = [
+            layers.Conv2D(8, 1, activation=activation)(inputs)
+            for activation in activations
+        ]
+        return keras.Model(inputs, layers.Conv2D(4, 1)(layer()(parts)))
+
+    return make
+
+
+def inverted_residual():
+    inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(16, 1, use_bias=False)(inputs)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False)(x))
+    return keras.Model(inputs, layers.Add()([inputs, x]))
+
+
+def operators():
+    """A gate as MobileNetV3 of Keras has it, and arithmetic with numbers."""
+    inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(8, 1)(inputs)
+    gate = layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+    x = ops.relu(x * gate - 0.5) / 2.0
+    return keras.Model(inputs, layers.Conv2D(4, 1)(ops.maximum(1.0 - x, x)))
+
+
+def decoder():
+    """Down, up again, and joined: a probability for each pixel."""
+    inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")(inputs)
+    y = layers.Conv2DTranspose(8, 3, strides=2, padding="same", use_bias=False)(x)
+    y = layers.ReLU()(layers.BatchNormalization()(y))
+    z = layers.UpSampling2D(interpolation="bilinear")(x)
+    x = layers.Concatenate()([y, z, inputs])
+    return keras.Model(inputs, layers.Conv2D(1, 1, activation="sigmoid")(x))
+
+
+def audio():
+    inputs = keras.Input((32, 4))
+    x = layers.Conv1D(8, 3, padding="causal", dilation_rate=2, use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.MaxPooling1D(2)(x)
+    x = layers.SeparableConv1D(8, 3, strides=2, padding="same", activation="silu")(x)
+    x = layers.AveragePooling1D(2)(layers.DepthwiseConv1D(3, padding="same")(x))
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling1D()(x)))
+
+
+# Kind: a model, and the integer operations that only it has.
+KINDS = {
+    "conv": (after(conv()), "CONV_2D"),
+    "conv_dilated": (after(conv(dilation_rate=2)), "CONV_2D"),
+    "conv_grouped": (after(conv(groups=2)), "CONV_2D"),
+    "depthwise": (after(lambda: layers.DepthwiseConv2D(3)), "DEPTHWISE_CONV_2D"),
+    "depthwise_multiplied": (
+        after(lambda: layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2)),
+        "DEPTHWISE_CONV_2D",
+    ),
+    "depthwise_dilated": (
+        after(lambda: layers.DepthwiseConv2D(2, dilation_rate=2, padding="same")),
+        "DEPTHWISE_CONV_2D",
+    ),
+    "separable": (after(lambda: layers.SeparableConv2D(8, 3)), "DEPTHWISE_CONV_2D"),
+    "transposed": (
+        after(lambda: layers.Conv2DTranspose(8, 3, strides=2, padding="same")),
+        "TRANSPOSE_CONV",
+    ),
+    "transposed_norm": (
+        after(
+            lambda: layers.Rescaling(0.5),
+            lambda: layers.Conv2DTranspose(8, 2, strides=2, use_bias=False),
+            layers.BatchNormalization,
+        ),
+        "TRANSPOSE_CONV",
+    ),
+    "transposed_1d": (
+        after(lambda: layers.Conv1DTranspose(8, 3, strides=2), shape=SEQUENCE),
+        "TRANSPOSE_CONV",
+    ),
+    "conv_1d": (after(lambda: layers.Conv1D(8, 3), shape=SEQUENCE), "CONV_2D"),
+    "conv_1d_causal": (
+        after(lambda: layers.Conv1D(8, 3, padding="causal"), shape=SEQUENCE),
+        "PAD",
+    ),
+    "depthwise_1d": (
+        after(lambda: layers.DepthwiseConv1D(3), shape=SEQUENCE),
+        "DEPTHWISE_CONV_2D",
+    ),
+    "separable_1d": (
+        after(lambda: layers.SeparableConv1D(8, 3), shape=SEQUENCE),
+        "DEPTHWISE_CONV_2D",
+    ),
+    "dense": (after(lambda: layers.Dense(8), shape=VECTOR), "FULLY_CONNECTED"),
+    "relu": (after(conv("relu")), None),
+    "relu6": (after(conv("relu6")), None),
+    "leaky_relu": (after(conv(), lambda: layers.LeakyReLU(0.1)), "LEAKY_RELU"),
+    "leaky_relu_function": (after(conv("leaky_relu")), "LEAKY_RELU"),
+    "prelu": (after(conv(), lambda: layers.PReLU(shared_axes=(1, 2))), "PRELU"),
+    "hard_silu": (after(conv("hard_silu"), conv()), "HARD_SWISH"),
+    "hard_sigmoid": (after(conv("hard_sigmoid"), conv()), "DEPTHWISE_CONV_2D"),
+    "silu": (after(conv("silu"), conv()), "LOGISTIC"),
+    "gelu": (after(conv("gelu"), conv()), "GELU"),
+    "sigmoid": (after(conv("sigmoid"), conv()), "LOGISTIC"),
+    "tanh": (after(conv("tanh"), conv()), "TANH"),
+    "tanh_last": (after(conv("tanh")), "TANH"),
+    "softmax": (after(conv("softmax"), conv()), "SOFTMAX"),
+    "gate_sigmoid": (squeeze_and_excitation("sigmoid"), "MUL"),
+    "gate_hard_sigmoid": (squeeze_and_excitation("hard_sigmoid"), "MUL"),
+    "multiply": (of_two(layers.Multiply, "relu", None), "MUL"),
+    "subtract": (of_two(layers.Subtract, "relu", None), "SUB"),
+    "average": (of_two(layers.Average, "relu", None), "ADD"),
+    "maximum": (of_two(layers.Maximum, "relu", None), "MAXIMUM"),
+    "minimum": (of_two(layers.Minimum, None, "sigmoid"), "MINIMUM"),
+    "concatenated_gates": (of_two(layers.Concatenate, None, "tanh"), "CONCATENATION"),
+    "up_nearest": (after(conv(), layers.UpSampling2D), "TILE"),
+    "up_bilinear": (
+        after(conv(), lambda: layers.UpSampling2D(interpolation="bilinear")),
+        "RESIZE_BILINEAR",
+    ),
+    "up_1d": (after(layers.UpSampling1D, shape=SEQUENCE), "TILE"),
+    "resizing": (after(lambda: layers.Resizing(5, 5), conv()), "RESIZE_BILINEAR"),
+    "pooling_1d": (
+        after(
+            lambda: layers.MaxPooling1D(2),
+            lambda: layers.AveragePooling1D(2),
+            layers.GlobalMaxPooling1D,
+            shape=SEQUENCE,
+        ),
+        "AVERAGE_POOL_2D",
+    ),
+    "crop_and_pad": (
+        after(lambda: layers.Cropping2D(1), lambda: layers.ZeroPadding2D(2)),
+        "PAD",
+    ),
+    "crop_and_pad_1d": (
+        after(
+            lambda: layers.Cropping1D(1),
+            lambda: layers.ZeroPadding1D(2),
+            shape=SEQUENCE,
+        ),
+        "PAD",
+    ),
+    "permute": (after(lambda: layers.Permute((2, 3, 1))), "TRANSPOSE"),
+    "repeat": (after(lambda: layers.RepeatVector(3), shape=VECTOR), "TILE"),
+    "operators": (operators, "MUL"),
+    "inverted_residual": (inverted_residual, "ADD"),
+    "decoder": (decoder, "TRANSPOSE_CONV"),
+    "audio": (audio, "DEPTHWISE_CONV_2D"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_computes_what_the_keras_model_does(kind, tmp_path, rng) -> None:
+    make, operation = KINDS[kind]
+    student = make()
+    randomize(student, rng)
+    for variable in student.variables:
+        if variable.path.endswith("alpha"):
+            variable.assign(rng.uniform(0.1, 0.4, variable.shape))
+    x = rng.normal(0, 1, (48, *student.input_shape[1:])).astype("float32")
+    qat = quantize_aware(student)
+    # Before training nothing is rounded but to ranges that an operation has by itself.
+    np.testing.assert_allclose(qat(x), student(x), atol=0.02)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path))
+    names, dtypes = operations(content)
+    assert dtypes <= {"int8", "int32"}
+    assert operation is None or operation in names
+    assert_same_within_one_step(qat, content, x)
+    # And rounding has changed little: a few percent of the values' spread.
+    assert np.abs(student(x) - qat(x)).mean() < 0.06 * np.std(student(x))
+
+
+def test_gates_have_the_range_of_their_function() -> None:
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, activation="sigmoid", name="gate")(inputs)
+    x = layers.Multiply()([inputs, x])
+    x = layers.Dense(4, activation="hard_sigmoid", name="hard")(x)
+    x = layers.Dense(4, activation="tanh", name="tanh")(x)
+    qat = quantize_aware(keras.Model(inputs, layers.Dense(2)(x)))
+    ranges = {
+        layer.name: layer.fixed_range
+        for layer in qat.layers
+        if getattr(layer, "fixed_range", None)
+    }
+    assert set(ranges.values()) == {(0.0, 255 / 256), (0.0, 1.0), (-1.0, 127 / 128)}
+
+
+def test_a_probability_at_the_end_is_not_rounded_and_one_inside_is(rng) -> None:
+    inputs = keras.Input((4,))
+    inside = layers.Dense(3, activation="softmax", name="inside")(inputs)
+    ending = layers.Dense(3, activation="softmax", name="ending")(inside)
+    shown = layers.Reshape((3, 1), name="shown")(ending)
+    model = keras.Model(inputs, [inside, shown])
+    qat = quantize_aware(model)
+    values, last = qat(rng.normal(0, 1, (8, 4)).astype("float32"))
+    np.testing.assert_array_equal(ops.round(values * 256), values * 256)
+    assert np.abs(ops.round(last * 256) - last * 256).max() > 1e-3
+
+
+def test_prelu_is_shared_between_calls() -> None:
+    inputs = keras.Input((4,))
+    prelu = layers.PReLU(name="prelu")
+    qat = quantize_aware(keras.Model(inputs, prelu(layers.Dense(4)(prelu(inputs)))))
+    assert sum(isinstance(layer, layers.PReLU) for layer in qat.layers) == 1
+    assert len(qat.trainable_variables) == 3
+
+
+def test_a_hard_sigmoid_shares_its_range_with_nothing() -> None:
+    make = of_two(layers.Concatenate, None, "hard_sigmoid")
+    with pytest.raises(ValueError, match="has a range of its own.*Use a sigmoid"):
+        quantize_aware(make())
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (layers.LayerNormalization, "LayerNormalization. Its mean and square root"),
+        (lambda: layers.LSTM(2), "LSTM. Its loop has no ranges, and the converter"),
+        (layers.ELU, "ELU. It has no integer operation. Build the student from"),
+        (lambda: layers.Activation("selu"), "'selu' in layer"),
+    ],
+)
+def test_what_stays_in_float_is_an_error_that_says_why(make, text) -> None:
+    model = keras.Sequential([keras.Input(SEQUENCE), make()])
+    with pytest.raises(ValueError, match=text):
+        quantize_aware(model)
+
+
+def test_an_interpolation_that_is_none_of_tflites() -> None:
+    model = keras.Sequential(
+        [keras.Input(IMAGE), layers.Resizing(4, 4, "lanczos3", name="size")]
+    )
+    with pytest.raises(ValueError, match="'size' cannot.*'lanczos3'. Use 'bilinear'"):
+        quantize_aware(model)
