@@ -6,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from test_layer_errors import spread_out
 
 from kdlite.lite import options
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.tflite_file import inspect
+from kdlite.lite.verify import VerificationError, verify
 
 DATA = np.random.default_rng(0).normal(size=(120, 8, 8, 3)).astype("float32")
 
@@ -169,3 +171,112 @@ def test_memory_is_limited(model, tmp_path) -> None:
     with pytest.raises(ConversionError, match="within 1,000,000 bytes.*'net'.*Raise"):
         export(model, tmp_path / "m.tflite", memory_limit_bytes=1e6)
     assert not list(tmp_path.iterdir())
+
+
+POSITIVE = np.random.default_rng(1).uniform(0, 1, (120, 6)).astype("float32")
+
+
+def test_what_fails_says_where(tmp_path) -> None:
+    with pytest.raises(VerificationError) as caught:
+        export(spread_out(), tmp_path / "m.tflite", "int8", calibration_data=POSITIVE)
+    assert "Most of the error enters in narrow, " in str(caught.value)
+    assert "overrides={'narrow': 'float32'" in str(caught.value)
+    assert len(caught.value.layers) == 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "kind"), [("tflite", "float32"), ("aeq", "float16")]
+)
+def test_layers_to_keep_are_found(tmp_path, engine, kind) -> None:
+    result = export(
+        spread_out(),
+        tmp_path / "m.tflite",
+        "int8",
+        calibration_data=POSITIVE,
+        engine=engine,
+        auto_mixed={"top1_agreement": 0.95},
+    )
+    # Between these two lies the tensor that 8 bits cannot hold.
+    assert {"wide", "narrow"} <= set(result.overrides)
+    assert len(result.overrides) < 4
+    assert set(result.overrides.values()) == {kind}
+    assert result.verification.outputs[0].top1_agreement >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("quantization", "auto_mixed", "error", "text"),
+    [
+        ("float32", True, ValueError, "can mix.*'float32'"),
+        ("int8", {"speed": 1}, ValueError, "some of 'top1_agreement'.*'speed'"),
+        ("int8", 0.99, TypeError, "must be True, or what must be.*auto_mixed=0.99"),
+    ],
+)
+def test_what_cannot_be_searched(
+    model, tmp_path, quantization, auto_mixed, error, text
+) -> None:
+    with pytest.raises(error, match=text):
+        export(
+            model,
+            tmp_path / "m.tflite",
+            quantization,
+            calibration_data=DATA,
+            auto_mixed=auto_mixed,
+        )
+
+
+def test_operations_of_tensorflow_only_if_allowed(tmp_path) -> None:
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, keras.ops.argmax(inputs, axis=-1), name="net")
+    with pytest.raises(ConversionError, match="built-in.*pass allow_select_tf_ops"):
+        export(model, tmp_path / "m.tflite")
+    with pytest.warns(UserWarning, match="was not run.*FlexBitwiseAnd.*on a phone"):
+        result = export(model, tmp_path / "m.tflite", allow_select_tf_ops=True)
+    assert result.verification.samples == 0
+    assert "FlexBitwiseAnd" in {op.name for op in inspect(result.path).flex_ops}
+
+
+def test_lengths_that_stay_open(tmp_path) -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 3), name="image"),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.GlobalAveragePooling2D(name="pool"),
+        ],
+        name="net",
+    )
+    path = tmp_path / "m.tflite"
+    result = export(model, path, verify_data=DATA, dynamic_shape=True)
+    assert result.inputs[0].shape == (1, -1, -1, 3)
+    larger = np.random.default_rng(2).normal(size=(3, 11, 9, 3)).astype("float32")
+    assert verify(path, model, larger).outputs[0].largest_difference < 1e-5
+    closed = export(model, path, verify_data=DATA, overwrite=True)
+    assert closed.inputs[0].shape == (1, 8, 8, 3)
+
+
+def test_a_folder_of_images(tmp_path, rng) -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Rescaling(1 / 255, name="scale"),
+            layers.Flatten(name="flat"),
+            layers.Dense(2, name="scores"),
+        ],
+        name="net",
+    )
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path, rng.integers(0, 256, (10, 12, 3)))
+    result = export(model, tmp_path / "m.tflite", verify_data=tmp_path / "images")
+    assert result.verification.samples == 3
+    assert result.verification.outputs[0].metric == "top-1"
+    flat = verify(result.path, model, tmp_path / "images" / "a")
+    assert flat.samples == 2 and not flat.outputs[0].metric
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="`data` must be a folder of images.*'.*none'"):
+        verify(result.path, model, tmp_path / "none")
+    numbers = keras.Sequential([keras.Input((3,), name="x"), layers.Dense(1)])
+    with pytest.raises(ValueError, match="of one image.*images' for 'x'"):
+        export(numbers, tmp_path / "n.tflite", verify_data=tmp_path / "images")

@@ -59,12 +59,23 @@ def test_what_has_no_integer_kernel(kind, quantization) -> None:
 )
 def test_what_16_bits_cannot(layer, op) -> None:
     check(model_of(layer), "int8")
-    with pytest.raises(ConversionError, match=f"'odd'.*{op} has no integer kernel"):
+    with pytest.raises(ConversionError, match=f"'odd'.*{op}.*in float only"):
         check(model_of(layer), "int16x8")
 
 
 def test_bilinear_upsampling_is_fine() -> None:
     check(model_of(layers.UpSampling2D(interpolation="bilinear")), "int16x8")
+
+
+def test_ids_have_no_16_bits() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32", name="ids"), layers.Embedding(9, 3)],
+        name="net",
+    )
+    check(model, "int8")
+    check(model, "int16x8", engine="aeq")
+    with pytest.raises(ConversionError, match="inputs that are float.*input 'ids'"):
+        check(model, "int16x8")
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,19 @@ def _by_aeq(options: dict[str, Any], samples: list[Samples]) -> bytes:
             )
         else:
             recipe.add_quantization_config(scope, every, None, algorithms.NO_QUANTIZE)
-    made = quantizer.Quantizer(floats, recipe.get_quantization_recipe())
+    rows = recipe.get_quantization_recipe()
+    made = quantizer.Quantizer(floats, rows)
     ranges = None
     if made.need_calibration:
         # One thread: sums in another order would be other ranges.
         ranges = made.calibrate({"serving_default": samples}, num_threads=1)
+        if not ranges:  # everything is kept in float
+            rows = [
+                row
+                for row in rows
+                if "activation_tensor_config" not in row["op_config"]
+            ]
+            made = quantizer.Quantizer(floats, rows)
     return bytes(made.quantize(ranges).quantized_model)
 
 
@@ -259,8 +267,8 @@ class Converter:
             raise ConversionError(
                 "Every operation must be a built-in one of TFLite, as apps without "
                 f"Select TF ops can run no other. {received} Not built in: "
-                f"{', '.join(foreign)}. Replace the layers that use them, or compute "
-                "them outside the model."
+                f"{', '.join(foreign)}. Replace the layers that use them, compute them "
+                "outside the model, or pass allow_select_tf_ops=True."
             )
         last = "\n".join((reason or printed).strip().splitlines()[-_LAST_LINES:])
         raise ConversionError(

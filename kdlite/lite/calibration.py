@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.datasets import read_npz
+from kdlite.datasets import load, read_npz
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def load_samples(
     with `x` in one of these forms, of which the rest is not looked at; a
     `tf.data.Dataset`, another iterable, or a function without arguments that returns
     one, of batches in these forms; the path of an `.npz` with arrays named like the
-    inputs (`x` where there is one; `y` is not looked at).
+    inputs (`x` where there is one; `y` is not looked at), or of a folder of images.
 
     Args:
         data: The samples.
@@ -227,6 +227,57 @@ def with_shapes(
     return tuple(replace(spec, shape=samples[spec.name].shape[1:]) for spec in inputs)
 
 
+def read_folder(data: Any, inputs: Sequence[InputSpec], role: str) -> Any:
+    """Reads a folder of images, whatever else comes in is returned as it is.
+
+    Args:
+        data: Samples in any form; the path of a folder that holds images, or one
+            subfolder of images a class.
+        inputs: What the model takes: one image.
+        role: The argument that `data` was given as, for messages.
+
+    Returns:
+        The images, resized to the input's size (bilinear), from 0 to 255; with the
+        subfolders as class indices, `(x, y)`, where there are some.
+
+    Raises:
+        ValueError: If the model does not take one image, or the folder has none that
+            can be read.
+
+    Example:
+        ``read_folder("photos", [InputSpec("image", (224, 224, 3))], "verify_data")``
+    """
+    if not isinstance(data, (str, os.PathLike)) or not Path(data).is_dir():
+        return data
+    path, shape = Path(data), inputs[0].shape
+    if len(inputs) > 1 or len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
+        raise ValueError(
+            f"`{role}` can be a folder of images only for a model of one image "
+            f"(height, width, 1 or 3). Received: {str(path)!r} for "
+            f"{', '.join(f'{spec.name!r} {spec.shape}' for spec in inputs)}. Give "
+            "arrays."
+        )
+    if any(entry.is_dir() for entry in path.iterdir()):
+        found = load(path, shape)
+        return found.x, found.y
+    try:
+        images = keras.utils.image_dataset_from_directory(
+            path,
+            labels=None,
+            color_mode="grayscale" if shape[-1] == 1 else "rgb",
+            image_size=shape[:2],
+            shuffle=False,
+            verbose=False,
+        )
+        return np.concatenate(list(images.as_numpy_iterator()))
+    except ValueError as err:
+        raise ValueError(
+            f"`{role}` must be a folder of images that can be read (PNG, JPEG, BMP, "
+            f"GIF). Received: {str(path)!r} ({str(err).splitlines()[0]}). Put images "
+            "into it, or one subfolder of them a class."
+        ) from err
+
+
 class _Reader:
     """Reads and checks `role` for `inputs`; holds what every message needs."""
 
@@ -237,6 +288,7 @@ class _Reader:
 
     def arrays(self, data: Any, most: int | None) -> dict[str, Array]:
         """Returns the arrays by input name, not looked into yet."""
+        data = read_folder(data, self._inputs, self._role)
         if isinstance(data, (str, os.PathLike)):
             return self._named(self._npz(Path(data)))
         whole = self._structure(data)

@@ -32,18 +32,22 @@ from kdlite.lite.calibration import (
     load_samples,
     observed_range,
     random_samples,
+    read_folder,
     with_shapes,
 )
 from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.golden import golden_vectors
 from kdlite.lite.in_place import check_target, put_in_place
 from kdlite.lite.labels import Labels, check_counts, check_texts, score_meaning
+from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.metadata import write_metadata
+from kdlite.lite.mixed import smallest_set
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
     check_limits,
     check_quantization,
+    checked_auto_mixed,
     checked_engine,
     checked_options,
     checked_overrides,
@@ -51,7 +55,7 @@ from kdlite.lite.options import (
     release,
 )
 from kdlite.lite.preflight import check_layers
-from kdlite.lite.serving import serve
+from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
 from kdlite.lite.tflite_file import Op, TFLiteFile, inspect
 from kdlite.lite.tolerance import problems
@@ -79,6 +83,8 @@ class ExportResult:
         ops: Its operations in order, as `kdlite.inspect` has them.
         inputs: Its inputs, likewise.
         outputs: Its outputs, likewise.
+        overrides: By layer "float16" or "float32", for those that are more exact than
+            the recipe: as asked for, or found by `auto_mixed`.
         verification: How it compares with the Keras model.
     """
 
@@ -90,6 +96,7 @@ class ExportResult:
     ops: tuple[Any, ...]
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    overrides: Mapping[str, str]
     verification: VerificationReport
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +110,7 @@ class ExportResult:
             "ops": [op.to_dict() for op in self.ops],
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
+            "overrides": dict(self.overrides),
             "verification": self.verification.to_dict(),
         }
 
@@ -110,7 +118,9 @@ class ExportResult:
         return (
             f"{self.path}: {self.quantization}, {self.size_bytes:,} bytes, "
             f"{len(self.ops)} ops, {self.io} in and out, runs on TFLite "
-            f"{self.min_runtime} and newer\n{self.verification}"
+            f"{self.min_runtime} and newer"
+            + (f", with {', '.join(self.overrides)} in float" if self.overrides else "")
+            + f"\n{self.verification}"
         )
 
 
@@ -129,6 +139,7 @@ def export(
     min_runtime: str = "2.16.1",
     allow_float_ops: Iterable[str] = (),
     overrides: Mapping[str, str] | None = None,
+    auto_mixed: bool | Mapping[str, float] = False,
     engine: str | None = None,
     batch_size: int = 1,
     dynamic_shape: bool = False,
@@ -192,6 +203,11 @@ def export(
             `{"head/*": "float32"}`, or `"float16"` for weights of half precision
             (with `engine="aeq"`). Of a quantization-aware model, `quantize_aware` takes
             them.
+        auto_mixed: Whether to search the layers to keep in float (in float16 with
+            `engine="aeq"`) where the file would not be exact enough: as few as are
+            found, the noisiest first. Or what it must reach besides, as
+            `VerificationReport.require` takes it: `{"top1_agreement": 0.99}`. Some ten
+            conversions.
         engine: What quantizes: `"tflite"`, TensorFlow's converter, or `"aeq"`,
             ai-edge-quantizer (`pip install "kdlite[aeq]"`). None: the converter where
             it knows the recipe.
@@ -200,7 +216,8 @@ def export(
             any size, stay open in the file, for the app to set before it runs. Most
             delegates refuse such files.
         allow_select_tf_ops: Whether operations may be TensorFlow's own. An app then
-            needs the Select TF ops library.
+            needs the Select TF ops library; and the file cannot be run here, so that it
+            is put in place with a warning, and `verification.samples` is 0.
         description: What the model does, for people who look into the file.
         author: Who made it.
         license: Under which terms.
@@ -246,6 +263,7 @@ def export(
     check_quantization(model.name, recipe, trained, calibration_data)
     engine = checked_engine(engine, recipe, trained, io)
     kept = checked_overrides(overrides, model, recipe, trained, engine)
+    wanted = checked_auto_mixed(auto_mixed, recipe, trained, engine)
     if not trained:
         check_layers(serving.model, recipe, engine, float_ops, kept)
     samples = None
@@ -268,7 +286,7 @@ def export(
             specs = with_shapes(specs, samples)
     compared = samples
     if verify_data is not None:
-        verify_data = read_once(verify_data)
+        verify_data = read_folder(read_once(verify_data), specs, "verify_data")
         compared = load_samples(verify_data, specs, role="verify_data")
     known = specs
     for found in filter(None, (samples, compared)):
@@ -300,14 +318,61 @@ def export(
     )
     specs = specs if dynamic_shape else known
     measured = samples if calibrated else None
+    data = compared if verify_data is None else verify_data
     with Conversion(serving, specs, settings, measured) as conversion:
         check_counts(labels, conversion.outputs)
-        blob = conversion.run(kept)
-    content = inspect(blob)
-    layers = layers_of(content, serving.model)
-    in_float = {op for op in content.ops if not kept.keys().isdisjoint(layers[op])}
-    _check_content(model.name, settings, specs, content, layers, float_ops, in_float)
-    _check_runtime(model.name, content, min_runtime)
+
+        def attempt(kept: Mapping[str, str]) -> _Attempt:
+            blob = conversion.run(kept)
+            content = inspect(blob)
+            _check_content(serving, settings, specs, content, float_ops, kept)
+            _check_runtime(model.name, content, min_runtime)
+            if content.flex_ops:
+                return _Attempt(blob, content, _not_run(path, content), [])
+            # By its final name, under which it is not in place yet.
+            report = replace(verify(blob, serving, data), file=path.name)
+            wrong = problems(report.outputs, recipe, trained)
+            for run in report.kernels:
+                # Each rounds in its own way, so that no other is met to the step.
+                wrong += [
+                    f"{text}, with {run}" for text in problems(run.outputs, recipe)
+                ]
+            if wanted:
+                try:
+                    report.require(**wanted)
+                except VerificationError as err:
+                    wrong += err.problems
+            return _Attempt(blob, content, report, wrong)
+
+        made = attempt(kept)
+        if made.wrong:
+            errors: tuple[LayerError, ...] = ()
+            if recipe.quantized and not trained:
+                errors = layer_errors(
+                    made.blob, conversion.floats(), compared, serving.model
+                )
+            tried = {}
+
+            def holds(layers: Sequence[str]) -> bool:
+                more = dict.fromkeys(
+                    layers, "float16" if engine == "aeq" else "float32"
+                )
+                tried[tuple(layers)] = attempt({**kept, **more}), {**kept, **more}
+                return not tried[tuple(layers)][0].wrong
+
+            chosen = smallest_set(noisiest(errors), holds) if auto_mixed else None
+            if chosen is None:
+                raise VerificationError(made.report, made.wrong, errors)
+            made, kept = tried[tuple(chosen)]
+    blob, content, report = made.blob, made.content, made.report
+    if not report.samples:
+        warnings.warn(
+            f"{path.name} was not run against the Keras model: it needs TensorFlow's "
+            f"own operations ({', '.join(sorted({o.name for o in content.flex_ops}))}),"
+            " which no Python package for this version runs in a .tflite. Compare the "
+            "two on a phone.",
+            stacklevel=2,
+        )
     blob = write_metadata(
         blob,
         name=model.name,
@@ -319,19 +384,10 @@ def export(
         input_range=image_range,
         provenance={
             **_provenance(model, settings, measured, kept, mean, std),
-            "golden": golden_vectors(blob, image_range),
+            "golden": golden_vectors(blob, image_range) if report.samples else None,
         },
     )
-    with put_in_place(path, blob, overwrite) as file:
-        data = compared if verify_data is None else verify_data
-        # By its final name: until it has passed, the file has another.
-        report = replace(verify(file, serving, data), file=path.name)
-        wrong = problems(report.outputs, recipe, trained)
-        for run in report.kernels:
-            # Each rounds in its own way, so that no other is met to the step.
-            wrong += [f"{text}, with {run}" for text in problems(run.outputs, recipe)]
-        if wrong:
-            raise VerificationError(report, wrong)
+    put_in_place(path, blob, overwrite)
     logger.info("wrote %s, %d bytes", path, len(blob))
     return ExportResult(
         path=path,
@@ -342,7 +398,29 @@ def export(
         ops=content.ops,
         inputs=content.inputs,
         outputs=content.outputs,
+        overrides=kept,
         verification=report,
+    )
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A file that was converted and compared."""
+
+    blob: bytes
+    content: TFLiteFile
+    report: VerificationReport
+    wrong: Sequence[str]
+
+
+def _not_run(path: Path, content: TFLiteFile) -> VerificationReport:
+    return VerificationReport(
+        file=path.name,
+        size_bytes=content.size_bytes,
+        samples=0,
+        outputs=(),
+        float_ops=tuple(map(str, content.float_ops)),
+        quantization=content.quantization,
     )
 
 
@@ -357,16 +435,16 @@ def _check_shapes_known(specs: Sequence[InputSpec]) -> None:
 
 
 def _check_content(
-    name: str,
+    serving: ServingModel,
     settings: Settings,
     specs: Sequence[InputSpec],
     content: TFLiteFile,
-    layers: Mapping[Op, Sequence[str]],
     allowed: frozenset[str],
-    kept: Collection[Op],
+    kept: Collection[str],
 ) -> None:
     """Raises unless the file is what was asked for."""
-    recipe, io = settings.recipe, settings.io
+    name, recipe, io = serving.name, settings.recipe, settings.io
+    layers = layers_of(content, serving.model)
 
     def listed(ops: Iterable[Op]) -> str:
         texts = {
@@ -383,7 +461,9 @@ def _check_content(
         )
     if recipe.integer:
         left = [
-            op for op in content.float_ops if op.name not in allowed and op not in kept
+            op
+            for op in content.float_ops
+            if op.name not in allowed and not set(layers[op]) & set(kept)
         ]
         if left:
             raise ConversionError(

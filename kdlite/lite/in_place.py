@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -40,17 +39,13 @@ def check_target(path: Path, overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def put_in_place(path: Path, blob: bytes, overwrite: bool) -> Iterator[Path]:
-    """Yields a file beside `path` with the content; on success it becomes `path`.
+def put_in_place(path: Path, blob: bytes, overwrite: bool) -> None:
+    """Writes a file whole, or leaves everything as it was.
 
     Args:
         path: Where the file is to be.
         blob: What is to be in it.
         overwrite: Whether one that is there may be replaced.
-
-    Yields:
-        The file under another name, to be looked at before it counts.
 
     Raises:
         OSError: If it cannot be written.
@@ -69,7 +64,6 @@ def put_in_place(path: Path, blob: bytes, overwrite: bool) -> Iterator[Path]:
                 f"{len(blob):,} bytes ({err.strerror}). Make room, or choose another "
                 "folder."
             ) from err
-        yield beside
         # It may have come into being since the start.
         _check_free(path, overwrite)
         os.replace(beside, path)

@@ -43,14 +43,14 @@ _LAST_MODEL_SLOT = 9
 _ALIGNMENT = 16
 
 
-def read_metadata(path: str | os.PathLike[str]) -> Metadata:
+def read_metadata(file: str | os.PathLike[str] | bytes) -> Metadata:
     """Reads what a ``.tflite`` says of itself.
 
     Any ``.tflite`` will do; one without metadata gives an empty ``Metadata``. Nothing
     is run, and the associated files are returned, never written.
 
     Args:
-        path: The file.
+        file: The path of the file, or its bytes.
 
     Returns:
         Names, preprocessing, labels, provenance and the associated files.
@@ -71,14 +71,14 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     Reference:
         The TFLite Metadata schema, version 1.0.0, of TensorFlow Lite Support.
     """
-    path = Path(path)
-    data = path.read_bytes()
+    data = file if isinstance(file, bytes) else Path(file).read_bytes()
     try:
         return _parse(data)
     except ValueError as err:
+        name = f"{len(data)} bytes" if isinstance(file, bytes) else repr(str(file))
         raise ValueError(
             "A .tflite must be a whole, well-formed file. Received: "
-            f"{str(path)!r}, where {err}. Do not use it; copy or export it again."
+            f"{name}, where {err}. Do not use it; copy or export it again."
         ) from err
 
 

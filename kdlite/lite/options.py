@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import keras
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.lite.layer_names import matching
+from kdlite.lite.verify import VerificationReport
 
 _KEPT = ("float16", "float32")
 
@@ -167,13 +169,50 @@ def checked_overrides(
             "Layers of a quantization-aware model are kept in float when it is made. "
             f"Received: overrides={dict(overrides)!r}. Give them to quantize_aware."
         )
+    _check_mixable(recipe, engine)
+    return matching(overrides, model)
+
+
+def checked_auto_mixed(
+    auto_mixed: Any, recipe: Recipe, trained: bool, engine: str
+) -> dict[str, float]:
+    """Returns what a mixed file must reach besides being right.
+
+    Raises:
+        TypeError: If `auto_mixed` is neither a bool nor a mapping.
+        ValueError: If it asks for something unknown, or the engine cannot mix.
+    """
+    if not auto_mixed:
+        return {}
+    if not isinstance(auto_mixed, (bool, Mapping)):
+        raise TypeError(
+            "`auto_mixed` must be True, or what must be reached. Received: "
+            f"auto_mixed={auto_mixed!r}. Write {{'top1_agreement': 0.99}}."
+        )
+    _check_mixable(recipe, engine)
+    if trained:
+        raise ValueError(
+            "Layers of a quantization-aware model are kept in float when it is made. "
+            f"Received: auto_mixed={auto_mixed!r}. Give overrides to quantize_aware."
+        )
+    wanted = {} if isinstance(auto_mixed, bool) else dict(auto_mixed)
+    able = list(inspect.signature(VerificationReport.require).parameters)[1:]
+    unknown = [name for name in wanted if name not in able]
+    if unknown:
+        raise ValueError(
+            f"`auto_mixed` must give some of {', '.join(map(repr, able))}. Received: "
+            f"{unknown[0]!r}. Write {{'top1_agreement': 0.99}}."
+        )
+    return wanted
+
+
+def _check_mixable(recipe: Recipe, engine: str) -> None:
     if not recipe.quantized or (engine == "tflite" and recipe.activation_bits != 8):
         raise ValueError(
-            "`overrides` must be of a recipe that the engine can mix. Received: "
-            f"quantization={recipe.name!r} with engine={engine!r}. Use 'int8', or "
-            "engine='aeq'."
+            "Layers are kept in float only of a recipe that the engine can mix. "
+            f"Received: quantization={recipe.name!r} with engine={engine!r}. Use "
+            "'int8', or engine='aeq'."
         )
-    return matching(overrides, model)
 
 
 def release(text: str) -> tuple[int, ...]:

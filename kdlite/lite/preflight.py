@@ -109,6 +109,19 @@ def check_layers(
             "quantization='dynamic', which keeps its weights in 8 bits, or build it "
             "with unroll=True."
         )
+    numbers = [
+        repr(tensor.name)
+        for tensor in keras.tree.flatten(getattr(model, "inputs", None) or [])
+        if engine == "tflite" and recipe.activation_bits == 16
+        if not tensor.dtype.startswith("float")
+    ]
+    if numbers:
+        raise ConversionError(
+            f"{recipe.name} needs inputs that are float, as the converter measures the "
+            f"range of no other. Received: model={model.name!r} with the integer input "
+            f"{_listed(numbers)}. Use quantization='int8' or 'dynamic', or "
+            "engine='aeq'."
+        )
     inner = {name.rpartition("/")[2] for name in kept}
     # What ai-edge-quantizer leaves in float depends on the operation alone: it is found
     # in the file.
@@ -125,8 +138,8 @@ def check_layers(
             raise ConversionError(
                 f"{recipe.name} means that every operation computes in integers. "
                 f"Received: model={model.name!r} with {_listed(found)}, of which "
-                f"{', '.join(sorted(left))} has no integer kernel. Use {rule.instead}"
-                "; or let it compute in float: allow_float_ops="
+                f"{' and '.join(sorted(left))} compute in float only. Use "
+                f"{rule.instead}; or let it compute in float: allow_float_ops="
                 f"{tuple(sorted(left | allowed))!r}."
             )
 

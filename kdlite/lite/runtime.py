@@ -40,6 +40,7 @@ class TFLiteModel:
         threads: Threads that one run may use.
         kernels: Which kernels compute: `"xnnpack"`, LiteRT's default for speed,
             `"built-in"`, its own, or `"reference"`, its plain and slow ones.
+        keep_tensors: Whether all tensors keep their values after a run, for `tensors`.
 
     Attributes:
         content: What is inside the file.
@@ -53,7 +54,13 @@ class TFLiteModel:
         ``TFLiteModel("student.tflite").predict(x_test).argmax(-1)``
     """
 
-    def __init__(self, file: File, threads: int = 1, kernels: str = "xnnpack") -> None:
+    def __init__(
+        self,
+        file: File,
+        threads: int = 1,
+        kernels: str = "xnnpack",
+        keep_tensors: bool = False,
+    ) -> None:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(
                 "`threads` must be an integer above 0. Received: "
@@ -75,15 +82,13 @@ class TFLiteModel:
                 model_content=blob,
                 num_threads=threads,
                 experimental_op_resolver_type=_RESOLVERS[kernels],
+                experimental_preserve_all_tensors=keep_tensors,
             )
-            self._resize({})
-            self._interpreter.allocate_tensors()
+            # Where lengths are open, what fits is known with the first samples.
+            if not any(-1 in tensor.shape for tensor in self.inputs):
+                self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as err:
-            raise ValueError(
-                "A .tflite must be one that LiteRT can run. Received: "
-                f"{self._name}, of which LiteRT says: {_first_line(err)} Look at "
-                "kdlite.inspect(file).custom_ops."
-            ) from err
+            raise self._cannot_run(err) from err
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -143,6 +148,38 @@ class TFLiteModel:
             for tensor, array in zip(self.outputs, self._run(arrays), strict=True)
         }
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def tensors(self, x: Any) -> dict[int, Array]:
+        """Runs samples and returns what every tensor is, not the outputs alone.
+
+        Args:
+            x: `(samples, ...)`, or such by input name; of a file made to keep tensors.
+
+        Returns:
+            By a tensor's place in the file the real values `(samples, ...)` as float32;
+            constants are left out.
+
+        Raises:
+            ValueError: If an input is missing, or has another shape.
+        """
+        arrays = self._arrays(x)
+        quantized = {
+            tensor.name: quantize(arrays[tensor.name], tensor) for tensor in self.inputs
+        }
+        kept: dict[int, list[Array]] = {
+            tensor.index: [] for tensor in self.content.tensors if not tensor.constant
+        }
+        for _ in self._runs(quantized):
+            for index, runs in list(kept.items()):
+                try:
+                    runs.append(self._interpreter.get_tensor(index))
+                except ValueError:  # no op makes it, or it has no values of its own
+                    del kept[index]
+        return {
+            index: dequantize(np.stack(runs), self.content.tensors[index])
+            for index, runs in kept.items()
+            if len({run.shape for run in runs}) == 1
+        }
 
     def _check_edges(self) -> None:
         for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -204,12 +241,33 @@ class TFLiteModel:
                 self._interpreter.resize_tensor_input(tensor.index, shape)
                 resized = True
         if resized:
-            self._interpreter.allocate_tensors()
+            try:
+                self._interpreter.allocate_tensors()
+            except (RuntimeError, ValueError) as err:
+                raise self._cannot_run(err) from err
+
+    def _cannot_run(self, err: Exception) -> ValueError:
+        return ValueError(
+            "A .tflite must be one that LiteRT can run. Received: "
+            f"{self._name}, of which LiteRT says: {_first_line(err)} Look at "
+            "kdlite.inspect(file).custom_ops."
+        )
 
     def _run(self, arrays: Mapping[str, Array]) -> list[Array]:
         count = len(next(iter(arrays.values())))
-        batch = self._batch
         parts: list[list[Array]] = [[] for _ in self.outputs]
+        for _ in self._runs(arrays):
+            for part, tensor in zip(parts, self.outputs, strict=True):
+                part.append(self._interpreter.get_tensor(tensor.index))
+        return [
+            self._by_sample(part, tensor)[:count]
+            for part, tensor in zip(parts, self.outputs, strict=True)
+        ]
+
+    def _runs(self, arrays: Mapping[str, Array]) -> Iterator[None]:
+        """Runs one batch after another; yields after each."""
+        count = len(next(iter(arrays.values())))
+        batch = self._batch
         for start in range(0, count, batch):
             for tensor in self.inputs:
                 value = arrays[tensor.name][start : start + batch]
@@ -221,12 +279,7 @@ class TFLiteModel:
                     value = value.reshape(())
                 self._interpreter.set_tensor(tensor.index, value)
             self._interpreter.invoke()
-            for part, tensor in zip(parts, self.outputs, strict=True):
-                part.append(self._interpreter.get_tensor(tensor.index))
-        return [
-            self._by_sample(part, tensor)[:count]
-            for part, tensor in zip(parts, self.outputs, strict=True)
-        ]
+            yield
 
     @property
     def _batch(self) -> int:
@@ -250,6 +303,7 @@ class TFLiteModel:
 
     def _prepare_timing(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
+        self._resize({})
         for tensor in self.inputs:
             shape = [max(1, length) for length in tensor.shape]
             values = generator.uniform(0, 1, shape)

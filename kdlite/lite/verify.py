@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from kdlite.lite.calibration import InputSpec, load_samples, with_shapes
+from kdlite.lite.calibration import (
+    InputSpec,
+    load_samples,
+    read_folder,
+    with_shapes,
+)
+from kdlite.lite.layer_errors import LayerError, noisiest
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.serving import ServingModel, serve
@@ -26,6 +31,7 @@ _STEP_TOLERANCE = 0.01
 # Float arithmetic in another order moves a value by some millionths of the largest.
 _FLOAT_TOLERANCE = 1e-4
 _BATCH = 256
+_MOST_LAYERS = 3
 # Kernels and threads that a file is run with as well, on so many samples.
 _OTHERS = (("xnnpack", 4), ("built-in", 1), ("built-in", 4), ("reference", 1))
 _FEW = 16
@@ -38,16 +44,32 @@ class VerificationError(RuntimeError):
     Attributes:
         report: The whole comparison.
         problems: What was asked and not found, a sentence each.
+        layers: How exact each operation is, in the order that they run; empty where it
+            was not measured.
     """
 
-    def __init__(self, report: VerificationReport, problems: Sequence[str]) -> None:
+    def __init__(
+        self,
+        report: VerificationReport,
+        problems: Sequence[str],
+        layers: Sequence[LayerError] = (),
+    ) -> None:
         self.report = report
         self.problems = tuple(problems)
-        super().__init__(
+        self.layers = tuple(layers)
+        text = (
             f"The file must do what the Keras model does. Received: {report.file}, "
             f"where {'; '.join(self.problems)}. Look at the layers and at the data "
             f"that ranges were found with. The comparison:\n{report}"
         )
+        if worst := noisiest(layers)[:_MOST_LAYERS]:
+            kept = dict.fromkeys(worst, "float32")
+            text += (
+                f"\nMost of the error enters in {', '.join(worst)}. Keep these exact, "
+                f"overrides={kept!r}, or let auto_mixed=True choose. The layers:\n"
+                + "\n".join(f"  {error}" for error in layers)
+            )
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
@@ -168,7 +190,7 @@ class VerificationReport:
     Attributes:
         file: The file's name.
         size_bytes: Its size.
-        samples: On how many samples they were compared.
+        samples: On how many samples they were compared; 0 if the file cannot be run.
         outputs: One report for each output.
         float_ops: Operations that compute in float.
         quantization: How the file computes, as `kdlite.inspect` says.
@@ -344,18 +366,18 @@ _NEEDS = {
 
 
 def verify(
-    file: str | os.PathLike[str], model: keras.Model, data: Any
+    file: str | os.PathLike[str] | bytes, model: keras.Model, data: Any
 ) -> VerificationReport:
     """Runs a `.tflite` and its Keras model on the same samples and compares them.
 
     Args:
-        file: The `.tflite`.
+        file: The path of the `.tflite`, or its bytes.
         model: The Keras model that it came from. Preprocessing that `export` put into
             the file, mean and standard deviation, is put before the model as well.
         data: Samples in the units of the file's input: an array `(samples, ...)`, a
             mapping from input name to array, `(x, y)` with targets, a
             `tf.data.Dataset` or another iterable of batches of these, read once, or the
-            path of an `.npz`, where targets are called `y`.
+            path of an `.npz`, where targets are called `y`, or of a folder of images.
             Targets are class indices for an output of scores, or values of an output's
             shape; by output name if there are several.
 
@@ -376,10 +398,10 @@ def verify(
     if isinstance(model, ServingModel):
         serving = model
     else:
-        serving = serve(model, **_normalisation(Path(file)))
+        serving = serve(model, **_normalisation(file))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], runner.inputs)
     specs = [_spec_of(spec, inputs, runner) for spec in serving.input_specs]
-    data = read_once(data)
+    data = read_folder(read_once(data), specs, "data")
     samples = load_samples(data, specs, role="data")
     if any(None in spec.shape for spec in specs):
         specs = list(with_shapes(specs, samples))
@@ -411,7 +433,7 @@ def verify(
 
     few = min(count, _FEW)
     return VerificationReport(
-        file=Path(file).name,
+        file=content.name,
         size_bytes=content.size_bytes,
         samples=count,
         outputs=compared(runner, count, targets),
@@ -548,7 +570,7 @@ def _check_target(name: str, target: Array, output: Array, count: int) -> None:
         )
 
 
-def _normalisation(file: Path) -> dict[str, Any]:
+def _normalisation(file: str | os.PathLike[str] | bytes) -> dict[str, Any]:
     """Returns what `export` put into the file before the model, as `serve` takes it."""
     origin = read_metadata(file).provenance or {}
     inside = origin.get("normalisation_inside")

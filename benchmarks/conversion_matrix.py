@@ -1,0 +1,154 @@
+"""Every kind of model times every recipe: verified, or refused with a way out.
+
+    python benchmarks/conversion_matrix.py [--only lstm] [--work matrix.json] [--write]
+
+Each cell is one `kdlite.export` of a small model of `zoo.py`. A cell is done when its
+file has passed, or when the refusal names a layer or an operation and what to do. What
+is done is kept in `--work`, so that a run can go on. `--write` puts the table into
+docs/conversion.md. Any other end (a crash, a wrong file, a cell without a way out) is
+an error of this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+import numpy as np
+from zoo import ZOO, samples
+
+import kdlite
+from kdlite.lite.convert import ConversionError
+
+# Column -> arguments of `export`.
+COLUMNS: dict[str, dict[str, Any]] = {
+    "float32": {"quantization": "float32"},
+    "float16": {"quantization": "float16"},
+    "weight_only": {"quantization": "weight_only"},
+    "dynamic": {"quantization": "dynamic"},
+    "int8": {"quantization": "int8"},
+    "int8, aeq": {"quantization": "int8", "engine": "aeq"},
+    "int16x8": {"quantization": "int16x8"},
+    "int4": {"quantization": "int4"},
+}
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "conversion.md"
+_BEGIN, _END = "<!-- matrix -->", "<!-- end of matrix -->"
+
+
+def cell(name: str, column: str) -> dict[str, Any]:
+    """Exports one model by one recipe; says how it ended."""
+    model = ZOO[name]()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = kdlite.export(
+                model,
+                Path(folder) / "model.tflite",
+                calibration_data=samples(model),
+                verify_data=samples(model, 40, seed=1),
+                **COLUMNS[column],
+            )
+        except (ConversionError, ValueError) as err:
+            kind = "refused" if way_out(str(err)) else "no way out"
+            ended = {"end": kind, "text": str(err)}
+        except kdlite.VerificationError as err:
+            ended = {"end": "wrong", "text": str(err)}
+        else:
+            ended = {
+                "end": "verified",
+                "decibels": min(decibels(o) for o in result.verification.outputs),
+                "bytes": result.size_bytes,
+                "kind": result.verification.quantization,
+            }
+    return {**ended, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def way_out(text: str) -> bool:
+    """Whether a refusal names what it is about and says what to do."""
+    named = re.search(
+        r"layer '|with '\w|input '|[A-Z_0-9]{3,} \(|Not built in: \w", text
+    )
+    advised = re.search(r"Use |Replace |allow|Keep |Give |Build ", text)
+    return bool(named and advised)
+
+
+def decibels(output: Any) -> float:
+    """The signal-to-noise ratio of an output."""
+    noise = max(output.rms_difference, 1e-12)
+    return round(float(20 * np.log10(max(output.spread, 1e-12) / noise)), 1)
+
+
+def table(done: dict[str, Any]) -> str:
+    """The matrix as Markdown, refusals as numbered notes."""
+    notes: dict[str, int] = {}
+    lines = [
+        f"| model | {' | '.join(COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
+    ]
+    for name in ZOO:
+        row = []
+        for column in COLUMNS:
+            ended = done.get(f"{name} | {column}")
+            if ended is None:
+                row.append("")
+            elif ended["end"] == "verified":
+                row.append(f"{min(ended['decibels'], 120):.0f} dB")
+            else:
+                text = " ".join(ended["text"].split())
+                text = text.replace("model='net'", "the model").replace("|", "/")
+                number = notes.setdefault(text, len(notes) + 1)
+                word = "" if ended["end"] == "refused" else f"{ended['end']} "
+                row.append(f"{word}({number})")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+    told = [f"{number}. {text}" for text, number in notes.items()]
+    return "\n".join([*lines, "", *told])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="models whose name has this")
+    parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
+    parser.add_argument("--work", type=Path, default=Path("matrix.json"))
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    done = json.loads(args.work.read_text()) if args.work.exists() else {}
+    for name in ZOO:
+        for column in args.columns:
+            key = f"{name} | {column}"
+            if args.only.lower() not in name.lower() or key in done:
+                continue
+            done[key] = cell(name, column)
+            args.work.write_text(json.dumps(done, indent=1))
+            ended = done[key]
+            told = ended.get("text", "").splitlines()[:1] or [ended.get("decibels")]
+            print(f"{key}: {ended['end']}, {ended['seconds']} s, {told[0]}", flush=True)
+    if args.write:
+        before, _, rest = DOCUMENT.read_text().partition(_BEGIN)
+        after = rest.partition(_END)[2]
+        DOCUMENT.write_text(f"{before}{_BEGIN}\n\n{table(done)}\n\n{_END}{after}")
+    bad = [key for key, ended in done.items() if ended["end"] not in GOOD]
+    print(f"{len(done) - len(bad)} of {len(done)} verified or refused with a way out")
+    for key in bad:
+        print(f"{done[key]['end']}: {key}: {done[key]['text']}")
+    return 1 if bad else 0
+
+
+GOOD = ("verified", "refused")
+
+if __name__ == "__main__":
+    sys.exit(main())

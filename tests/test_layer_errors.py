@@ -1,0 +1,60 @@
+"""Where the error of a file enters."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from converting import converted
+from keras import layers
+
+from kdlite.lite.layer_errors import layer_errors, noisiest
+
+
+def spread_out() -> keras.Model:
+    """A net of which one tensor has a range that 8 bits cannot fill.
+
+    "wide" makes a channel a thousand times as large as the others, and "narrow" does
+    not look at it: what it gets of the others is within one step.
+    """
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="x")
+    x = layers.Dense(8, name="first", activation="relu")(inputs)
+    wide, narrow = layers.Dense(8, name="wide"), layers.Dense(8, name="narrow")
+    x = narrow(wide(x))
+    model = keras.Model(inputs, layers.Dense(4, name="scores")(x), name="net")
+    kernel, bias = wide.get_weights()
+    kernel[:, 0] *= 1000
+    wide.set_weights([kernel, bias])
+    kernel, bias = narrow.get_weights()
+    kernel[0] = 0
+    narrow.set_weights([kernel, bias])
+    return model
+
+
+@pytest.mark.parametrize("io", ["float", "integer"])
+def test_the_layer_is_found(io, rng) -> None:
+    import tensorflow as tf
+
+    model = spread_out()
+    samples = {"x": rng.uniform(0, 1, (40, 6)).astype("float32")}
+    blob = converted(model, "int8", tf.int8 if io == "integer" else tf.float32)
+    errors = layer_errors(blob, converted(model), samples, model)
+    assert [error.layer for error in errors] == ["first", "wide", "narrow", "scores"]
+    by_layer = {error.layer: error for error in errors}
+    assert by_layer["first"].snr_db > 30 and by_layer["wide"].snr_db > 10
+    assert by_layer["narrow"].snr_db < 5
+    assert noisiest(errors)[0] == "narrow"
+    # What comes in noisy is not laid at the door of what comes after.
+    assert by_layer["scores"].added < by_layer["narrow"].added
+    assert json.dumps([error.to_dict() for error in errors])
+    assert str(by_layer["narrow"]).startswith("narrow (FULLY_CONNECTED): ")
+
+
+def test_a_file_that_rounds_nothing_adds_nothing() -> None:
+    model = spread_out()
+    samples = {"x": np.ones((3, 6), "float32")}
+    errors = layer_errors(converted(model), converted(model), samples, model)
+    assert all(error.noise == error.added == 0 for error in errors)
