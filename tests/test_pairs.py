@@ -17,7 +17,7 @@ from kdlite.distill.losses import (
     SequenceSoftTargets,
     SoftTargets,
 )
-from kdlite.distill.pairs import named, output_names
+from kdlite.distill.output_names import named, output_names
 from kdlite.distill.schedules import Linear
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY
 

@@ -26,7 +26,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kdlite.distill.pairs import OutputPairs, named
+from kdlite.distill.output_names import named
+from kdlite.distill.pairs import OutputPairs
 
 Tensor = Any
 Structure = Any

@@ -16,14 +16,17 @@ from keras import ops
 from kdlite.distill.class_map import ClassMap
 from kdlite.distill.heads import Head, Outputs, find_head
 from kdlite.distill.losses.outputs import compatible_shapes, needs_of, weighted_loss
+from kdlite.distill.output_names import (
+    Shape,
+    named,
+    output_names,
+    output_shapes,
+    output_structure,
+)
 from kdlite.distill.taps import LogitsModel, check_model
 
 Tensor = Any
 Structure = Any  # a tensor, or a dict, list or tuple of such
-Shape = tuple[int | None, ...]
-
-#: The name of an output that has none: the only one of a model without a graph.
-ONLY = "output"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +382,7 @@ class OutputPairs:
         if not self.output_map:
             if len(own) == len(self.names) == 1:
                 return dict(zip(self.names, own, strict=True))
-            structures = (_structure(model) for model in (self.student, teacher))
+            structures = (output_structure(model) for model in (self.student, teacher))
             if len(own) == len(self.names) and not any(
                 isinstance(structure, dict) for structure in structures
             ):  # two lists: names are only those of layers
@@ -396,7 +399,7 @@ class OutputPairs:
     def _check_shapes(
         self, teacher: keras.Model, names: dict[str, str], heads: dict[str, Head]
     ) -> None:
-        own, theirs = _shapes(self.student), _shapes(teacher)
+        own, theirs = output_shapes(self.student), output_shapes(teacher)
         for name, pair in self._pairs.items():
             if name in own and names[name] in theirs:
                 pair.check_shapes(own[name], theirs[names[name]], heads[name].described)
@@ -488,70 +491,9 @@ class TeacherOutputs:
         }
 
 
-def named(structure: Structure, names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns a structure by the names of outputs.
-
-    Args:
-        structure: A dict, list, tuple or nest of such, or what is in it alone.
-        names: The names of the outputs, which stand for places in a list.
-
-    Returns:
-        What is in it, by name: keys, or for a nest keys joined by `/`.
-    """
-    if not keras.tree.is_nested(structure):
-        return {names[0] if len(names) == 1 else ONLY: structure}
-    flat = keras.tree.flatten_with_path(structure)
-    keys = ["/".join(map(str, path)) for path, _ in flat]
-    if not isinstance(structure, dict) and len(keys) == len(names):
-        keys = list(names)
-    return dict(zip(keys, (leaf for _, leaf in flat), strict=True))
-
-
-def output_names(model: keras.Model) -> tuple[str, ...] | None:
-    """Returns the names of a model's outputs, in the order of `keras.tree.flatten`.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Keys of a dict, else names of layers; `None` if the model has no graph.
-    """
-    structure = _structure(model)
-    if structure is None:
-        return None
-    if isinstance(structure, dict) or _is_deep(structure):
-        return tuple(named(structure, ()))
-    layers = [t._keras_history.operation.name for t in keras.tree.flatten(structure)]
-    if len(set(layers)) < len(layers):  # two from one layer
-        return tuple(map(str, range(len(layers))))
-    return tuple(layers)
-
-
-def _structure(model: keras.Model) -> Structure:
-    if not type(model).call.__module__.startswith("keras."):
-        return None  # a call of its own may return anything
-    if isinstance(model, keras.Sequential):
-        return model.outputs[0] if model.built and hasattr(model, "outputs") else None
-    return model.output
-
-
-def _is_deep(structure: Structure) -> bool:
-    return isinstance(structure, (list, tuple)) and any(
-        keras.tree.is_nested(part) for part in structure
-    )
-
-
 def _names_of(soft_loss: Structure) -> tuple[str, ...]:
     """The names of the outputs of a model without a graph: what is said of them."""
     return tuple(named(soft_loss, ()))
-
-
-def _shapes(model: keras.Model) -> dict[str, Shape]:
-    names = output_names(model)
-    if names is None:
-        return {}
-    outputs = keras.tree.flatten(_structure(model))
-    return {n: tuple(t.shape) for n, t in zip(names, outputs, strict=True)}
 
 
 def _class_map(value: Any) -> ClassMap | None:

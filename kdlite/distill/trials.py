@@ -1,21 +1,126 @@
-"""Trials of a tuning: what each gave, kept in a folder, told as they are done."""
+"""Trials of a tuning: which there are, what each gave, kept in a folder and told."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
+from kdlite.distill.losses.classes import SoftTargets
+from kdlite.distill.schedules import checked_number
+
 logger = logging.getLogger(__name__)
 
 Direction = Literal["max", "min"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What trials differ in; plain, so that two can be compared.
+
+    Attributes:
+        loss: The loss's place in the space.
+        temperature: Its temperature, or `None` if it has none.
+        weight: Weight of the soft loss.
+    """
+
+    loss: int
+    temperature: float | None
+    weight: float
+
+
+class Space:
+    """All settings there are to try.
+
+    Args:
+        losses: Losses; `None` for `SoftTargets`.
+        temperatures: Temperatures for each loss that has one.
+        weights: Weights of the soft loss, from 0 to 1.
+
+    Attributes:
+        trials: Settings, no two of which come to the same.
+
+    Raises:
+        TypeError: If a loss is none.
+        ValueError: If a number is out of its range, or there is nothing to try.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[keras.distillation.DistillationLoss] | None,
+        temperatures: Sequence[float],
+        weights: Sequence[float],
+    ) -> None:
+        self.losses = [SoftTargets()] if losses is None else list(losses)
+        for loss in self.losses:
+            if not isinstance(loss, keras.distillation.DistillationLoss):
+                raise TypeError(
+                    f"`soft_losses` must be distillation losses. Received: {loss!r}. "
+                    f"Fix: for example [kdlite.losses.SoftTargets()]."
+                )
+        self.temperatures = [
+            checked_number("temperatures", value, above=0.0) for value in temperatures
+        ]
+        self.weights = [checked_number("soft_loss_weights", value) for value in weights]
+        for name, values in (
+            ("soft_losses", self.losses),
+            ("temperatures", self.temperatures),
+            ("soft_loss_weights", self.weights),
+        ):
+            if not values:
+                raise ValueError(
+                    f"`{name}` must have something to try. Received: none. Fix: one "
+                    f"value keeps it as it is."
+                )
+        if max(self.weights) > 1.0:
+            raise ValueError(
+                f"`soft_loss_weights` are shares, the hard loss has the rest. "
+                f"Received: {max(self.weights)}. Fix: numbers from 0 to 1."
+            )
+        every = itertools.product(
+            range(len(self.losses)), self.temperatures, self.weights
+        )
+        self.trials = list(dict.fromkeys(itertools.starmap(self.settings, every)))
+
+    def settings(self, loss: int, temperature: float, weight: float) -> Settings:
+        """Returns settings; those that come to the same are equal.
+
+        Args:
+            loss: The loss's place.
+            temperature: A temperature.
+            weight: Weight of the soft loss.
+
+        Returns:
+            The settings.
+        """
+        if weight == 0.0:  # no loss, so it does not matter which
+            return Settings(0, None, weight)
+        tempered = hasattr(self.losses[loss], "temperature")
+        return Settings(loss, temperature if tempered else None, weight)
+
+    def loss(self, settings: Settings) -> keras.distillation.DistillationLoss:
+        """Returns a loss for one trial alone.
+
+        Args:
+            settings: The trial's.
+
+        Returns:
+            A copy at its temperature.
+        """
+        loss = self.losses[settings.loss]
+        config = loss.get_config()
+        if settings.temperature is not None:
+            config["temperature"] = settings.temperature
+        return type(loss).from_config(config)
 
 
 @dataclasses.dataclass(frozen=True)

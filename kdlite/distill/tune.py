@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -23,12 +22,13 @@ import keras
 import numpy as np
 
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.samples import DataSet
 from kdlite.distill.schedules import checked_number
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.trials import (
     Direction,
+    Settings,
+    Space,
     Trial,
     TrialReport,
     TrialStore,
@@ -135,7 +135,7 @@ def tune(
         >>> sorted(result.best.settings)
         ['hard_loss_weight', 'soft_loss', 'soft_loss_weight']
     """
-    space = _Space.of(soft_losses, temperatures, soft_loss_weights)
+    space = Space(soft_losses, temperatures, soft_loss_weights)
     direction = _checked(direction, objective, search, epochs, batch_size, max_trials)
     share = checked_number("fraction", fraction, above=0.0)
     if share > 1.0:
@@ -161,7 +161,7 @@ def tune(
     )
     report = TrialReport(count, objective, verbose)
 
-    def run(settings: _Settings) -> Trial:
+    def run(settings: Settings) -> Trial:
         known = dataclasses.asdict(settings)
         trial = store.read(known)
         if trial is None:
@@ -188,79 +188,6 @@ def tune(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What a trial is made with; plain, so that two can be compared."""
-
-    loss: int
-    temperature: float | None
-    weight: float
-
-
-class _Space:
-    """All settings there are to try."""
-
-    def __init__(
-        self,
-        losses: Sequence[keras.distillation.DistillationLoss],
-        temperatures: Sequence[float],
-        weights: Sequence[float],
-    ) -> None:
-        self.losses = list(losses)
-        self.temperatures, self.weights = list(temperatures), list(weights)
-        every = itertools.product(range(len(losses)), temperatures, weights)
-        self.trials = list(dict.fromkeys(itertools.starmap(self.settings, every)))
-
-    @classmethod
-    def of(
-        cls,
-        losses: Sequence[keras.distillation.DistillationLoss] | None,
-        temperatures: Sequence[float],
-        weights: Sequence[float],
-    ) -> _Space:
-        """Returns the space of checked arguments."""
-        losses = [SoftTargets()] if losses is None else list(losses)
-        for loss in losses:
-            if not isinstance(loss, keras.distillation.DistillationLoss):
-                raise TypeError(
-                    f"`soft_losses` must be distillation losses. Received: {loss!r}. "
-                    f"Fix: for example [kdlite.losses.SoftTargets()]."
-                )
-        t = [checked_number("temperatures", value, above=0.0) for value in temperatures]
-        w = [checked_number("soft_loss_weights", value) for value in weights]
-        for name, values in (
-            ("soft_losses", losses),
-            ("temperatures", t),
-            ("soft_loss_weights", w),
-        ):
-            if not values:
-                raise ValueError(
-                    f"`{name}` must have something to try. Received: none. Fix: one "
-                    f"value keeps it as it is."
-                )
-        if max(w) > 1.0:
-            raise ValueError(
-                f"`soft_loss_weights` are shares, the hard loss has the rest. "
-                f"Received: {max(w)}. Fix: numbers from 0 to 1."
-            )
-        return cls(losses, t, w)
-
-    def settings(self, loss: int, temperature: float, weight: float) -> _Settings:
-        """Returns settings; those that come to the same are equal."""
-        if weight == 0.0:  # no loss, so it does not matter which
-            return _Settings(0, None, weight)
-        tempered = hasattr(self.losses[loss], "temperature")
-        return _Settings(loss, temperature if tempered else None, weight)
-
-    def loss(self, settings: _Settings) -> keras.distillation.DistillationLoss:
-        """Returns a loss of its own for a trial."""
-        loss = self.losses[settings.loss]
-        config = loss.get_config()
-        if settings.temperature is not None:
-            config["temperature"] = settings.temperature
-        return type(loss).from_config(config)
-
-
 class _Trainer:
     """Trains the student anew for each trial, and puts it back."""
 
@@ -269,7 +196,7 @@ class _Trainer:
         student: keras.Model,
         data: DataForTraining,
         validation: Any,
-        space: _Space,
+        space: Space,
         compiling: tuple[Any, list[Any], keras.optimizers.Optimizer],
         epochs: int,
         batch_size: int,
@@ -297,7 +224,7 @@ class _Trainer:
                 f"{', '.join(f'val_{name}' for name in found)}."
             )
 
-    def _distiller(self, settings: _Settings) -> Distiller:
+    def _distiller(self, settings: Settings) -> Distiller:
         distiller = Distiller(
             self.student,
             soft_loss=self.space.loss(settings),
@@ -309,7 +236,7 @@ class _Trainer:
         distiller.compile(optimizer, self.loss, metrics=metrics)
         return distiller
 
-    def run(self, settings: _Settings) -> Trial:
+    def run(self, settings: Settings) -> Trial:
         """Runs one trial."""
         before = [variable.numpy() for variable in self.student.variables]
         start = time.perf_counter()
@@ -368,8 +295,8 @@ class _Trainer:
 
 
 def _by_keras_tuner(
-    space: _Space,
-    run: Callable[[_Settings], Trial],
+    space: Space,
+    run: Callable[[Settings], Trial],
     objective: str,
     direction: Direction,
     max_trials: int,
@@ -379,7 +306,7 @@ def _by_keras_tuner(
     import keras_tuner
 
     metric = objective.removeprefix("val_")
-    done: dict[_Settings, Trial] = {}
+    done: dict[Settings, Trial] = {}
 
     class Tuner(keras_tuner.BayesianOptimization):
         def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
