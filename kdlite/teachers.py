@@ -9,7 +9,8 @@ A Keras model teaches as it is. These are Keras models as well, made of somethin
 - `MeanTeacher`, the student itself, averaged over its steps;
 - `LogitsModel`, a model without a graph, with what it returns.
 
-`assistant_chain` and `born_again` teach one student after another.
+`assistant_chain` and `born_again` teach one student after another, `MutualLearning`
+several at once.
 
 This is where the two rooms meet that do not know each other: `kdlite.distill`, which
 knows nothing of `.tflite`, and `kdlite.lite`, which runs them.
@@ -45,6 +46,7 @@ from kdlite.distill.generations import assistant_chain as assistant_chain
 from kdlite.distill.generations import born_again as born_again
 from kdlite.distill.heads import Outputs
 from kdlite.distill.mean_teacher import MeanTeacher as MeanTeacher
+from kdlite.distill.mutual import MutualLearning as MutualLearning
 from kdlite.distill.taps import LogitsModel as LogitsModel
 from kdlite.distill.teachers import Ensemble as Ensemble
 from kdlite.distill.teachers import Transformed as Transformed

@@ -541,13 +541,18 @@ class Distiller(Resumable):
     ) -> dict[str, Tensor]:
         """The soft loss of each output that is taught."""
         said = self._pairs.read(y_pred)
-        taught = keras.tree.map_structure(ops.stop_gradient, self._teachers_word(x))
-        losses = self._pairs.values(taught, said, y, sample_weight)
+        losses = self._taught(x, y, said, sample_weight)
         size = _batch_size(y_pred)
         for name, tracker in self._soft_loss_trackers.items():
             tracker.update_state(losses[name], sample_weight=size)
         self._soft_loss_tracker.update_state(sum(losses.values()), sample_weight=size)
         return losses
+
+    def _taught(
+        self, x: Tensor, y: Tensor, said: dict[str, Tensor], sample_weight: Tensor
+    ) -> dict[str, Tensor]:
+        taught = keras.tree.map_structure(ops.stop_gradient, self._teachers_word(x))
+        return self._pairs.values(taught, said, y, sample_weight)
 
     def _balanced(
         self,
