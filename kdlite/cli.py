@@ -226,9 +226,15 @@ def _overrides(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _inspect(args: argparse.Namespace) -> Any:
-    from kdlite.lite.tflite_file import inspect
+    from kdlite.lite.file_report import describe
+    from kdlite.lite.in_place import check_target, put_in_place
 
-    return inspect(args.file)
+    if args.html is not None:
+        check_target(args.html, args.overwrite)
+    report = describe(args.file)
+    if args.html is not None:
+        put_in_place(args.html, report.to_html().encode(), args.overwrite)
+    return report
 
 
 def _verify(args: argparse.Namespace) -> Any:
@@ -275,36 +281,11 @@ def _android(args: argparse.Namespace) -> Any:
 
 
 def _benchmark(args: argparse.Namespace) -> Any:
-    from kdlite.lite.runtime import measure_latency
+    from kdlite.lite.benchmark import benchmark
 
-    latencies = measure_latency(args.files, threads=args.threads, runs=args.runs)
-    return _Latencies(tuple(args.files), latencies)
-
-
-class _Latencies:
-    """Latencies of several files of one run."""
-
-    def __init__(self, files: Sequence[Path], latencies: Sequence[Any]) -> None:
-        self.files = files
-        self.latencies = latencies
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            str(file): latency.to_dict()
-            for file, latency in zip(self.files, self.latencies, strict=True)
-        }
-
-    def __str__(self) -> str:
-        width = max(len(str(file)) for file in self.files)
-        return "\n".join(
-            [
-                *(
-                    f"{str(file):{width}}  {latency}"
-                    for file, latency in zip(self.files, self.latencies, strict=True)
-                ),
-                "LiteRT on this computer; a phone differs.",
-            ]
-        )
+    return benchmark(
+        args.files, threads=args.threads, runs=args.runs, warmup=args.warmup
+    )
 
 
 def _load_model(path: Path) -> Any:
@@ -563,6 +544,8 @@ def _parser() -> argparse.ArgumentParser:
         "kdlite inspect student.tflite --json",
     )
     inspect.add_argument("file", type=Path, help="any .tflite")
+    inspect.add_argument("--html", type=Path, help="also write a page with the graph")
+    overwritable(inspect)
 
     verify = command(
         "verify",
@@ -623,6 +606,9 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("files", type=Path, nargs="+", help=".tflite files")
     benchmark.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     benchmark.add_argument("--runs", type=int, default=200, help="(%(default)s)")
+    benchmark.add_argument(
+        "--warmup", type=int, default=20, help="runs that do not count (%(default)s)"
+    )
 
     android = command(
         "android",

@@ -133,6 +133,11 @@ def test_inspect_verify_and_benchmark(folder, tflite, capsys) -> None:
     capsys.readouterr()
     assert cli.main(["inspect", str(tflite), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["macs"] == 18
+    page = tflite.with_suffix(".html")
+    assert cli.main(["inspect", str(tflite), "--html", str(page), "--overwrite"]) == 0
+    assert "FULLY_CONNECTED" in page.read_text()
+    assert cli.main(["inspect", str(tflite), "--html", str(page)]) == 2
+    assert "give --overwrite" in capsys.readouterr().err
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
     assert cli.main(["verify", str(tflite), model, "--data", data]) == 0
     assert capsys.readouterr().out.strip()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite.serving import as_float32, serve
@@ -96,3 +97,14 @@ def test_several_inputs_without_an_image_have_no_range() -> None:
     model = keras.Model([a, b], layers.Add()([a, b]))
     with pytest.raises(ValueError, match="need an image input.*'a', 'b'"):
         serve(model, input_range=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["<image>", "_x", "1x1", "a b", "inputs"])
+def test_inputs_of_any_name_are_saved(tmp_path, name) -> None:
+    model = keras.Sequential([keras.Input((2,), name=name), keras.layers.Dense(1)])
+    serving = serve(model)
+    serving.save_for_conversion(tmp_path, serving.input_specs)
+    signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
+    assert list(signature.structured_input_signature[1]) == [
+        serving.input_specs[0].name
+    ]

@@ -59,14 +59,18 @@ def identifier(name: str) -> str:
         name: A name, for example of an input.
 
     Returns:
-        The name with `_` for whatever no identifier can have: TensorFlow does the same
-        to the names in a signature.
+        The name with `_` for whatever no identifier can have, and `arg_` before one
+        that does not begin with a letter: TensorFlow does the same to the names in a
+        signature.
 
     Example:
         >>> identifier("input-1/rgb")
         'input_1_rgb'
+        >>> identifier("<rgb>")
+        'arg__rgb_'
     """
-    return re.sub(r"\W", "_", name, flags=re.ASCII)
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return plain if plain[:1].isalpha() else f"arg_{plain}"
 
 
 def load_samples(

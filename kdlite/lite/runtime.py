@@ -373,6 +373,13 @@ def measure_latency(
     Example:
         ``teacher, student = measure_latency(["teacher.tflite", "student.tflite"])``
     """
+    check_timing(files, runs, warmup)
+    turns = times_ms([TFLiteModel(file, threads) for file in files], runs, warmup)
+    return tuple(latency_of(of_file, threads) for of_file in turns)
+
+
+def check_timing(files: Any, runs: Any, warmup: Any) -> None:
+    """Raises for what cannot be timed, as `measure_latency` says."""
     if isinstance(files, (str, bytes, os.PathLike)):
         raise TypeError(
             "`files` must be a list of files. Received: "
@@ -384,24 +391,49 @@ def measure_latency(
                 f"`{name}` must be an integer, at least {least}. Received: "
                 f"{name}={value!r}. 200 runs after 20 are a good measure."
             )
-    models = [TFLiteModel(file, threads) for file in files]
-    times: list[list[float]] = [[] for _ in models]
+
+
+def times_ms(
+    models: Sequence[TFLiteModel], runs: int, warmup: int
+) -> list[list[list[float]]]:
+    """Runs models in turns.
+
+    Args:
+        models: The models.
+        runs: Runs of each that are timed.
+        warmup: Runs of each before that.
+
+    Returns:
+        By model a list of turns, each the milliseconds of a few runs.
+    """
+    turns: list[list[list[float]]] = [[] for _ in models]
     for model in models:
         model._prepare_timing(seed=0)
         for _ in model._turn(warmup):
             pass
     for start in range(0, runs, _TURN):
-        for model, taken in zip(models, times, strict=True):
-            taken.extend(model._turn(min(_TURN, runs - start)))
-    return tuple(
-        Latency(
-            p50_ms=float(np.percentile(taken, 50)),
-            p90_ms=float(np.percentile(taken, 90)),
-            min_ms=min(taken),
-            runs=runs,
-            threads=threads,
-        )
-        for taken in times
+        for model, taken in zip(models, turns, strict=True):
+            taken.append(list(model._turn(min(_TURN, runs - start))))
+    return turns
+
+
+def latency_of(turns: Sequence[Sequence[float]], threads: int) -> Latency:
+    """Sums up the runs of one model.
+
+    Args:
+        turns: Milliseconds of each run, by turn.
+        threads: Threads that a run could use.
+
+    Returns:
+        Median, 90th percentile and least.
+    """
+    taken = [run for turn in turns for run in turn]
+    return Latency(
+        p50_ms=float(np.percentile(taken, 50)),
+        p90_ms=float(np.percentile(taken, 90)),
+        min_ms=min(taken),
+        runs=len(taken),
+        threads=threads,
     )
 
 

@@ -1,0 +1,92 @@
+"""What is told of a file, for people and machines."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+
+import keras
+import pytest
+from converting import converted
+from keras import layers
+
+from kdlite.lite.file_report import describe
+from kdlite.lite.metadata import write_metadata
+
+
+@pytest.fixture(scope="module")
+def blob() -> bytes:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1), name="<image>"),
+            layers.Conv2D(4, 3, activation="relu", name="conv"),
+            layers.Flatten(name="flat"),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+    return write_metadata(
+        converted(model, "int8"),
+        name="tiny & small",
+        author="A. Nobody",
+        license="MIT",
+        labels=["ant", "bee", "cat"],
+    )
+
+
+def test_all_is_told_in_lines_and_in_json(blob) -> None:
+    report = describe(blob)
+    text = str(report)
+    for words in (
+        "runs on TFLite 2.3 and newer",
+        "bytes of memory for tensors",
+        "GPU takes ",
+        "XNNPACK takes ",
+        "tiny & small",
+        "A. Nobody",
+        "ant, bee, cat",
+    ):
+        assert words in text
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["min_runtime"] == "2.3"
+    assert plain["arena_bytes"] == report.arena_bytes > 0
+    assert plain["metadata"]["license"] == "MIT"
+    assert plain["metadata"]["files"] == {"labels.txt": len(b"ant\nbee\ncat")}
+    kernel = next(t for t in plain["tensors"] if t["shape"] == [4, 3, 3, 1])
+    assert kernel["constant"] and kernel["dtype"] == "int8"
+    assert (kernel["channels"], kernel["axis"]) == (4, 0)
+
+
+def test_the_page_is_whole_and_nothing_in_it_is_taken_for_markup(blob) -> None:
+    page = describe(blob).to_html()
+    seen: list[str] = []
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs) -> None:
+            seen.append(tag)
+
+    Reader().feed(page)
+    assert seen.count("tr") == 1 + len(describe(blob).content.ops)
+    # No tag of a name, and nothing that is fetched.
+    assert "image" not in seen and "&amp;" in page
+    assert not {"script", "link", "img"} & set(seen)
+    for op in describe(blob).content.ops:
+        assert op.name in page
+
+
+def test_mutated_files_are_errors_or_are_told_of(blob, rng) -> None:
+    told = 0
+    for _ in range(300):
+        mutated = bytearray(blob)
+        for place in rng.integers(0, len(blob), int(rng.integers(1, 6))):
+            mutated[place] = rng.integers(256)
+        cut = int(rng.integers(1, len(blob))) if rng.random() < 0.2 else len(blob)
+        try:
+            report = describe(bytes(mutated[:cut]))
+        except ValueError as err:
+            assert "whole, well-formed file. Received: " in str(err)
+        else:
+            told += 1
+            assert str(report) and report.to_html() and json.dumps(report.to_dict())
+    # Most bytes are weights: a test that only met errors would say little.
+    assert told > 50
