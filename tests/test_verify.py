@@ -515,3 +515,18 @@ def test_a_report_says_what_was_left_in_float(rng) -> None:
         "m.tflite against Keras on 2 samples: mixed, 1,234 bytes, left in float: NEG"
     )
     assert report.to_dict()["float_ops"] == ["NEG (norm)"]
+
+
+@pytest.mark.parametrize(("activation", "plain"), [("relu", True), ("elu", False)])
+def test_other_kernels_are_run_where_there_are_some(activation, plain) -> None:
+    model = keras.Sequential(
+        [keras.Input((4,), name="x"), keras.layers.Dense(3, activation=activation)]
+    )
+    report = verify(converted(model), model, np.ones((20, 4), "float32"))
+    runs = [(run.kernels, run.threads, run.samples) for run in report.kernels]
+    expected = [("xnnpack", 4, 16), ("built-in", 1, 16), ("built-in", 4, 16)]
+    assert runs == expected + [("reference", 1, 16)] * plain
+    for run in report.kernels:
+        assert run.outputs[0].largest_difference < 1e-6
+    assert "built-in kernels and 4 threads" in str(report)
+    assert report.to_dict()["kernels"][0]["kernels"] == "xnnpack"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -440,15 +440,24 @@ def verify(
         float_ops=tuple(str(op) for op in content.float_ops),
         quantization=content.quantization,
         kernels=tuple(
-            KernelRun(
-                kernels,
-                threads,
-                few,
-                compared(TFLiteModel(file, threads, kernels), few, {}),
-            )
-            for kernels, threads in _OTHERS
+            KernelRun(kernels, threads, few, compared(run, few, {}))
+            for kernels, threads, run in _other_runs(file)
         ),
     )
+
+
+def _other_runs(
+    file: str | os.PathLike[str] | bytes,
+) -> Iterator[tuple[str, int, TFLiteModel]]:
+    """Makes the file ready for other kernels and threads, one after the other."""
+    for kernels, threads in _OTHERS:
+        try:
+            run = TFLiteModel(file, threads, kernels)
+        except ValueError:
+            if kernels != "reference":
+                raise
+            continue  # of some operations, such as ELU, there is no plain kernel
+        yield kernels, threads, run
 
 
 def compare(
