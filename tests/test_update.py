@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import kdlite
-from kdlite.distill.update import ClassScore, _difference_weights
+from kdlite.distill.taps import LogitsModel
+from kdlite.distill.update import ClassScore, _difference_weights, _Gate
 
 CENTERS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
 
@@ -130,6 +131,26 @@ def test_forgetting_is_refused_with_the_figures() -> None:
     assert str(allowed).startswith("60 new samples, 0 old ones; 360 training samples")
 
 
+@pytest.mark.parametrize(("end", "share"), [(0.5, 1.0), (-0.3, 0.7), (-3.0, None)])
+def test_of_the_averages_the_best_that_keeps_the_gate_is_taken(end, share) -> None:
+    # At a share s the weights are the right ones times 1 + (end - 1) s: above zero the
+    # student is right everywhere, below it nowhere.
+    model = oracle(4)
+    start = model.get_weights()
+    gate = _Gate(LogitsModel(model), 4, 4, blobs(4), 0.5)
+    model.set_weights([end * start[0], start[1]])
+    took = dict.fromkeys(
+        ("new_samples", "replay_samples", "student_samples", "teacher_samples"), 0
+    )
+    result = gate.best_average(model, start, seconds=0.0, **took)
+    assert result.passed == (share is not None)
+    assert result.student is model
+    if share is not None:
+        assert result.share == share and result.forgotten_points < 0.5
+    factor = 1 + (end - 1) * result.share
+    np.testing.assert_allclose(model.get_weights()[0], factor * start[0], rtol=1e-6)
+
+
 def test_a_better_teacher_of_the_same_classes() -> None:
     old = student(4)
     # It had taken the last two classes for each other.
@@ -240,6 +261,7 @@ def test_result_prints_and_is_json() -> None:
         old_top1_before=0.91,
         old_top1_after=0.9,
         max_forgetting_points=1.0,
+        share=0.8,
         new_samples=60,
         replay_samples=30,
         student_samples=900,
