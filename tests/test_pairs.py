@@ -506,6 +506,12 @@ class TestErrors:
             weights = {"class": 1.0, "box": 1.0}
             Distiller(model(), teacher, soft_losses(), 0.1, weights)
 
+    def test_logs_of_outputs_must_not_stand_for_others(self):
+        inputs = keras.Input((FEATURES,))
+        outputs = {name: layers.Dense(CLASSES)(inputs) for name in ("soft", "b")}
+        with pytest.raises(ValueError, match="output 'soft' of student 's'.*soft_loss"):
+            Distiller(keras.Model(inputs, outputs, name="s"))
+
     def test_there_must_be_something_to_teach(self, teacher):
         for losses in ({"box": None}, [None, None, None], {}):
             with pytest.raises(ValueError, match=r"needs an output to teach.*'tags'"):

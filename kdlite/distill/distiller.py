@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -15,6 +15,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from kdlite.distill.balance import GradientBalance
 from kdlite.distill.feature_losses import FeatureLosses, FeaturePair, Given
 from kdlite.distill.heads import Outputs
+from kdlite.distill.loss_weights import LossWeights, Weight
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.losses.outputs import needs_of
 from kdlite.distill.losses.teacher_loss import trained_layers
@@ -23,10 +24,7 @@ from kdlite.distill.pairs import OutputPairs, TeacherOutputs
 from kdlite.distill.resumable import Resumable
 from kdlite.distill.schedules import (
     Unit,
-    checked_number,
     from_config,
-    in_config,
-    start_of,
     unit_of,
 )
 from kdlite.distill.taps import (
@@ -39,7 +37,6 @@ from kdlite.distill.targets import check_labels_for
 from kdlite.distill.teachers import Transformed
 
 Tensor = Any
-Weight: TypeAlias = float | LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -230,18 +227,12 @@ class Distiller(Resumable):
             for layer in trained_layers(loss)
         ]
         self._declared_outputs = (student_outputs, teacher_outputs)
-        self._schedules: dict[str, LearningRateSchedule] = {}
         self._traced_schedules: list[LearningRateSchedule] = []
-        self._loss_weights: dict[str, keras.Variable] = {}
-        self._add_loss_weight("hard_loss_weight", hard_loss_weight)
         if isinstance(soft_loss_weight, Mapping):
             pairs.check_all_named("soft_loss_weight", soft_loss_weight)
-            for name in losses:
-                self._add_loss_weight(
-                    f"{name}_soft_loss_weight", soft_loss_weight[name]
-                )
-        else:
-            self._add_loss_weight("soft_loss_weight", soft_loss_weight)
+        self._loss_weights = LossWeights(
+            hard_loss_weight, soft_loss_weight, losses, self.add_weight
+        )
         self._hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self._soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._soft_loss_trackers = {
@@ -319,11 +310,11 @@ class Distiller(Resumable):
     @property
     def hard_loss_weight(self) -> keras.Variable:
         """Weight of the hard loss, a variable; assigning a number sets its value."""
-        return self._loss_weights["hard_loss_weight"]
+        return self._loss_weights.hard
 
     @hard_loss_weight.setter
     def hard_loss_weight(self, value: float) -> None:
-        self._set_loss_weight("hard_loss_weight", value)
+        self._loss_weights.set_hard(value)
 
     @property
     def soft_loss_weight(self) -> keras.Variable | dict[str, keras.Variable]:
@@ -331,50 +322,15 @@ class Distiller(Resumable):
 
         Assigning a number, or a dict of numbers, sets their values.
         """
-        by_output = self._soft_loss_weights()
-        one = self._loss_weights.get("soft_loss_weight")
-        return by_output if one is None else one
+        return self._loss_weights.soft
 
     @soft_loss_weight.setter
     def soft_loss_weight(self, value: float | Mapping[str, float]) -> None:
-        if "soft_loss_weight" in self._loss_weights:
-            self._set_loss_weight("soft_loss_weight", value)
-            return
-        by_output = value if isinstance(value, Mapping) else {}
-        for name in self._soft_loss_weights():
-            self._set_loss_weight(
-                f"{name}_soft_loss_weight", by_output.get(name, value)
-            )
-
-    def _soft_loss_weights(self) -> dict[str, keras.Variable]:
-        one = self._loss_weights.get("soft_loss_weight")
-        return {
-            name: self._loss_weights[f"{name}_soft_loss_weight"] if one is None else one
-            for name in self._pairs.losses
-        }
-
-    def _add_loss_weight(self, name: str, value: Weight) -> None:
-        if isinstance(value, LearningRateSchedule):
-            self._schedules[name] = value
-            value = start_of(value)
-        self._loss_weights[name] = self.add_weight(
-            name=name,
-            initializer=keras.initializers.Constant(checked_number(name, value)),
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-        )
-
-    def _set_loss_weight(self, name: str, value: Any) -> None:
-        self._loss_weights[name].assign(checked_number(name, value))
-        self._schedules.pop(name, None)
+        self._loss_weights.set_soft(value)
 
     def _scheduled(self) -> dict[str, tuple[keras.Variable, LearningRateSchedule]]:
         """What follows a schedule, by the name it is logged under."""
-        scheduled = {
-            name: (self._loss_weights[name], schedule)
-            for name, schedule in self._schedules.items()
-        }
+        scheduled = self._loss_weights.scheduled()
         by_output = isinstance(self.soft_loss, Mapping)
         losses = self.soft_loss if by_output else {"": self.soft_loss}
         for name, loss in losses.items():
@@ -506,7 +462,7 @@ class Distiller(Resumable):
         if balance:
             soft_losses = self._balanced(balance, hard_loss, soft_losses)
         if training:
-            weights = self._soft_loss_weights()
+            weights = self._loss_weights.of_outputs
             losses += [_product(weights[name], v) for name, v in soft_losses.items()]
             losses += self._feature_losses.weighted(y_pred, taught, sample_weight)
         if hard_loss is not None:
@@ -666,13 +622,7 @@ class Distiller(Resumable):
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": keras.saving.serialize_keras_object(self._mean_teacher),
             "soft_loss": keras.saving.serialize_keras_object(_plain(self.soft_loss)),
-            "hard_loss_weight": self._weight_in_config("hard_loss_weight"),
-            "soft_loss_weight": self._weight_in_config("soft_loss_weight")
-            if "soft_loss_weight" in self._loss_weights
-            else {
-                name: self._weight_in_config(f"{name}_soft_loss_weight")
-                for name in self._pairs.losses
-            },
+            **self._loss_weights.get_config(),
             "feature_losses": [
                 keras.saving.serialize_keras_object(pair)
                 for pair in self._feature_pairs
@@ -686,9 +636,6 @@ class Distiller(Resumable):
                 for name, class_map in self._pairs.class_maps.items()
             },
         }
-
-    def _weight_in_config(self, name: str) -> Any:
-        return in_config(self._schedules.get(name), self._loss_weights[name])
 
     @classmethod
     def from_config(

@@ -168,6 +168,13 @@ class OutputPairs:
         check_model(student, "student")
         self.student = student
         self.names = output_names(student) or _names_of(soft_loss)
+        taken = sorted({"hard", "soft"} & set(self.names)) if self.several else []
+        if taken:
+            raise ValueError(
+                f"Losses are logged by the names of outputs. Received: output "
+                f"'{taken[0]}' of student '{student.name}', whose loss would be logged "
+                f"in the place of {taken[0]}_loss. Fix: give it another name."
+            )
         losses = self._by_output("soft_loss", soft_loss)
         maps = self._by_output("class_map", class_map, each=_class_map)
         self.class_maps: dict[str, ClassMap] = {n: m for n, m in maps.items() if m}

@@ -305,3 +305,8 @@ class TrialReport:
         )
         if self._bar is not None:
             self._bar.update(min(self._done, self._count), [(self._metric, value)])
+
+    def close(self) -> None:
+        """Ends the bar, where fewer were tried than there might have been."""
+        if self._bar is not None and self._done < self._count:
+            self._bar.update(self._done, finalize=True)

@@ -177,6 +177,7 @@ def tune(
         if search == "random":
             wanted = random.Random(seed).sample(wanted, count)
         trials = [run(settings) for settings in wanted]
+    report.close()
     return TuneResult(
         _ordered(trials, objective, direction),
         objective,
