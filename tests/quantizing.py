@@ -91,6 +91,12 @@ def run_lite(content, *inputs):
     return results, details
 
 
+def run_floats(content, x):
+    """Returns the only output of a file with float inputs and outputs."""
+    runner = Interpreter(model_content=content).get_signature_runner()
+    return np.concatenate([runner(in_0=sample[None])["out_0"] for sample in x])
+
+
 def assert_same_within_one_step(qat, content, *inputs):
     """The integer model's outputs are at most one step off, in 99 % of the values.
 

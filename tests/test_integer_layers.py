@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from quantizing import (
     assert_same_within_one_step,
@@ -12,9 +13,11 @@ from quantizing import (
     convert,
     operations,
     randomize,
+    run_floats,
 )
 
-from kdlite.compress.qat import for_export, quantize_aware
+from kdlite.compress.qat import float_layers, for_export, quantize_aware
+from kdlite.lite.convert import export
 
 IMAGE, SEQUENCE, VECTOR = (8, 8, 4), (12, 4), (6,)
 
@@ -284,3 +287,101 @@ def test_an_interpolation_that_is_none_of_tflites() -> None:
     )
     with pytest.raises(ValueError, match="'size' cannot.*'lanczos3'. Use 'bilinear'"):
         quantize_aware(model)
+
+
+# --- layers that are left in float
+
+
+def transformer():
+    """A token mixer: what TFLite has in float only, between layers that it has."""
+    inputs = keras.Input((6, 8))
+    x = layers.Dense(8, name="project")(inputs)
+    y = layers.LayerNormalization(name="norm")(x)
+    y = layers.MultiHeadAttention(2, 4, name="heads")(y, y, use_causal_mask=True)
+    x = layers.Add(name="sum")([x, y])
+    x = layers.Dense(16, activation="elu", name="up")(x)
+    x = layers.GlobalAveragePooling1D(name="mean")(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x), name="transformer")
+
+
+def nested_head():
+    inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(inputs)
+    head = keras.Sequential(
+        [
+            keras.Input((6, 6, 8)),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(5, activation="softmax", name="classes"),
+        ],
+        name="head",
+    )
+    return keras.Model(inputs, head(x), name="nested_head")
+
+
+@pytest.mark.parametrize(
+    ("make", "overrides", "floats"),
+    [
+        (transformer, ("norm", "heads", "up"), {"norm", "heads", "up"}),
+        # The output has the nested model's name.
+        (nested_head, ("head/*",), {"pool", "classes", "head"}),
+        (nested_head, ("head",), {"pool", "classes", "head"}),
+        (nested_head, ("c?nv",), {"conv"}),
+    ],
+)
+def test_layers_by_name_stay_in_float(make, overrides, floats, tmp_path, rng) -> None:
+    student = make()
+    randomize(student, rng)
+    x = rng.normal(0, 1, (48, *student.input_shape[1:])).astype("float32")
+    qat = quantize_aware(student, overrides=dict.fromkeys(overrides, "float32"))
+    assert set(float_layers(qat)) == floats
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    qat.save(tmp_path / "qat.keras")
+    qat = keras.saving.load_model(tmp_path / "qat.keras")
+    assert set(float_layers(qat)) == floats
+    calibrate(qat, x)
+    exported = for_export(qat)
+    (tmp_path / "saved").mkdir()
+    content = convert(exported, str(tmp_path / "saved"), tf.float32)
+    names, dtypes = operations(content)
+    assert {"float32", "int8"} <= dtypes
+    # Less than a step of an output of 8 bits that reaches to 4 standard deviations.
+    values = run_floats(content, x)
+    spread = np.std(student(x))
+    assert np.sqrt(np.mean((values - qat(x)) ** 2)) < 8 / 255 * spread
+    assert np.abs(student(x) - qat(x)).mean() < 0.06 * spread
+
+
+def test_an_export_has_no_other_layers_in_float(tmp_path, rng) -> None:
+    student = nested_head()
+    x = rng.normal(0, 1, (32, *IMAGE)).astype("float32")
+    qat = quantize_aware(student, overrides={"head": "float32"})
+    calibrate(qat, x)
+    result = export(qat, tmp_path / "m.tflite", "int8", verify_data=x)
+    # The converter takes an average of integers in integers.
+    in_float = [op.name for op in result.ops if op.float_compute]
+    assert in_float == ["FULLY_CONNECTED", "SOFTMAX"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "text"),
+    [
+        (
+            {"nope*": "float32"},
+            ValueError,
+            "must fit a layer. Received: 'nope.'.*'norm'",
+        ),
+        ({"norm": "int4"}, ValueError, "must leave layers in 'float32'.*'int4' for"),
+        (["norm"], TypeError, "must be a mapping from layer name"),
+        ({}, ValueError, "layer 'norm' of class LayerNormalization"),
+    ],
+)
+def test_wrong_overrides(overrides, error, text) -> None:
+    with pytest.raises(error, match=text):
+        quantize_aware(transformer(), overrides=overrides)
+
+
+def test_an_operation_of_keras_is_no_layer_to_leave() -> None:
+    inputs = keras.Input((4,))
+    x = layers.Dense(4)(ops.add(inputs, 1.0))
+    with pytest.raises(ValueError, match="Only a layer with one output can be left"):
+        quantize_aware(keras.Model(inputs, x), overrides={"add*": "float32"})

@@ -35,6 +35,9 @@ def output(**figures) -> SimpleNamespace:
         ("float32", False, {"nan_count": 3}, "'y' has 3 NaN"),
         ("int8", True, {"within_one_step": 0.99, "largest_difference": 1.0}, None),
         ("int8", True, {"within_one_step": 0.98}, "only 98.0% are within one"),
+        # Left in float by name: it has no steps to be within.
+        ("int8", True, {"step": None, "within_one_step": 0.0}, None),
+        ("int8", True, {"step": None, "rms_difference": 0.3}, "'y' is off by 0.3"),
         ("int8", False, {"rms_difference": 0.28, "within_one_step": 0.1}, None),
         ("int8", False, {"rms_difference": 0.3}, "'y' is off by 0.3 .*than 0.288"),
         # An output that hardly varies cannot be on finer levels than there are.

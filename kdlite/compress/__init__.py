@@ -2,6 +2,7 @@
 
 from kdlite.compress.fake_quant import FakeQuant as FakeQuant
 from kdlite.compress.fake_quant import FoldedLayer as FoldedLayer
+from kdlite.compress.qat import float_layers as float_layers
 from kdlite.compress.qat import for_export as for_export
 from kdlite.compress.qat import freeze_batch_norm as freeze_batch_norm
 from kdlite.compress.qat import is_quantize_aware as is_quantize_aware

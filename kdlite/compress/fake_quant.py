@@ -422,6 +422,36 @@ class FoldedLayer(keras.layers.Layer):
         return cls(**{**config, **{key: deserialize(config[key]) for key in inner}})
 
 
+@keras.saving.register_keras_serializable(package="kdlite")
+class InFloat(keras.layers.Wrapper):
+    """A layer of a quantization-aware model that is left in float.
+
+    It computes what `layer` does; that it is one of these says so to the export.
+
+    Args:
+        layer: Any layer with one output.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        *args: What `layer` takes.
+        **kwargs: What `layer` takes.
+
+    Example:
+        >>> InFloat(keras.layers.ReLU())(np.array([-1.0, 2.0])).numpy().tolist()
+        [0.0, 2.0]
+    """
+
+    def build(self, input_shape: Any = None) -> None:
+        """Builds the layer, unless it is: one of several inputs must be before."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        self.built = True
+
+    def call(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls the layer."""
+        return self.layer(*args, **kwargs)
+
+
 def checked_range(bounds: Any) -> tuple[float, float]:
     """Returns `(lo, hi)` as floats, or raises ValueError."""
     try:

@@ -8,13 +8,15 @@ normalization vanish into the convolution or dense layer beside them.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from kdlite.compress.graph import CallGraph, Shape
+from kdlite.compress.graph import Call, CallGraph, Shape
 from kdlite.compress.integer_layers import (
     ACTIVATIONS,
     FIXED_RANGES,
@@ -45,8 +47,8 @@ class Op:
     Attributes:
         kind: `"kernel"` (a convolution or Dense), `"relu"`, `"add"`, `"mean"`,
             `"value"` (any other function of values, product or difference), `"head"`
-            (softmax, sigmoid); one of `ONE_RANGE`; before fusing also `"batch_norm"`
-            and `"affine"`.
+            (softmax, sigmoid), `"float"` (a layer that is left in float); one of
+            `ONE_RANGE`; before fusing also `"batch_norm"` and `"affine"`.
         name: Name of the student's layer that has the same output.
         inputs: Numbers of the input tensors.
         output: Number of the output tensor.
@@ -58,6 +60,7 @@ class Op:
         frozen_statistics: Whether `batch_norm` never uses the batch's statistics.
         margin: Fraction by which the range of the output is widened.
         fixed: The range of the output, where it is known and not measured.
+        arguments: How a layer that is left in float is called.
     """
 
     kind: str
@@ -71,6 +74,7 @@ class Op:
     frozen_statistics: bool = False
     margin: float = 0.0
     fixed: Range | None = None
+    arguments: Any = None
 
 
 class IntegerGraph:
@@ -78,6 +82,8 @@ class IntegerGraph:
 
     Args:
         student: A built Functional or Sequential model.
+        in_float: Names or patterns of layers that are left in float; a nested model's
+            are `"model/layer"`, and its own name means all of them.
 
     Attributes:
         functional: The student's own graph, with the structure of inputs and outputs.
@@ -91,7 +97,7 @@ class IntegerGraph:
             quantized.
     """
 
-    def __init__(self, student: keras.Model) -> None:
+    def __init__(self, student: keras.Model, in_float: Iterable[str] = ()) -> None:
         graph = CallGraph(student, "Quantization-aware training")
         self.functional = graph.functional
         for x in self.functional.inputs:
@@ -106,7 +112,7 @@ class IntegerGraph:
         self._shapes: list[Shape] = []
         self._copies: dict[tuple[int, str], keras.Layer] = {}
         self.inputs = [self._tensor(graph.shapes[x]) for x in graph.inputs]
-        self.outputs = self._read(graph)
+        self.outputs = self._read(graph, _matching(in_float, graph))
         self._fuse_affine()
         self._fuse_batch_norm()
         self._replace_affine()
@@ -120,9 +126,13 @@ class IntegerGraph:
 
     # Reading
 
-    def _read(self, graph: CallGraph) -> list[int]:
+    def _read(self, graph: CallGraph, in_float: set[str]) -> list[int]:
         tensors = dict(zip(graph.inputs, self.inputs, strict=True))
         for call in graph.calls:
+            if call.path in in_float:
+                inputs = [tensors[x] for x in call.inputs]
+                tensors.update(self._float(call, inputs, graph))
+                continue
             layer = as_layer(call)
             check_supported(layer)
             # Layers that prepare data are called so by themselves.
@@ -136,6 +146,25 @@ class IntegerGraph:
             inference = call.training is not None
             tensors[call.outputs[0]] = self._call(layer, inputs, shape, inference)
         return [tensors[x] for x in graph.outputs]
+
+    def _float(self, call: Call, inputs: list[int], graph: CallGraph) -> dict[int, int]:
+        """Reads a layer that is left as it is; returns the number of its output."""
+        layer = call.operation
+        if not isinstance(layer, keras.Layer) or len(call.outputs) != 1:
+            raise ValueError(
+                "Only a layer with one output can be left in float. Received: "
+                f"{call.path!r} of class {type(layer).__name__}. Name another layer."
+            )
+        new = clone(layer)
+        if (shapes := layer.get_build_config()) is not None:
+            new.build_from_config(shapes)
+        new = self._copy(layer, new, layer.get_weights())
+        (result,) = call.outputs
+        arguments = {"arguments": call.arguments}
+        shape = graph.shapes[result]
+        return {
+            result: self._emit("float", new, layer.name, inputs, shape, **arguments)
+        }
 
     def _call(
         self, layer: Any, inputs: list[int], shape: Shape, inference: bool
@@ -391,6 +420,26 @@ class IntegerGraph:
 
 
 _DROPPED = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D)
+
+
+def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:
+    """Returns the paths of the layers that patterns name."""
+    paths = list(dict.fromkeys(call.path for call in graph.calls))
+    found: set[str] = set()
+    for pattern in patterns:
+        fitting = {
+            path
+            for path in paths
+            if fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}/")
+        }
+        if not fitting:
+            raise ValueError(
+                f"Each pattern must fit a layer. Received: {pattern!r} for model "
+                f"{graph.functional.name!r}. Its layers: "
+                f"{', '.join(map(repr, paths))}."
+            )
+        found |= fitting
+    return found
 
 
 def _keeps_affine(op: Op, affine: Op) -> bool:

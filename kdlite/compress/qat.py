@@ -15,7 +15,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.compress.fake_quant import FakeQuant, FoldedLayer, checked_range
+from kdlite.compress.fake_quant import (
+    FakeQuant,
+    FoldedLayer,
+    InFloat,
+    checked_range,
+)
 from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
 from kdlite.compress.integer_layers import UNIT_RANGE
 from kdlite.compress.recipes import Recipe
@@ -37,6 +42,7 @@ def quantize_aware(
     student: keras.Model,
     recipe: str | Recipe = "int8",
     input_range: Range | Mapping[str, Range] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> keras.Model:
     """Returns a trainable copy of `student` that rounds as its integer model will.
 
@@ -71,6 +77,9 @@ def quantize_aware(
             it. `(0.0, 255.0)` suits raw pixels: the integer input then is the pixel
             itself. Without it, the smallest and largest value seen in training count;
             for an input of dtype uint8 it is `(0.0, 255.0)`.
+        overrides: Layers that are left in float, by name or pattern:
+            `{"head/*": "float32"}`; `"head"` alone means the layer, or all that is in
+            the model of that name. Any layer with one output can be.
 
     Returns:
         The quantization-aware `keras.Model`, not compiled.
@@ -122,9 +131,49 @@ def quantize_aware(
             "`student` is quantization-aware already. Received: "
             f"student={student.name!r}. Pass the float student."
         )
-    graph = IntegerGraph(student)
+    graph = IntegerGraph(student, _checked_overrides(overrides))
     ranges = _input_ranges(graph.functional.inputs, input_range)
     return _Builder(graph, chosen, ranges).build(student.name)
+
+
+def _checked_overrides(overrides: Any) -> list[str]:
+    if overrides is None:
+        return []
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            "`overrides` must be a mapping from layer name or pattern. Received: "
+            f"overrides={overrides!r}. Write {{'head/*': 'float32'}}."
+        )
+    for pattern, kind in overrides.items():
+        if kind != "float32":
+            raise ValueError(
+                "`overrides` must leave layers in 'float32'. Received: "
+                f"{kind!r} for {pattern!r}. Leave the rest to `recipe`."
+            )
+    return list(overrides)
+
+
+def float_layers(model: keras.Model) -> tuple[str, ...]:
+    """Returns the names of the layers that a quantization-aware model has in float.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        The names of those that `quantize_aware(overrides=...)` left, and of the outputs
+        that are theirs.
+    """
+    return tuple(
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, InFloat)
+        or (isinstance(layer, keras.layers.Identity) and _made_in_float(layer))
+    )
+
+
+def _made_in_float(layer: keras.Layer) -> bool:
+    made_by = getattr(layer.input, "_keras_history", None)
+    return made_by is not None and isinstance(made_by.operation, InFloat)
 
 
 def is_quantize_aware(model: keras.Model) -> bool:
@@ -213,6 +262,8 @@ def for_export(model: keras.Model) -> keras.Model:
             return layer.frozen()
         if isinstance(layer, FoldedLayer):
             clone, values = layer.plain()
+        elif isinstance(layer, InFloat):
+            clone, values = _clone(layer.layer, layer.name), layer.get_weights()
         else:
             clone, values = _clone(layer, layer.name), layer.get_weights()
         weights.append((clone, values))
@@ -281,6 +332,7 @@ class _Builder:
         self._folded: dict[int, FoldedLayer] = {}
         self._copies: dict[int, keras.Layer] = {}
         self._quantizers: dict[int, FakeQuant] = {}
+        self._in_float = {op.output for op in graph.ops if op.kind == "float"}
         self._unrounded = self._unrounded_tensors()
         self._group = self._range_groups()
         self._measured = self._measured_tensors()
@@ -345,13 +397,20 @@ class _Builder:
         """Returns for each group the tensors whose values make its range."""
         measured = collections.defaultdict(list)
         for x in self._graph.inputs:
-            if x not in self._fixed:
+            if x not in self._fixed and self._is_rounded_later(x):
                 measured[self._group[x]].append(x)
         for op in self._graph.ops:
             found = op.kind not in ONE_RANGE and op.output not in self._fixed
+            if op.kind == "float":
+                found = self._is_rounded_later(op.output)
             if found and op.output not in self._unrounded and not self._in_next(op):
                 measured[self._group[op.output]].append(op.output)
         return measured
+
+    def _is_rounded_later(self, x: int) -> bool:
+        """Whether any integer operation takes a tensor that is not rounded yet."""
+        users = [op for op in self._graph.ops if x in op.inputs]
+        return any(op.kind != "float" for op in users)
 
     def _in_next(self, op: Op) -> bool:
         """Whether the ReLU that follows is part of the same integer operation."""
@@ -367,9 +426,20 @@ class _Builder:
         ]
         values: dict[int, Tensor] = {}
         for x, value in zip(graph.inputs, inputs, strict=True):
-            values[x] = self._round(x, value, value.name)
+            values[x] = value
+            if self._is_rounded_later(x):
+                values[x] = self._round(x, value, value.name)
+        entering: dict[int, Tensor] = {}
         for op in graph.ops:
-            values[op.output] = self._call(op, [values[x] for x in op.inputs])
+            if op.kind == "float":
+                values[op.output] = self._call_float(op, values)
+                continue
+            for x in op.inputs:
+                if x in self._in_float and x not in entering:
+                    layer = values[x]._keras_history.operation
+                    entering[x] = self._round(x, values[x], layer.name)
+            taken = [entering.get(x, values[x]) for x in op.inputs]
+            values[op.output] = self._call(op, taken)
         outputs = [
             self._named(values[x], output_name)
             for x, output_name in zip(graph.outputs, self._output_names, strict=True)
@@ -380,8 +450,8 @@ class _Builder:
             pack(graph.functional._outputs_struct, outputs),
             name=name,
         )
-        for layer, weights in graph.weights:
-            self._copies.get(id(layer), layer).set_weights(weights)
+        for new, weights in graph.weights:
+            self._copies.get(id(new), new).set_weights(weights)
         return model
 
     def _call(self, op: Op, inputs: list[Tensor]) -> Tensor:
@@ -395,6 +465,16 @@ class _Builder:
         if moved or op.output in self._unrounded or self._in_next(op):
             return outputs
         return self._round(op.output, outputs, op.name)
+
+    def _call_float(self, op: Op, values: Mapping[int, Tensor]) -> Tensor:
+        if id(op.layer) not in self._copies:
+            name = self._name(op.name, op.output in self._graph.outputs)
+            self._copies[id(op.layer)] = InFloat(op.layer, name=name)
+        symbolic = op.arguments.keras_tensors
+        args, kwargs = op.arguments.fill_in(
+            {id(x): values[n] for x, n in zip(symbolic, op.inputs, strict=True)}
+        )
+        return self._copies[id(op.layer)](*args, **kwargs)
 
     def _copy(self, op: Op, final: bool) -> keras.Layer:
         """Returns a new layer; one with weights for all its calls."""

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.compress.qat import float_layers
 from kdlite.compress.recipes import Recipe
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.lite._converter import ConversionError
@@ -460,10 +461,12 @@ def _check_content(
             "the layers that use them, or pass allow_select_tf_ops=True."
         )
     if recipe.integer:
+        # Of a quantization-aware model, those that it was made with.
+        kept = {*kept, *float_layers(serving.model)}
         left = [
             op
             for op in content.float_ops
-            if op.name not in allowed and not set(layers[op]) & set(kept)
+            if op.name not in allowed and kept.isdisjoint(layers[op])
         ]
         if left:
             raise ConversionError(

@@ -20,7 +20,8 @@ def problems(
 
     - NaN is always wrong.
     - Nothing is rounded: no difference beyond 1e-4 of the largest value.
-    - The model was trained with the very steps: 99 % of the values within one step.
+    - The model was trained with the very steps: 99 % of the values within one step; of
+      an output that was left in float, and has none, as any other.
     - Else: an error (root mean square) of at most two steps of the output, or of
       `recipe.least_snr_db` below how much the output varies, whichever is more.
 
@@ -43,7 +44,7 @@ def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
     name, floor = output.name, max(_FLOAT_SHARE * output.largest_value, _FLOAT_FLOOR)
     if output.nan_count:
         return f"output {name!r} has {output.nan_count} NaN"
-    if trained:
+    if trained and output.step is not None:
         if output.within_one_step < _WITHIN_ONE_STEP:
             return (
                 f"of output {name!r} only {output.within_one_step:.1%} are within one "
