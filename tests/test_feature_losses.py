@@ -83,6 +83,8 @@ def network(width, seed=0, name=None, counting=False, noisy=True, stride=2):
 def compiled(distiller, learning_rate=0.05, **kwargs):
     kwargs.setdefault("optimizer", keras.optimizers.SGD(learning_rate, momentum=0.9))
     kwargs.setdefault("metrics", ["accuracy"])
+    # A step or two are sooner taken than traced; TestModels has every way to execute.
+    kwargs.setdefault("run_eagerly", True)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile(loss=loss, **kwargs)
     return distiller
@@ -154,7 +156,7 @@ class TestWhatIsMinimised:
             soft_loss_weight=0.0,
             feature_losses={("relu", "relu"): Hint()},
         )
-        compiled(distiller, optimizer=keras.optimizers.Adam(0.02))
+        compiled(distiller, optimizer=keras.optimizers.Adam(0.02), run_eagerly=False)
         first, *_, last = fit(distiller, x, y, epochs=30)["hint_loss"]
         assert last < 0.5 * first
         moved = [np.abs(a - b).max() for a, b in zip(before, student.get_weights(),
@@ -224,7 +226,8 @@ class TestWhatIsMinimised:
             ("second", "second"): RelationalKD(),
         }
         distiller = Distiller(student, teacher, None, 0.0, 0.0, feature_losses=pairs)
-        logs = fit(compiled(distiller, 0.0), x, y, epochs=2, callbacks=[Mover()])
+        compiled(distiller, 0.0, run_eagerly=False)
+        logs = fit(distiller, x, y, epochs=2, callbacks=[Mover()])
         assert logs["hint_loss_weight"] == [0.0, 1.0]
         hint, relational = logs["hint_loss"][0], logs["relational_kd_loss"][0]
         assert logs["loss"] == pytest.approx([0.0, hint + 2.0 * relational], rel=1e-5)
@@ -272,9 +275,10 @@ class TestWhatRunsAndWhatIsLeftAlone:
                 strict=True,
             )
         }
-        fit(compiled(plain), x, y, epochs=2)
+        fit(compiled(plain, run_eagerly=False), x, y, epochs=2)
         distiller = Distiller(student, teacher, None, 1.0, 0.0, feature_losses=pairs)
-        fit(compiled(distiller), x, y, epochs=2, validation_data=(x, y))
+        compiled(distiller, run_eagerly=False)
+        fit(distiller, x, y, epochs=2, validation_data=(x, y))
         steps = 2 * N // BATCH
         assert int(teacher.get_layer("counting").calls) == steps
         assert int(student.get_layer("counting").calls) == 2 * steps  # and validation
@@ -335,7 +339,8 @@ def executed(x, y, teacher):
             ("pooled", "pooled"): Contrastive(4, bank=6),
         }
         distiller = Distiller(network(2, noisy=False), teacher, feature_losses=pairs)
-        fit(compiled(distiller, **dict(options)), x, y, epochs=2)
+        compiled(distiller, **{"run_eagerly": False, **dict(options)})
+        fit(distiller, x, y, epochs=2)
         return distiller
 
     return lambda options: trained(tuple(options.items()))
@@ -356,7 +361,7 @@ class TestModels:
             ("shared", "second"): SimilarityPreserving(),
         }
         distiller = compiled(Distiller(student, teacher, feature_losses=pairs))
-        first, *_, last = fit(distiller, x, y, epochs=8)["hint_loss"]
+        first, *_, last = fit(distiller, x, y, epochs=4)["hint_loss"]
         assert last < first
 
     def test_students_built_by_their_data(self, x, y, teacher):
@@ -400,9 +405,17 @@ class TestModels:
         distiller = compiled(
             Distiller(student, taught, feature_losses=pairs, **declared)
         )
-        first, *_, last = fit(distiller, x, y, epochs=10)["hint_loss"]
+        first, *_, last = fit(distiller, x, y, epochs=4)["hint_loss"]
         assert last < first
         distiller.evaluate(x, y, verbose=0)
+
+    def test_an_average_of_the_student(self, x, y):
+        pairs = {("relu", "relu"): Hint(), ("pooled", "pooled"): SimilarityPreserving()}
+        teacher = kdlite.teachers.MeanTeacher(0.9)
+        distiller = Distiller(network(2), teacher, feature_losses=pairs)
+        logs = fit(compiled(distiller, 0.1), x, y, epochs=2)
+        assert logs["hint_loss"][1] > 0.0
+        assert distiller.feature_losses["relu", "relu"].adapter.projection is None
 
     def test_students_of_half_precision(self, x, y, teacher):
         keras.config.set_dtype_policy("mixed_float16")
@@ -435,7 +448,7 @@ class TestModels:
         qat = kdlite.quantize_aware(network(2, noisy=False))
         pairs = {("relu", "relu"): Hint()}
         distiller = compiled(Distiller(qat, teacher, feature_losses=pairs))
-        first, *_, last = fit(distiller, x, y, epochs=6)["hint_loss"]
+        first, *_, last = fit(distiller, x, y, epochs=4)["hint_loss"]
         assert last < first
 
     def test_a_teacher_read_as_logits(self, x, y, teacher):
@@ -466,6 +479,24 @@ class TestModels:
         expected = np.square(pooled - output_of(student, "first", x)).mean()
         assert logs["hint_loss"][0] == pytest.approx(expected, rel=1e-5)
 
+    def test_a_teacher_without_a_head(self, x, y, teacher, tmp_path):
+        backbone = keras.Model(teacher.inputs[0], teacher.get_layer("relu").output)
+        student = network(5, noisy=False)
+        distiller = Distiller(
+            student,
+            backbone,
+            {"logits": None},
+            feature_losses={("relu", "relu"): Hint()},
+        )
+        logs = fit(compiled(distiller, 0.0), x, y)
+        expected = squares(teacher, student, "relu", x).mean()
+        assert logs["hint_loss"][0] == pytest.approx(expected, rel=1e-5)
+        assert logs["loss"][0] == pytest.approx(0.1 * logs["hard_loss"][0] + expected)
+        distiller.save(tmp_path / "d.keras")
+        loaded = keras.models.load_model(tmp_path / "d.keras")
+        loaded.teacher = backbone
+        assert fit(loaded, x, y)["hint_loss"] == pytest.approx(logs["hint_loss"])
+
     def test_students_with_several_outputs(self, x, y, teacher):
         inputs = keras.Input((6, 6, 1))
         maps = layers.Conv2D(2, 3, padding="same", name="first")(inputs)
@@ -479,7 +510,7 @@ class TestModels:
             [SoftTargets(), None],
             feature_losses={("first", "first"): Hint()},
         )
-        distiller.compile("sgd", [None, "mse"])
+        distiller.compile("sgd", [None, "mse"], run_eagerly=True)
         weights = [np.ones(N), np.linspace(0.0, 1.0, N)]
         targets = [np.zeros((N, CLASSES)), np.zeros((N, CLASSES))]
         logs = fit(distiller, x, targets, sample_weight=weights)
@@ -504,7 +535,8 @@ def random_run(teacher, seed=0):
     distiller = Distiller(
         student, teacher, SoftTargets(2.0), 0.2, 0.8, feature_losses=pairs
     )
-    return compiled(distiller, optimizer=keras.optimizers.Adam(0.01))
+    optimizer = keras.optimizers.Adam(0.01)
+    return compiled(distiller, optimizer=optimizer, run_eagerly=False)
 
 
 @pytest.fixture(scope="module")

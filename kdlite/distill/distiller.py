@@ -113,8 +113,9 @@ class Distiller(Resumable):
             loss is one of `kdlite.losses` on features, or any `DistillationLoss`.
             `"auto"` matches layers by stage, see `match_stages`. Such losses are read
             in the same forward passes, are logged each (`hint_loss`), and need a Keras
-            model as the teacher. Where widths or sizes differ an adapter is built,
-            trained and saved with the distiller; `student` has no part of it.
+            model as the teacher, which need not have the student's outputs if
+            `soft_loss` is `{output: None}`. Where widths or sizes differ an adapter is
+            built, trained and saved with the distiller; `student` has no part of it.
         student_outputs: What a student without a graph (a subclassed model) returns:
             `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`,
             or a dict of these by output. `None` finds out from the graph.
@@ -204,6 +205,7 @@ class Distiller(Resumable):
             student_outputs,
             output_map,
             class_map,
+            needed=not feature_losses,
         )
         if teacher_transform is not None:
             needs = needs_of(next(iter(pairs.losses.values())))

@@ -151,6 +151,7 @@ class OutputPairs:
             dict by their names.
         output_map: From names of the student's outputs to names of the teacher's.
         class_map: A class map for every output, or a dict by their names.
+        needed: Whether an output must be taught; not where layers are.
 
     Raises:
         TypeError: If a loss is none.
@@ -164,6 +165,7 @@ class OutputPairs:
         declared: Outputs | Mapping[str, Outputs] | None = None,
         output_map: Mapping[str, str] | None = None,
         class_map: Any = None,
+        needed: bool = True,
     ) -> None:
         check_model(student, "student")
         self.student = student
@@ -203,7 +205,7 @@ class OutputPairs:
                 loss=type(loss).__name__,
             )
             self._pairs[name] = OutputPair(head, loss, self.class_maps.get(name))
-        if not self._pairs:
+        if needed and not self._pairs:
             raise ValueError(
                 f"A teacher needs an output to teach. Received: soft_loss={soft_loss} "
                 f"for the outputs {list(self.names)} of student '{student.name}'. Fix: "

@@ -162,7 +162,8 @@ class RelationalKD(BatchLoss):
             t, s = (pair.cosines() for pair in pairs)
             # Ordered pairs of others: (b - 1)(b - 2).
             triples = ops.maximum(others * (others - 1.0), 1.0)
-            angles = ops.sum(_huber(t - s), axis=(1, 2)) / triples
+            angles = _huber(t - s) * pairs[0].distinct[None]
+            angles = ops.sum(angles, axis=(1, 2)) / triples
             total = total + self.angle_weight * angles
         return total
 
@@ -301,34 +302,36 @@ class _Geometry:
         self._products = ops.matmul(vectors, ops.transpose(vectors))
         squares = ops.diagonal(self._products)
         size = ops.shape(vectors)[0]
-        self._distinct = 1.0 - ops.eye(size, dtype="float32")
+        self.distinct = 1.0 - ops.eye(size, dtype="float32")
         squared = squares[:, None] + squares[None, :] - 2.0 * self._products
         # What rounding leaves of the distance of two equal vectors is none.
         least = 1e-6 * ops.maximum(squares[:, None], squares[None, :])
-        self._apart = self._distinct * ops.cast(squared > least, "float32")
+        self._apart = self.distinct * ops.cast(squared > least, "float32")
         safe = ops.where(self._apart > 0.0, squared, 1.0)
         self._lengths = ops.where(self._apart > 0.0, ops.sqrt(safe), 1.0)
 
     def distances(self) -> Tensor:
         """Distances in units of their mean over distinct samples, `(batch, batch)`."""
         lengths = self._lengths * self._apart
-        pairs = ops.maximum(ops.sum(self._distinct), 1.0)
+        pairs = ops.maximum(ops.sum(self.distinct), 1.0)
         mean = ops.sum(lengths) / pairs
         return lengths / ops.maximum(mean, 1e-12)
 
     def cosines(self) -> Tensor:
-        """Cosine at the first index between the other two, `(batch, batch, batch)`."""
+        """Cosine at the first sample between the other two, `(batch, batch, batch)`."""
         g, squares = self._products, ops.diagonal(self._products)
         # <f_i - f_j, f_k - f_j> for [j, i, k]
-        inner = g[None, :, :] - g[:, :, None] - g[:, None, :] + squares[:, None, None]
-        cosine = inner / (self._lengths[:, :, None] * self._lengths[:, None, :])
-        apart = self._apart[:, :, None] * self._apart[:, None, :]
-        return cosine * apart * self._distinct[None, :, :]
+        inner = (g[None, :, :] + squares[:, None, None]) - (
+            g[:, :, None] + g[:, None, :]
+        )
+        scale = self._apart / self._lengths
+        return inner * (scale[:, :, None] * scale[:, None, :])
 
 
 def _huber(difference: Tensor) -> Tensor:
     size = ops.abs(difference)
-    return ops.where(size < 1.0, 0.5 * ops.square(difference), size - 0.5)
+    near = ops.minimum(size, 1.0)
+    return near * (size - 0.5 * near)
 
 
 def _similarities(vectors: Tensor) -> Tensor:

@@ -131,7 +131,9 @@ class FeatureLoss(TeacherLoss):
             if 0 < _rank(getattr(x, "_keras_mask", None)) < _rank(x)
         ]
         # The values are the samples' own: Keras must not weigh them by position.
-        y_true, y_pred = (ops.cast(ops.copy(x), "float32") for x in (y_true, y_pred))
+        y_true, y_pred = (
+            ops.copy(x) if hasattr(x, "_keras_mask") else x for x in (y_true, y_pred)
+        )
         if masks:
             y_pred = (y_pred, masks[0])
         return super().__call__(y_true, y_pred, sample_weight)

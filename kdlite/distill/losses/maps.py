@@ -23,6 +23,8 @@ Tensor = Any
 
 # A masked position's place in a softmax: below every feature over every temperature.
 _HIDDEN = -1e30
+# Of the largest value of a sample: below it there is no attention.
+_SMALLEST = 1e-16
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -80,12 +82,14 @@ class AttentionTransfer(FeatureLoss):
         return ops.sum(ops.square(difference), axis=1)
 
     def _attention(self, features: Tensor) -> Tensor:
-        features = ops.abs(as_positions(features))
-        # The scale of a sample is divided out below. Its largest value is divided out
-        # here, so that no power of it overflows or vanishes.
-        largest = ops.max(features, axis=(1, 2), keepdims=True)
-        features = features / ops.stop_gradient(ops.maximum(largest, 1e-30))
-        energy = ops.sum(ops.power(features, self.power), axis=-1)
+        features = as_positions(features)
+        if self.power == 2.0:  # the common one, and the cheap one
+            energy = ops.sum(ops.square(features), axis=-1)
+            energy = _in_units_of_largest(energy, axis=1)
+        else:
+            # No power of values up to 1 overflows.
+            features = _in_units_of_largest(ops.abs(features), axis=(1, 2))
+            energy = ops.sum(ops.power(features, self.power), axis=-1)
         norm = ops.sum(ops.square(energy), axis=1, keepdims=True)
         return energy * ops.rsqrt(ops.maximum(norm, SMALLEST_SQUARE))
 
@@ -234,6 +238,12 @@ class Gram(FeatureLoss):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make the loss again."""
         return {**super().get_config(), "over": self.over}
+
+
+def _in_units_of_largest(values: Tensor, axis: int | tuple[int, ...]) -> Tensor:
+    """Values over the largest of a sample; no part of the gradient, as it cancels."""
+    largest = ops.max(values, axis=axis, keepdims=True)
+    return values / ops.stop_gradient(ops.maximum(largest, _SMALLEST))
 
 
 def _unit_channels(features: Tensor) -> Tensor:

@@ -233,9 +233,9 @@ def weighted_loss(
         given = [name for name, value in unusable.items() if value is not None]
         if given:
             raise ValueError(
-                f"A `soft_loss` that returns one value for the batch cannot be "
-                f"weighted by sample. Received: {' and '.join(given)} with soft_loss="
-                f"{type(loss).__name__}. Fix: kdlite.losses.SoftTargets, a loss that "
+                f"A loss that returns one value for the batch cannot be weighted by "
+                f"sample. Received: {' and '.join(given)} with "
+                f"{type(loss).__name__}. Fix: one of kdlite.losses, a loss that "
                 f"returns one value for each sample, or data without weights and masks."
             )
         return values
