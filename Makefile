@@ -12,7 +12,7 @@ ARGS ?= --out out
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dataset test lint format
+.PHONY: help demo dataset test android lint format
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ demo: $(STAMP) dataset ## distil on Fashion-MNIST, ten minutes (ARGS="--quick --
 
 test: $(STAMP) ## run all tests (ARGS="tests/test_datasets.py -x")
 	$(BIN)/pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),$(IN_PARALLEL))
+
+android: $(STAMP) dataset ## prove the Android app: build, tests, screens (see android_demo/README.md)
+	KDLITE_ANDROID_REQUIRED=1 $(BIN)/pytest -m slow -s tests/test_android.py
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

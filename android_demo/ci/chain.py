@@ -2,7 +2,8 @@
 
     chain.py fetch                  download all that is needed, once
     chain.py build OUT.apk          an installable debug APK
-    chain.py test --data FOLDER     the JVM tests; FOLDER is from make_data.py
+    chain.py test --data FOLDER     tests of core and inference; FOLDER by make_data.py
+    chain.py check --data FOLDER    the whole proof
 
 Compilers, Android's classes, the runtime and the test libraries come from Maven Central
 by Maven, as listed in pom.xml, each compared with checksums.txt; they are kept in
@@ -23,9 +24,22 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import apk_check
+import arm64
 import bionic
 from from_dex import jvm_classes
-from tools import HERE, ChainError, Tools, java_home, joined, run, step
+from public_api import hidden_uses
+from tools import (
+    HERE,
+    PROOF_NEEDS,
+    ChainError,
+    Tools,
+    java_home,
+    joined,
+    missing,
+    run,
+    step,
+)
 
 APP = HERE.parent / "app"
 MAIN = APP / "src" / "main"
@@ -94,6 +108,19 @@ class Build:
         self.classes.mkdir(exist_ok=True)
         self.tools.kotlinc(self.sources(*packages), classpath, self.classes)
 
+    def check_least_sdk(self) -> None:
+        """Compiles all but Platform.kt, which asks for the level, against Android 8."""
+        sources = [
+            file
+            for file in self.sources("core", "inference", "ui")
+            if file.name != "Platform.kt"
+        ]
+        classpath = joined(
+            self.classes, *self.tools.libraries, self.tools.android_least
+        )
+        out = self.folder / "least-sdk"
+        self.tools.kotlinc(sources, classpath, out)
+
     def compile_tests(self, *packages: str) -> None:
         kotlin = APP / "src/test/kotlin" / PACKAGE.replace(".", "/")
         files = [f for name in packages for f in sorted((kotlin / name).glob("*.kt"))]
@@ -160,12 +187,16 @@ class Build:
         plain = self.folder / "plain.apk"
         shutil.copyfile(base, plain)
         with zipfile.ZipFile(plain, "a", zipfile.ZIP_DEFLATED) as z:
-            for file in sorted(dex.glob("classes*.dex")):
-                z.write(file, file.name)
+            files = {file.name: file for file in sorted(dex.glob("classes*.dex"))}
             for abi in ABIS:
                 library = self.tools.native(abi)
-                # Compressed, for Android to unpack: half the size to download.
-                z.write(library, f"lib/{abi}/{library.name}")
+                files[f"lib/{abi}/{library.name}"] = library
+            for name, file in files.items():
+                # Compressed, libraries too, for Android to unpack: half the size to
+                # download. Without a time, so that equal sources give equal files.
+                entry = zipfile.ZipInfo(name)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                z.writestr(entry, file.read_bytes())
         aligned = self.folder / "aligned.apk"
         run("zipalign", "-f", "-p", "4", plain, aligned)
         run(
@@ -218,17 +249,20 @@ class Build:
         config = self.folder / "robolectric-config"
         properties = config / "com/android/tools/test_config.properties"
         properties.parent.mkdir(parents=True, exist_ok=True)
+        assets = self.assets if apk is None else self._unpacked(apk)
         properties.write_text(
             f"android_merged_manifest={self.manifest}\n"
             f"android_resource_apk={apk or self.folder / 'base.apk'}\n"
-            f"android_merged_assets={self.assets}\n"
+            f"android_merged_assets={assets}\n"
             f"android_custom_package={PACKAGE}\n"
         )
         shots.mkdir(parents=True, exist_ok=True)
         code: list[Path] = [self.classes, *self.tools.libraries]
         options: list[str] = []
         if apk is not None:
-            code = [jvm_classes(apk, self.folder / "from-dex.jar"), *code]
+            # Kotlin's library is shrunk to what the app uses; the tests use more.
+            *_, kotlin = self.tools.libraries
+            code = [kotlin, jvm_classes(apk, self.folder / "from-dex.jar")]
             options = [
                 "-XX:+UnlockDiagnosticVMOptions",
                 "-XX:-BytecodeVerificationRemote",
@@ -254,6 +288,17 @@ class Build:
             env={**os.environ, "LD_LIBRARY_PATH": str(self.shim)},
         )
         print(said[-3000:], file=sys.stderr)
+
+    def _unpacked(self, apk: Path) -> Path:
+        """The assets of an APK; its native library must be the one that tests load."""
+        folder = self.folder / "from-apk"
+        with zipfile.ZipFile(apk) as z:
+            names = [name for name in z.namelist() if name.startswith("assets/")]
+            z.extractall(folder, names)
+            library = z.read("lib/x86_64/libtensorflowlite_jni.so")
+        if library != (self.shim / "libtensorflowlite_jni.so").read_bytes():
+            raise ChainError("The APK must have the native library that tests load.")
+        return folder / "assets"
 
 
 def build(out: Path, folder: Path, assets: Path, release: bool = False) -> None:
@@ -287,6 +332,57 @@ def test(data: Path, folder: Path) -> None:
         made.run_jvm_tests(data)
 
 
+def check(data: Path, folder: Path, shots: Path, record: bool = False) -> None:
+    """The proof: everything that is said of the app is looked at.
+
+    Args:
+        data: See make_data.py.
+        folder: Where to work.
+        shots: Where screenshots go.
+        record: Whether these become the pictures to compare with.
+    """
+    if packages := missing(PROOF_NEEDS):
+        raise ChainError(
+            "The proof needs programs that are not here. Received: none of "
+            f"{', '.join(packages)}. On Debian: apt-get install -y "
+            f"{' '.join(packages)} libc6-dev-arm64-cross"
+        )
+    tools = Tools()
+    with step("fetch"):
+        tools.fetch()
+    made = Build(tools, folder, MAIN / "assets")
+    with step("resources"):
+        base = made.link()
+    with step("kotlin"):
+        made.compile("core", "inference", "ui")
+    with step("public API"):
+        if hidden := hidden_uses(made.classes, tools.stubs):
+            raise ChainError(f"The app must use public API alone. Received: {hidden}")
+    with step("least SDK"):
+        made.check_least_sdk()
+    with step("kotlin, tests"):
+        made.compile_tests("core", "inference", "ui")
+    made.make_loadable()
+    with step("JVM tests"):
+        made.run_jvm_tests(data)
+    with step("arm64"):
+        arm64.check(tools, data, folder / "arm64")
+    with step("screens"):
+        made.run_ui_tests(data, shots, record=record)
+    with step("R8"):
+        dex = made.dex(release=True)
+    apk = folder / "release.apk"
+    with step("package"):
+        made.package(base, dex, apk)
+    with step("APK"):
+        apk_check.check(apk)
+    with step("screens, from the release APK"):
+        made.run_ui_tests(data, folder / "shots", apk)
+    if record:
+        for file in shots.glob("*.png"):
+            shutil.copyfile(file, PICTURES / file.name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 done, 1 a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -295,8 +391,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     make = commands.add_parser("build", help="make an installable APK")
     make.add_argument("out", type=Path)
     make.add_argument("--release", action="store_true", help="shrunk by R8")
-    prove = commands.add_parser("test", help="run the tests on the JVM")
-    prove.add_argument("--data", type=Path, required=True, help="see make_data.py")
+    for name, words in (
+        ("test", "run the tests of core and inference"),
+        ("check", "the whole proof"),
+    ):
+        prove = commands.add_parser(name, help=words)
+        prove.add_argument("--data", type=Path, required=True, help="see make_data.py")
+    prove.add_argument("--shots", type=Path, help="folder for the screenshots")
+    prove.add_argument(
+        "--record", action="store_true", help="store them as those to compare with"
+    )
     args = parser.parse_args(argv)
     try:
         if args.command == "fetch":
@@ -305,8 +409,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="kdlite-android-") as name:
             if args.command == "build":
                 build(args.out, Path(name), MAIN / "assets", args.release)
+            elif args.command == "test":
+                test(args.data.resolve(), Path(name))
             else:
-                test(args.data, Path(name))
+                shots = args.shots or Path(name, "shots")
+                check(args.data.resolve(), Path(name), shots.resolve(), args.record)
     except ChainError as err:
         print(err, file=sys.stderr)
         return 1

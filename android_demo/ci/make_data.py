@@ -90,6 +90,15 @@ def _models(folder: Path) -> None:
     add("int8_int8", _tiny(), pixels, io="int8", **calibrated)
     add("int8_uint8", _tiny(), pixels, io="uint8", **calibrated)
     add("int8_trained", qat, pixels, quantization="int8")
+    add("float16", _tiny(), pixels, quantization="float16")
+    add("dynamic", _tiny(), pixels, quantization="dynamic")
+    add(
+        "int16x8",
+        _tiny(),
+        pixels,
+        quantization="int16x8",
+        calibration_data=pixels,
+    )
     if (bundled := ASSETS / "model.tflite").exists():
         path = folder / "bundled/model.tflite"
         path.parent.mkdir()
@@ -116,6 +125,9 @@ def _case(
     largest = float(np.abs(np.asarray(outputs)).max())
     return {
         "name": path.parent.name,
+        # One number for all channels, in all of these.
+        "mean": about.mean[0],
+        "std": about.std[0],
         "step": step,
         "tolerance": (step or 0) * STEPS or FLOAT_TOLERANCE * largest,
     }

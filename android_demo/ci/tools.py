@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+STUBS_VERSION = "36.20260406"
 
 NEEDED = {
     "java": "openjdk-17-jdk-headless",
@@ -108,6 +109,11 @@ class Tools:
                     f"-Dcache={self.cache / folder}",
                     f"dependency:{goal}",
                 )
+        if "pip" in absent:
+            run(
+                *(sys.executable, "-m", "pip", "download", "-q", "--no-deps"),
+                *("-d", self.path("pip"), f"chaquopy-stubs-android=={STUBS_VERSION}"),
+            )
         for sha256, name in self.listed:
             path = self.path(name)
             told = (
@@ -150,6 +156,11 @@ class Tools:
     @property
     def android_least(self) -> Path:
         return self.path("tools/android-all-8.0.0_r4-robolectric-r1.jar")
+
+    @property
+    def stubs(self) -> Path:
+        name = f"chaquopy_stubs_android-{STUBS_VERSION}-py3-none-any.whl"
+        return self.path(f"pip/{name}")
 
     @property
     def r8(self) -> Path:

@@ -31,8 +31,8 @@ class CameraFrames(
 ) {
     private val main = Handler(Looper.getMainLooper())
     private val manager = activity.getSystemService(Context.CAMERA_SERVICE) as CameraManager
-    private var thread: HandlerThread? = null
-    private var device: CameraDevice? = null
+    @Volatile private var thread: HandlerThread? = null
+    @Volatile private var device: CameraDevice? = null
     private var reader: ImageReader? = null
 
     /** Begins; the permission must have been given. */
@@ -122,6 +122,11 @@ class CameraFrames(
     private inner class Opened(private val reader: ImageReader, private val handler: Handler) :
         CameraDevice.StateCallback() {
         override fun onOpened(camera: CameraDevice) {
+            if (thread == null) {
+                // The screen was left while the camera was opening.
+                camera.close()
+                return
+            }
             device = camera
             try {
                 @Suppress("DEPRECATION")
@@ -130,12 +135,20 @@ class CameraFrames(
                 fail(R.string.camera_failed)
             } catch (e: IllegalStateException) {
                 fail(R.string.camera_failed)
+            } catch (e: IllegalArgumentException) {
+                // The reader was closed meanwhile.
             }
         }
 
-        override fun onDisconnected(camera: CameraDevice) = fail(R.string.camera_failed)
+        override fun onDisconnected(camera: CameraDevice) {
+            camera.close()
+            fail(R.string.camera_failed)
+        }
 
-        override fun onError(camera: CameraDevice, error: Int) = fail(R.string.camera_failed)
+        override fun onError(camera: CameraDevice, error: Int) {
+            camera.close()
+            fail(R.string.camera_failed)
+        }
 
         private inner class Preview(private val camera: CameraDevice) : CameraCaptureSession.StateCallback() {
             override fun onConfigured(session: CameraCaptureSession) {
@@ -147,6 +160,8 @@ class CameraFrames(
                     fail(R.string.camera_failed)
                 } catch (e: IllegalStateException) {
                     // The screen was left meanwhile.
+                } catch (e: IllegalArgumentException) {
+                    // Likewise: the reader is closed.
                 }
             }
 
