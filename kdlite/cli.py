@@ -167,11 +167,37 @@ def _label(args: argparse.Namespace) -> Any:
     from kdlite import datasets
     from kdlite.distill.soft_labels import SoftLabels
 
+    if args.merge:
+        if args.teacher or args.data or args.shard:
+            raise ValueError(
+                "`--merge` takes shards that are there. Received: a teacher, data or a "
+                "shard beside it. Give: kdlite label --merge -o FOLDER."
+            )
+        return SoftLabels.merge(args.out, overwrite=args.overwrite)
+    if args.teacher is None or args.data is None:
+        raise ValueError(
+            "A teacher and `--data` are needed. Received: one of them is missing. "
+            "Give: kdlite label teacher.keras --data train.npz -o FOLDER."
+        )
     teacher = _load_model(args.teacher)
     samples = datasets.load(
         args.data, teacher.input_shape[1:], _read_labels(args.labels), needs_y=False
     )
-    return SoftLabels.build(teacher, samples.x, args.out, overwrite=args.overwrite)
+    return SoftLabels.build(
+        teacher,
+        samples.x,
+        args.out,
+        overwrite=args.overwrite,
+        dtype=args.dtype,
+        top_k=args.top_k,
+        shard=args.shard,
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Reads `i/n`; what is out of range, `SoftLabels.build` says."""
+    index, _, count = text.partition("/")
+    return int(index), int(count)
 
 
 def _export(args: argparse.Namespace) -> Any:
@@ -456,9 +482,29 @@ def _parser() -> argparse.ArgumentParser:
         "Store a teacher's outputs on a data set.",
         "kdlite label teacher.keras --data train.npz -o labels",
     )
-    label.add_argument("teacher", type=Path, help="the trained model, a .keras file")
-    label.add_argument("--data", type=Path, required=True, help=".npz or image folder")
+    label.add_argument(
+        "teacher", type=Path, nargs="?", help="the trained model, a .keras file"
+    )
+    label.add_argument("--data", type=Path, help=".npz or image folder")
     label.add_argument("--labels", type=Path, help="class names, one a line")
+    label.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="(%(default)s)",
+    )
+    label.add_argument(
+        "--top-k", type=int, metavar="K", help="store the K likeliest classes (all)"
+    )
+    label.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="label every N-th sample from the I-th on, 1/N to N/N: for N workers",
+    )
+    label.add_argument(
+        "--merge", action="store_true", help="put the shards in --out together"
+    )
     label.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
     overwritable(label)
 

@@ -268,6 +268,46 @@ def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
     )
 
 
+def test_label_in_shards(folder, tmp_path, capsys) -> None:
+    from kdlite.distill.soft_labels import SoftLabels
+
+    out = str(tmp_path / "labels")
+    data = ["--data", str(folder / "inputs.npz"), "-o", out]
+    command = ["label", str(folder / "model.keras"), *data, "--dtype", "float16"]
+    for shard in ("1/3", "3/3"):
+        assert cli.main([*command, "--shard", shard]) == 0
+    assert cli.main(["label", "--merge", "-o", out]) == 2
+    assert "missing are 2 of 3" in capsys.readouterr().err
+    assert cli.main([*command, "--shard", "2/3"]) == 0
+    assert cli.main(["label", "--merge", "-o", out]) == 0
+    told = SoftLabels.load(out).to_dict()
+    assert told["samples"] == 150 and told["dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["{}/model.keras", "--data", "{}/data.npz", "--shard", "0/3"], "from 1 to n"),
+        (["{}/model.keras"], "A teacher and `--data` are needed"),
+        (["{}/model.keras", "--merge"], "`--merge` takes shards that are there"),
+        (["--merge"], "no folder shard-i-of-n"),
+        (["{}/model.keras", "--data", "{}/data.npz", "--top-k", "3"], "below the numb"),
+    ],
+)
+def test_label_used_wrongly(arguments, text, folder, tmp_path, capsys) -> None:
+    given = [argument.format(folder) for argument in arguments]
+    assert cli.main(["label", *given, "-o", str(tmp_path / "out")]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", ["1", "a/b", "1/2/3"])
+def test_a_shard_that_is_none_is_wrong_use(shard, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["label", "t.keras", "-o", "out", "--shard", shard])
+    assert stop.value.code == 2
+    assert "--shard: invalid" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "err",
     [

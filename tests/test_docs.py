@@ -12,7 +12,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 # Pages whose examples need nothing that is not on them.
-@pytest.mark.parametrize("page", ["keras-distillation", "teachers"])
+@pytest.mark.parametrize("page", ["keras-distillation", "soft-labels", "teachers"])
 def test_examples_run(page, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

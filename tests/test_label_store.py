@@ -292,3 +292,41 @@ def test_nothing_is_pickled(tmp_path):
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"manifest.json", "logits.f32", "samples.u64", "lock"}
     assert os.path.getsize(tmp_path / "logits.f32") == LOGITS.nbytes
+
+
+def resident_bytes(file: Path) -> int:
+    """How much of a mapped file is in memory, as Linux counts it."""
+    kilobytes, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            inside = line.endswith(str(file))
+        elif inside and first == "Rss:":
+            kilobytes += int(line.split()[1])
+    return 1024 * kilobytes
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="counts as Linux does"
+)
+def test_what_was_read_is_let_go_of(tmp_path, monkeypatch, rng):
+    origin = dataclasses.replace(ORIGIN, views=1)
+    samples, size = 20_000, 16_000_000
+    with LabelWriter(tmp_path, origin) as writer:
+        for at in range(0, samples, 1000):
+            logits = rng.normal(size=(1000, 1, 200)).astype("float32")
+            writer.append(logits, np.arange(at, at + 1000, dtype="uint64"))
+        writer.commit(samples)
+    file = tmp_path / "logits.f32"
+    most = {}
+    for limit in (1 << 20, 1 << 40):
+        monkeypatch.setattr(label_store, "_RESIDENT_BYTES", limit)
+        store = LabelStore(tmp_path)
+        most[limit] = 0
+        for places in rng.permutation(samples).reshape(-1, 8):
+            assert store.rows(places, np.zeros(8, int)).shape == (8, 200)
+            if places[0] % 50 == 0:
+                most[limit] = max(most[limit], resident_bytes(file))
+        del store
+    assert most[1 << 40] > 0.9 * size  # else there would be nothing to see
+    assert most[1 << 20] < 4 << 20  # twice what was touched since, and a margin

@@ -745,9 +745,10 @@ class TestAttach:
             sizes.append(buffer_size)
             return shuffle(self, buffer_size, *args, **kwargs)
 
+        room = 10 * (SIDE * SIDE + training_batches._TENSOR_BYTES)
         monkeypatch.setattr(tf.data.Dataset, "shuffle", spied)
         plain.attach(batches(X))
-        monkeypatch.setattr(training_batches, "_SHUFFLE_BUFFER_BYTES", 10 * SIDE * SIDE)
+        monkeypatch.setattr(training_batches, "_SHUFFLE_BUFFER_BYTES", room)
         monkeypatch.setattr(training_batches, "_SHUFFLE_BUFFER_SAMPLES", 2)
         plain.attach(batches(X))
         assert sizes == [N, 10]
@@ -825,10 +826,12 @@ def student():
     )
 
 
-def distiller(teacher=None, steps_per_execution=1):
+def distiller(teacher=None, steps_per_execution=1, accumulation=None):
     model = Distiller(student(), teacher)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer = keras.optimizers.SGD(
+        0.1, momentum=0.9, gradient_accumulation_steps=accumulation
+    )
     model.compile(
         optimizer, loss, jit_compile=False, steps_per_execution=steps_per_execution
     )
@@ -837,8 +840,12 @@ def distiller(teacher=None, steps_per_execution=1):
 
 class TestTraining:
     @pytest.mark.parametrize("parts", [(X,), (X, Y, W)])
-    def test_it_equals_training_with_the_teacher(self, parts, plain, teacher):
-        online, stored = distiller(teacher), distiller()
+    @pytest.mark.parametrize("accumulation", [None, 3])
+    def test_it_equals_training_with_the_teacher(
+        self, parts, accumulation, plain, teacher
+    ):
+        online = distiller(teacher, accumulation=accumulation)
+        stored = distiller(accumulation=accumulation)
         online.fit(
             batches(*parts) if len(parts) > 1 else batches((X,)), epochs=2, **FIT
         )

@@ -21,6 +21,7 @@ from kdlite.distill.losses.outputs import needs_of
 from kdlite.distill.losses.teacher_loss import trained_layers
 from kdlite.distill.mean_teacher import MeanTeacher
 from kdlite.distill.pairs import OutputPairs, TeacherOutputs
+from kdlite.distill.replicas import whole
 from kdlite.distill.resumable import Resumable
 from kdlite.distill.schedules import (
     Unit,
@@ -491,7 +492,8 @@ class Distiller(Resumable):
                 "to learn from the teacher alone."
             )
         loss = self._compile_loss(y, y_pred, sample_weight)
-        self._hard_loss_tracker.update_state(loss, sample_weight=_batch_size(y_pred))
+        size = _batch_size(y_pred)
+        self._hard_loss_tracker.update_state(whole(loss), sample_weight=size)
         return loss
 
     def _soft_losses(
@@ -502,8 +504,9 @@ class Distiller(Resumable):
         losses = self._taught(x, y, said, sample_weight)
         size = _batch_size(y_pred)
         for name, tracker in self._soft_loss_trackers.items():
-            tracker.update_state(losses[name], sample_weight=size)
-        self._soft_loss_tracker.update_state(sum(losses.values()), sample_weight=size)
+            tracker.update_state(whole(losses[name]), sample_weight=size)
+        total = whole(sum(losses.values()))
+        self._soft_loss_tracker.update_state(total, sample_weight=size)
         return losses
 
     def _taught(

@@ -160,9 +160,10 @@ class Epochs:
 
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
-        # Another process would have its own count of epochs.
+        # Of several workers each makes all batches, and so counts all epochs, and takes
+        # its share of them.
         options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.OFF
+            tf.data.experimental.AutoShardPolicy.DATA
         )
         batches = batches.enumerate().map(handed_out)
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))

@@ -22,6 +22,7 @@ from kdlite.distill.losses.features import FeatureLoss
 from kdlite.distill.losses.outputs import weighted_loss
 from kdlite.distill.losses.teacher_loss import trained_layers
 from kdlite.distill.matching import match_stages
+from kdlite.distill.replicas import whole
 from kdlite.distill.schedules import (
     checked_number,
     from_config,
@@ -167,7 +168,7 @@ class FeaturePair(keras.layers.Layer):
             loss = self.loss(teacher, student, sample_weight)
         else:
             loss = weighted_loss(self.loss, teacher, student, sample_weight)
-        self.tracker.update_state(loss, sample_weight=ops.shape(student)[0])
+        self.tracker.update_state(whole(loss), sample_weight=ops.shape(student)[0])
         return loss
 
     def get_config(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ LOCK = "lock"
 _OWN_FILES = {MANIFEST, f"{MANIFEST}.tmp", LOCK, SAMPLES, *FORM_FILES}
 _SECONDS_BETWEEN_COMMITS = 5.0
 _READ_BYTES = 1 << 22
-_RESIDENT_BYTES = 64 << 20
+_RESIDENT_BYTES = 16 << 20
 _PAGES_AT_A_FAULT = 16  # the system maps so many around the one that is asked for
 
 

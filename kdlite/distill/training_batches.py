@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 
 _SHUFFLE_BUFFER_BYTES = 256 << 20
 _SHUFFLE_BUFFER_SAMPLES = 1024  # at least
+_TENSOR_BYTES = 512  # what a sample's array takes in the buffer beside its values
 
 
 def training_batches(
@@ -101,7 +102,8 @@ def _buffer(samples: Samples, count: int) -> int:
     """How many samples that are not in memory are shuffled at once."""
     sample_bytes = sum(
         int(np.prod(shape)) * (1 if dtype == "string" else tf.as_dtype(dtype).size)
+        + _TENSOR_BYTES
         for dtype, shape in samples.spec
     )
-    fitting = _SHUFFLE_BUFFER_BYTES // max(1, sample_bytes)
+    fitting = _SHUFFLE_BUFFER_BYTES // sample_bytes
     return min(count, max(_SHUFFLE_BUFFER_SAMPLES, fitting))

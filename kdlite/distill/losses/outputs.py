@@ -27,6 +27,7 @@ from keras import ops
 
 from kdlite.distill.heads import Needs, find_head
 from kdlite.distill.losses.teacher_loss import TeacherLoss, Tempered
+from kdlite.distill.replicas import share
 
 Tensor = Any
 
@@ -238,7 +239,9 @@ def weighted_loss(
                 f"{type(loss).__name__}. Fix: one of kdlite.losses, a loss that "
                 f"returns one value for each sample, or data without weights and masks."
             )
-        return values
+        # Keras's own losses call a `keras.losses.Loss`, which has done so, or a function.
+        shared = isinstance(getattr(loss, "loss", None), keras.losses.Loss)
+        return values if shared else share(values)
     if mask is not None and len(mask.shape) <= len(values.shape):
         values._keras_mask = mask
     weights = _with_rank(sample_weight, len(values.shape))

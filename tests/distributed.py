@@ -1,0 +1,125 @@
+"""A short training as one worker, replica or process of many has it.
+
+    python distributed.py mirrored|multi_worker|keras_fit OUT LABELS
+
+Run by test_replicas.py in processes of their own, as devices and clusters are set up
+before TensorFlow begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+N, BATCH, EPOCHS = 40, 4, 2  # ten batches: see docs/distributed.md
+rng = np.random.default_rng(0)
+X = rng.normal(size=(N, 6)).astype("float32")
+Y = rng.integers(0, 3, N)
+W = rng.uniform(0.5, 2.0, N).astype("float32")
+
+
+def strategy(kind):
+    if kind == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
+        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    if kind == "one":
+        return tf.distribute.get_strategy()
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def network(seed):
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, activation="tanh", kernel_regularizer="l2", name="hidden"),
+            layers.Dense(3),
+        ]
+    )
+    weights = np.random.default_rng(seed)
+    model.set_weights([weights.normal(size=v.shape) for v in model.weights])
+    return model
+
+
+def train(scope, case, labels, loop=False):
+    """Trains a student; returns what was logged and its weights."""
+    import keras
+
+    import kdlite
+
+    with scope.scope():
+        teacher = None if case == "stored" else network(1)
+        student, options = network(2), {}
+        if case == "keras_loss":
+            kl = keras.losses.KLDivergence()
+            options["soft_loss"] = keras.distillation.LogitsDistillation(loss=kl)
+        if case == "keras_function":  # one that divides by no number of replicas
+            options["soft_loss"] = keras.distillation.LogitsDistillation(loss="mse")
+        if case == "features":
+            options["feature_losses"] = {("hidden", "hidden"): kdlite.losses.Hint()}
+        distiller = kdlite.Distiller(student, teacher, **options)
+        distiller.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    # Keras's own losses give one value a batch, which weights cannot act on.
+    parts = (X, Y) if case.startswith("keras") else (X, Y, W)
+    data = tf.data.Dataset.from_tensor_slices(parts).batch(BATCH)
+    if case == "stored":
+        data = kdlite.SoftLabels.load(labels).attach(parts, BATCH, seed=1)
+    if loop:
+        history = _loop(scope, distiller, data)
+    else:
+        history = distiller.fit(data, epochs=EPOCHS, shuffle=False, verbose=0).history
+    weights = [variable.numpy().tolist() for variable in student.weights]
+    return {"history": history, "weights": weights}
+
+
+def _loop(scope, distiller, data):
+    """The loop of docs/distributed.md, for a strategy that Keras cannot fit with."""
+    distributed = scope.experimental_distribute_dataset(data)
+
+    @tf.function
+    def step(batch):
+        scope.run(distiller.train_step, args=(batch,))
+
+    history = {}
+    for _ in range(EPOCHS):
+        distiller.reset_metrics()
+        for batch in distributed:
+            step(batch)
+        for name, value in distiller.get_metrics_result().items():
+            history.setdefault(name, []).append(float(value))
+    return history
+
+
+def main(kind, out, labels):
+    scope = strategy(kind)
+    if kind == "keras_fit":  # nothing of kdlite's
+        with scope.scope():
+            model = network(2)
+            model.compile("sgd", "mse")
+        data = tf.data.Dataset.from_tensor_slices((X, X[:, :3])).batch(BATCH)
+        model.fit(data, verbose=0)
+        return
+    cases = ["online", "stored"]
+    if kind == "mirrored":
+        cases += ["keras_loss", "keras_function", "features"]
+    told = {case: train(scope, case, labels, kind == "multi_worker") for case in cases}
+    Path(out).write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
