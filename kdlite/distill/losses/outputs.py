@@ -239,7 +239,7 @@ def weighted_loss(
                 f"{type(loss).__name__}. Fix: one of kdlite.losses, a loss that "
                 f"returns one value for each sample, or data without weights and masks."
             )
-        # Keras's own losses call a `keras.losses.Loss`, which has done so, or a function.
+        # Keras's own call a function, or a `keras.losses.Loss`, which has shared it.
         shared = isinstance(getattr(loss, "loss", None), keras.losses.Loss)
         return values if shared else share(values)
     if mask is not None and len(mask.shape) <= len(values.shape):
