@@ -8,7 +8,12 @@ import pytest
 from keras import layers
 
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.losses import MultiLabelSoftTargets, Regression, SoftTargets
+from kdlite.distill.losses import (
+    Hint,
+    MultiLabelSoftTargets,
+    Regression,
+    SoftTargets,
+)
 
 N, FEATURES, CLASSES = 16, 4, 3
 
@@ -147,6 +152,30 @@ def test_half_precision_is_balanced_in_float32(x, y):
     scale = np.linalg.norm(hard) / np.linalg.norm(soft)
     # Logits in half precision: three digits.
     assert logs["soft_loss_scale"][0] == pytest.approx(scale, rel=5e-3)
+
+
+def test_losses_on_features_are_left_as_they_are(x, y):
+    def deep(seed):
+        keras.utils.set_random_seed(seed)
+        body = layers.Dense(5, name="body")
+        return keras.Sequential([keras.Input((FEATURES,)), body, layers.Dense(CLASSES)])
+
+    logs = []
+    for balance in (None, "gradient"):
+        distiller = Distiller(
+            deep(0), deep(7), feature_losses={("body", "body"): Hint()}, balance=balance
+        )
+        distiller.compile(
+            keras.optimizers.SGD(0.0),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=True,
+        )
+        logs.append(distiller.fit(x, y, batch_size=N, verbose=0).history)
+    features = [name for name in logs[0] if "hint" in name]
+    assert features and all(logs[0][name] == logs[1][name] for name in features)
+    soft = logs[0]["soft_loss"][0] * (logs[1]["soft_loss_scale"][0] - 1.0) * 0.9
+    difference = logs[1]["loss"][0] - logs[0]["loss"][0]
+    assert difference == pytest.approx(soft, rel=1e-4)
 
 
 def test_it_is_saved(x, y, tmp_path):

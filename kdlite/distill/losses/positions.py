@@ -15,8 +15,51 @@ Tensor = Any
 Over = Literal["classes", "positions"]
 
 
+class _OfPositions(TemperedLoss):
+    """A loss over the classes of positions, some of which may not count."""
+
+    #: The axes of the outputs that it compares.
+    axes: str
+    ignore_class: int | None
+
+    def _ignore(self, ignore_class: Any) -> None:
+        whole = hasattr(ignore_class, "__index__") and not isinstance(
+            ignore_class, bool
+        )
+        if ignore_class is not None and not whole:
+            raise TypeError(
+                f"`ignore_class` must be a label, an integer, or None. Received: "
+                f"ignore_class={ignore_class!r}. Fix: for example 255."
+            )
+        self.ignore_class = None if ignore_class is None else int(ignore_class)
+        self.uses_labels = ignore_class is not None
+
+    def validate_outputs(
+        self, teacher_outputs: Tensor, student_outputs: Tensor
+    ) -> None:
+        """Checks that both speak of the same classes at the same positions."""
+        super().validate_outputs(teacher_outputs, student_outputs)
+        if len(student_outputs.shape) != len(self.axes.split(",")):
+            raise ValueError(
+                f"`{type(self).__name__}` compares outputs of shape {self.axes}. "
+                f"Received: student output {tuple(student_outputs.shape)}. Fix: "
+                f"kdlite.losses.SoftTargets, for any shape with classes last."
+            )
+
+    def targets(self, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Returns which positions count, by the labels; `None` without labels."""
+        if labels is None:
+            return None
+        labels = ops.cast(class_indices(labels, teacher_logits), "int32")
+        return ops.not_equal(labels, self.ignore_class)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make the loss again, at its present values."""
+        return {**super().get_config(), "ignore_class": self.ignore_class}
+
+
 @keras.saving.register_keras_serializable(package="kdlite")
-class SequenceSoftTargets(SoftTargets):
+class SequenceSoftTargets(_OfPositions, SoftTargets):
     r"""`SoftTargets` at each position of a sequence, padding left out.
 
     $$ L_{ij} = T^2 \, \mathrm{KL}(p_{ij} \| q_{ij}) $$
@@ -58,6 +101,8 @@ class SequenceSoftTargets(SoftTargets):
         Sequence-Level Knowledge Distillation, 2016, arXiv:1606.07947, section 3.1.
     """
 
+    axes = "(batch, positions, classes)"
+
     def __init__(
         self,
         temperature: float | LearningRateSchedule = 2.0,
@@ -67,19 +112,7 @@ class SequenceSoftTargets(SoftTargets):
         name: str = "sequence_soft_targets",
     ) -> None:
         super().__init__(temperature, divergence, False, reduction, name)
-        self.ignore_class = _checked_class(ignore_class)
-        self.uses_labels = ignore_class is not None
-
-    def validate_outputs(
-        self, teacher_outputs: Tensor, student_outputs: Tensor
-    ) -> None:
-        """Checks that both speak of the same classes at the same positions."""
-        super().validate_outputs(teacher_outputs, student_outputs)
-        _check_rank(self, student_outputs, 3, "(batch, positions, classes)")
-
-    def targets(self, labels: Tensor, teacher_logits: Tensor) -> Tensor:
-        """Returns where there is no padding, by the labels; `None` if that is known."""
-        return _kept(labels, teacher_logits, self.ignore_class)
+        self._ignore(ignore_class)
 
     def values(
         self, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
@@ -89,13 +122,13 @@ class SequenceSoftTargets(SoftTargets):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make the loss again, at its present values."""
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         del config["standardize"]
-        return {**config, "ignore_class": self.ignore_class}
+        return config
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
-class PixelSoftTargets(TemperedLoss):
+class PixelSoftTargets(_OfPositions, TemperedLoss):
     r"""Segmentation maps: KL divergence over the classes of each pixel, or over pixels.
 
     `over="classes"` softens the classes of each pixel, as for the classes of an image:
@@ -146,6 +179,8 @@ class PixelSoftTargets(TemperedLoss):
         arXiv:2011.13256, section 3.2.
     """
 
+    axes = "(batch, height, width, classes)"
+
     def __init__(
         self,
         temperature: float | LearningRateSchedule = 4.0,
@@ -161,19 +196,7 @@ class PixelSoftTargets(TemperedLoss):
                 f"Fix: 'classes' compares pixels, 'positions' whole class maps."
             )
         self.over = over
-        self.ignore_class = _checked_class(ignore_class)
-        self.uses_labels = ignore_class is not None
-
-    def validate_outputs(
-        self, teacher_outputs: Tensor, student_outputs: Tensor
-    ) -> None:
-        """Checks that both speak of the same classes at the same pixels."""
-        super().validate_outputs(teacher_outputs, student_outputs)
-        _check_rank(self, student_outputs, 4, "(batch, height, width, classes)")
-
-    def targets(self, labels: Tensor, teacher_logits: Tensor) -> Tensor:
-        """Returns which pixels count, by the labels; `None` if there are none."""
-        return _kept(labels, teacher_logits, self.ignore_class)
+        self._ignore(ignore_class)
 
     def values(
         self, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
@@ -200,8 +223,7 @@ class PixelSoftTargets(TemperedLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make the loss again, at its present values."""
-        config = {"over": self.over, "ignore_class": self.ignore_class}
-        return {**super().get_config(), **config}
+        return {**super().get_config(), "over": self.over}
 
 
 def _class_maps(logits: Tensor) -> Tensor:
@@ -211,12 +233,6 @@ def _class_maps(logits: Tensor) -> Tensor:
     return ops.transpose(rows, (0, 2, 1))
 
 
-def _kept(labels: Tensor, logits: Tensor, ignore_class: int | None) -> Tensor:
-    if labels is None:
-        return None
-    return ops.not_equal(ops.cast(class_indices(labels, logits), "int32"), ignore_class)
-
-
 def _only(kept: Tensor, values: Tensor) -> Tensor:
     """Values with a mask of those that count, which Keras's reduction heeds."""
     if kept is None:
@@ -224,23 +240,3 @@ def _only(kept: Tensor, values: Tensor) -> Tensor:
     values = ops.where(kept, values, 0.0)
     values._keras_mask = kept
     return values
-
-
-def _check_rank(loss: TemperedLoss, logits: Tensor, rank: int, shape: str) -> None:
-    if len(logits.shape) != rank:
-        raise ValueError(
-            f"`{type(loss).__name__}` compares outputs of shape {shape}. Received: "
-            f"student output {tuple(logits.shape)}. Fix: kdlite.losses.SoftTargets, "
-            f"for classes on the last axis of any shape."
-        )
-
-
-def _checked_class(ignore_class: Any) -> int | None:
-    if ignore_class is None:
-        return None
-    if isinstance(ignore_class, bool) or not hasattr(ignore_class, "__index__"):
-        raise TypeError(
-            f"`ignore_class` must be a label, an integer, or None. Received: "
-            f"ignore_class={ignore_class!r}. Fix: for example 255."
-        )
-    return int(ignore_class)
