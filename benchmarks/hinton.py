@@ -122,6 +122,17 @@ class Bench:
         load = mnist if args.dataset == "mnist" else fashion
         x, y, self.x_test, self.y_test = load(args.out)
         self.x, self.y = x[: args.images], y[: args.images]
+        # Of those that a model on the disk hangs on; each seed has students of its own.
+        settings = {
+            name: value
+            for name, value in vars(args).items()
+            if name not in ("out", "dataset", "seed", "omit", "omitted_only")
+        }
+        path = self.out / "settings.json"
+        if not path.exists():
+            path.write_text(json.dumps(settings))
+        if json.loads(path.read_text()) != settings:
+            raise SystemExit(f"{self.out} is of other settings: take another folder")
 
     def model(self, name: str, make: Callable[[Path], keras.Model]) -> keras.Model:
         path = self.out / f"{name}.keras"
