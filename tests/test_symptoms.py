@@ -235,6 +235,21 @@ def test_class_order() -> None:
     assert found(tiny(), linear(), turned, class_map=[2, 0, 1]) == []
 
 
+def test_class_order_of_many_classes_and_few_samples_by_a_teacher_that_errs() -> None:
+    rng = np.random.default_rng(2)
+    y = np.arange(70) % 10
+    x = (np.eye(10)[y] + 0.3 * rng.normal(size=(70, 10))).astype("float32")
+    teacher = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    teacher.set_weights([4.0 * np.eye(10), np.zeros(10)])
+    right = float((teacher.predict(x, verbose=0).argmax(-1) == y).mean())
+    assert 0.8 < right < 1.0
+    student = keras.Sequential(
+        [keras.Input((10,)), keras.layers.Dense(2), keras.layers.Dense(10)]
+    )
+    assert found(student, teacher, (x, y)) == []
+    assert found(student, teacher, (x, (y + 1) % 10)) == ["class-order"]
+
+
 def test_teacher_with_other_classes_by_a_map() -> None:
     x, y = samples()
     finer = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)], name="finer")
@@ -356,6 +371,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn_yet() -> None:
     [
         (6.0, kdlite.losses.SoftTargets(200.0), "temperature-high"),
         (500.0, kdlite.losses.SoftTargets(1.0), "temperature-low"),
+        (3.0, kdlite.losses.SoftTargets(0.1), "temperature-low"),
         (500.0, kdlite.losses.SoftTargets(30.0, standardize=True), "temperature-high"),
     ],
 )

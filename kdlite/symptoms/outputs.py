@@ -25,11 +25,16 @@ from kdlite.symptoms.case import (
     rows,
 )
 
-# A class whose samples are mostly called another counts as exchanged at two standard
-# deviations: by chance alone a whole cycle of such classes is far rarer.
-_EXCHANGED = 2.0
+# A class whose samples are mostly called another counts as exchanged at so many
+# standard deviations from a half. By chance a whole circle of such classes is far
+# rarer, but for one of the only two.
+_EXCHANGED = 1.0
+_EXCHANGED_OF_TWO = 2.0
 # Below this the soft label of a sample is its hard label.
 _LEAST_SOFT_MASS = 1e-3
+# Below 1 a temperature sharpens: this much of what the teacher says beside its first
+# choice must be left.
+_LEAST_LEFT = 0.25
 # The softened logits' standard deviation at which every class gets about 1 / C: most
 # probabilities are within a tenth of it.
 _LEAST_SPREAD = 0.1
@@ -173,7 +178,8 @@ def class_order(case: Case) -> Finding | None:
     counts = np.zeros((case.classes, case.classes), int)
     np.add.at(counts, (chosen, labels), 1)
     total, most = counts.sum(1), counts.max(1)
-    clear = most > total / 2 + _EXCHANGED * np.sqrt(total) / 2
+    sure = _EXCHANGED if case.classes > 2 else _EXCHANGED_OF_TWO
+    clear = most > total / 2 + sure * np.sqrt(total) / 2
     meant = np.where(clear, counts.argmax(1), np.arange(case.classes))
     exchanged = [c for c in range(case.classes) if _in_cycle(meant, c)]
     if not exchanged:
@@ -243,7 +249,10 @@ def temperature(case: Case) -> Finding | None:
     mass = _soft_mass(logits, value)
     if spread / value < _LEAST_SPREAD:
         code, said = "temperature-high", "each class gets about the same probability"
-    elif mass < _LEAST_SOFT_MASS and isinstance(loss, SoftTargets):
+    elif isinstance(loss, SoftTargets) and (
+        mass < _LEAST_SOFT_MASS
+        or (value < 1.0 and mass < _LEAST_LEFT * _soft_mass(logits, 1.0))
+    ):
         code = "temperature-low"
         said = f"all classes but the first share {mass:.1e}, so soft labels are hard"
     else:
