@@ -25,22 +25,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.distill.foreign_teachers import (
-    ONNX as ONNX,
-)
-from kdlite.distill.foreign_teachers import (
-    Function as Function,
-)
-from kdlite.distill.foreign_teachers import (
-    NumpyTeacher,
-    by_name,
-    checked_kind,
-    chosen_output,
-    read_bytes,
-)
-from kdlite.distill.foreign_teachers import (
-    SavedModel as SavedModel,
-)
+from kdlite.distill.foreign_teachers import Function as Function
+from kdlite.distill.foreign_teachers import NumpyTeacher, checked_kind
 from kdlite.distill.generations import Lineage as Lineage
 from kdlite.distill.generations import assistant_chain as assistant_chain
 from kdlite.distill.generations import born_again as born_again
@@ -48,10 +34,28 @@ from kdlite.distill.heads import Outputs
 from kdlite.distill.mean_teacher import MeanTeacher as MeanTeacher
 from kdlite.distill.mutual import MutualLearning as MutualLearning
 from kdlite.distill.taps import LogitsModel as LogitsModel
+from kdlite.distill.teacher_files import ONNX as ONNX
+from kdlite.distill.teacher_files import SavedModel as SavedModel
+from kdlite.distill.teacher_files import by_name, chosen_output, read_bytes
 from kdlite.distill.teachers import Ensemble as Ensemble
 from kdlite.distill.teachers import Transformed as Transformed
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.tflite_file import TensorInfo, TFLiteFile
+
+__all__ = [
+    "Ensemble",
+    "Function",
+    "Lineage",
+    "LogitsModel",
+    "MeanTeacher",
+    "MutualLearning",
+    "ONNX",
+    "SavedModel",
+    "TFLite",
+    "Transformed",
+    "assistant_chain",
+    "born_again",
+]
 
 Array = np.ndarray[Any, Any]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import keras
 import pytest
 
+from kdlite import teachers
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -22,3 +24,9 @@ def test_examples_run(page, tmp_path, monkeypatch) -> None:
         # An error names the line of the page.
         line = text.count("\n", 0, block.start(1))
         exec(compile("\n" * line + block[1], f"{page}.md", "exec"), namespace)
+
+
+def test_every_teacher_is_on_its_page() -> None:
+    text = (DOCS / "teachers.md").read_text()
+    assert [name for name in teachers.__all__ if f"`{name}" not in text] == []
+    assert all(getattr(teachers, name).__doc__ for name in teachers.__all__)

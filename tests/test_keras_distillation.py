@@ -100,6 +100,34 @@ def teacher():
     return model(7)
 
 
+@pytest.mark.parametrize("name", ["LogitsDistillation", "FeatureDistillation"])
+def test_losses_of_keras_run_in_kdlite(x, y, student, teacher, name):
+    kl, mse = keras.losses.KLDivergence(), keras.losses.MeanSquaredError()
+    loss, expected = {
+        "LogitsDistillation": (
+            keras.distillation.LogitsDistillation(TEMPERATURE, kl),
+            hinton(teacher(x), student(x)),
+        ),
+        "FeatureDistillation": (
+            keras.distillation.FeatureDistillation(mse),
+            np.square(teacher(x) - student(x)).mean(),
+        ),
+    }[name]
+    logs = fit(ours(student, teacher, loss), x, y)
+    assert soft(logs) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_of_keras_on_features_runs_in_kdlite(x, y, student, teacher):
+    loss = keras.distillation.FeatureDistillation(keras.losses.MeanSquaredError())
+    pairs = {("first", "first"): loss}
+    made = kdlite.Distiller(student, teacher, None, 0.0, 0.0, feature_losses=pairs)
+    features = [m.layers[0](x) for m in (teacher, student)]
+    expected = float(np.square(features[0] - features[1]).mean())
+    assert fit(compiled(made, 0.0), x, y)["loss"][0] == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
 ROWS = {}
 
 
@@ -162,6 +190,47 @@ def test_regularizers(x, y, teacher):
     assert logs["loss"][0] == pytest.approx(soft(logs)) and penalty > 10.0
     logs = fit(ours(student, teacher), x, y)
     assert logs["loss"][0] == pytest.approx(soft(logs) + penalty, rel=1e-4)
+
+
+@row("student forward passes a step, with a loss on features")
+def test_forward_passes(x, y, teacher):
+    theirs_loss = keras.distillation.FeatureDistillation(
+        student_layer_name="first", teacher_layer_name="first"
+    )
+    student = model(0, body=(Calls(),))
+    fit(theirs(student, teacher, theirs_loss, weight=0.5), x, y)
+    assert int(student.layers[1].calls) == 2 * N // BATCH
+    student = model(0, body=(Calls(),))
+    losses = {("first", "first"): kdlite.losses.Hint()}
+    made = kdlite.Distiller(student, teacher, feature_losses=losses)
+    fit(compiled(made, 0.0), x, y)
+    assert int(student.layers[1].calls) == N // BATCH
+
+
+@row("features of another width than the teacher's")
+def test_widths(x, y, student):
+    wide = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            layers.Dense(9, activation="relu", name="wide"),
+            layers.Dense(CLASSES),
+        ]
+    )
+    with pytest.raises(ValueError, match="Dimensions must be equal"):
+        fit(
+            theirs(
+                student,
+                wide,
+                keras.distillation.FeatureDistillation(
+                    student_layer_name="first", teacher_layer_name="wide"
+                ),
+            ),
+            x,
+            y,
+        )
+    losses = {("first", "wide"): kdlite.losses.Hint()}
+    made = kdlite.Distiller(student, wide, feature_losses=losses)
+    assert np.isfinite(fit(compiled(made, 0.0), x, y)["loss"][0])
 
 
 class Projected(keras.distillation.DistillationLoss):

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from converting import converted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from keras import layers
 
 from kdlite import SoftLabels
@@ -14,7 +17,7 @@ from kdlite.distill.distiller import Distiller
 from kdlite.distill.losses import MultiLabelSoftTargets
 from kdlite.distill.taps import LogitsModel
 from kdlite.fingerprint import model_fingerprint
-from kdlite.teachers import Ensemble, TFLite, Transformed
+from kdlite.teachers import Ensemble, Function, TFLite, Transformed
 
 N, FEATURES, CLASSES = 24, 4, 3
 
@@ -90,6 +93,29 @@ class TestEnsemble:
         mixture = np.asarray(Ensemble(members, average="probabilities")(x))
         np.testing.assert_allclose(softmax(mixture), softmax(logits).mean(0), rtol=1e-5)
         assert np.abs(softmax(mixture / 4) - softmax(logits / 4).mean(0)).max() > 1e-3
+
+    @given(
+        logits=arrays(np.float32, (3, 2, 4), elements=st.floats(-1e4, 1e4, width=32)),
+        shift=st.floats(-1e3, 1e3, width=32),
+        average=st.sampled_from(["logits", "probabilities"]),
+        by_confidence=st.booleans(),
+    )
+    @settings(max_examples=25, deadline=None)
+    def test_whatever_members_say(self, logits, shift, average, by_confidence):
+        def said(words, weights):
+            members = [Function(lambda x, w=w: w, (4,), "logits") for w in words]
+            teacher = Ensemble(members, weights, average, by_confidence)
+            return softmax(teacher(np.zeros((2, 1), "float32")))
+
+        expected = said(logits, [1, 2, 3])
+        assert np.isfinite(expected).all()
+        # In float32 logits of 1e4 are known to 1e-3.
+        near = {"rtol": 0.0, "atol": 1e-2}
+        np.testing.assert_allclose(said(logits[::-1], [3, 2, 1]), expected, **near)
+        moved = logits + np.array([shift, 0.0, 0.0], "float32")[:, None, None]
+        np.testing.assert_allclose(said(moved, [1, 2, 3]), expected, **near)
+        same = np.stack([logits[0]] * 3)
+        np.testing.assert_allclose(said(same, [1, 2, 3]), softmax(logits[0]), **near)
 
     def test_confidence_decides_sample_by_sample(self):
         # Of two members each is sure of one of the samples, and vague about the other.
