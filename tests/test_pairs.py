@@ -313,6 +313,16 @@ class TestStructures:
         logs = fit(distiller, x)
         assert logs["soft_loss"][0] == pytest.approx(expected["class"].mean(), rel=1e-5)
 
+    def test_a_dict_of_one_output_is_one_output(self, x, y, expected):
+        whole, other = model(), model(seed=7)
+        student = keras.Model(whole.input, {"class": whole.output["class"]})
+        teacher = keras.Model(other.input, other.output["class"])  # of another name
+        for loss in (SoftTargets(2.0), {"class": SoftTargets(2.0)}):
+            distiller = Distiller(student, teacher, loss, 0.0, 1.0)
+            logs = fit(compiled(distiller, {"class": HARD["class"]}), x, y["class"])
+            assert set(logs) == {"loss", "hard_loss", "soft_loss"}
+            assert logs["loss"][0] == pytest.approx(expected["class"].mean(), rel=1e-5)
+
     def test_models_without_a_graph_return_dicts_too(self, x, y, expected):
         class Wrapped(keras.Model):
             def __init__(self, inner):
