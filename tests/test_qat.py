@@ -461,6 +461,8 @@ def tiny():
             "needs a recipe with integer activations. Received: recipe='float32'",
         ),
         (lambda: quantize_aware(tiny(), "int3"), "No recipe.*'int3'"),
+        (lambda: quantize_aware(tiny(), "int4"), "to 8 bits. Received: recipe='int4'"),
+        (lambda: quantize_aware(tiny(), "int16x8"), "recipe='int16x8'. Use 'int8'"),
         (
             lambda: quantize_aware(quantize_aware(tiny())),
             "quantization-aware already. Received: student='tiny'",

@@ -31,8 +31,7 @@ KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
 class FakeQuant(keras.layers.Layer):
     """Rounds a tensor to the levels of an integer type, in a range it measures.
 
-    With the range `[lo, hi]`, moved so that zero is exactly a level, and for more than
-    8 bits widened so that zero is the level 0:
+    With the range `[lo, hi]`, moved so that zero is exactly a level:
 
         scale = (hi - lo) / (2^bits - 1)
         y = scale * round(clip(x, lo, hi) / scale)
@@ -168,12 +167,6 @@ class FakeQuant(keras.layers.Layer):
             highest = ops.maximum(highest, ops.max(ops.where(seen, self.maximum, 0.0)))
         lowest = ops.convert_to_tensor(lowest * (1.0 + self.margin), "float32")
         highest = ops.convert_to_tensor(highest * (1.0 + self.margin), "float32")
-        if self.bits > 8:
-            # Integers of 16 bits are symmetric: zero is the level 0.
-            highest = ops.maximum(highest, -lowest)
-            highest = ops.where(highest < _DEAD_RANGE, 1.0, highest)
-            levels = 2 ** (self.bits - 1)
-            return -highest * levels / (levels - 1), highest
         return lowest, ops.where(highest - lowest < _DEAD_RANGE, 1.0, highest)
 
     @property

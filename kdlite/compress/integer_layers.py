@@ -28,10 +28,10 @@ ACTIVATIONS: dict[Callable[..., Any], tuple[str, Make]] = {
 }
 # What TFLite's own kernels have by definition, so that nothing is to be measured: the
 # widest that a function reaches, in steps of 1/256 and 1/128.
-UNIT_RANGE: Range = (0.0, 255 / 256)
+_UNIT_RANGE: Range = (0.0, 255 / 256)
 FIXED_RANGES: dict[Callable[..., Any], Range] = {
-    _activations.softmax: UNIT_RANGE,
-    _activations.sigmoid: UNIT_RANGE,
+    _activations.softmax: _UNIT_RANGE,
+    _activations.sigmoid: _UNIT_RANGE,
     _activations.tanh: (-1.0, 127 / 128),
 }
 

@@ -22,7 +22,6 @@ from kdlite.compress.fake_quant import (
     checked_range,
 )
 from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
-from kdlite.compress.integer_layers import UNIT_RANGE
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 
@@ -72,7 +71,7 @@ def quantize_aware(
 
     Args:
         student: A built Functional or Sequential model in float32.
-        recipe: The recipe's name; `"int8"` is the one there is.
+        recipe: `"int8"`, by name or itself; other bits are refused.
         input_range: `(lo, hi)` of the input's values, or a mapping from input name to
             it. `(0.0, 255.0)` suits raw pixels: the integer input then is the pixel
             itself. Without it, the smallest and largest value seen in training count;
@@ -114,6 +113,12 @@ def quantize_aware(
             "Quantization-aware training needs a recipe with integer activations. "
             f"Received: recipe={chosen.name!r}. Use 'int8', or export the student "
             "directly."
+        )
+    if (chosen.weight_bits, chosen.activation_bits) != (8, 8):
+        raise ValueError(
+            "Quantization-aware training rounds weights and activations to 8 bits. "
+            f"Received: recipe={chosen.name!r}. Use 'int8', or export the student with "
+            "calibration data."
         )
     policy = keras.config.dtype_policy().name
     if policy != "float32":
@@ -364,7 +369,7 @@ class _Builder:
             elif op.fixed is None or op.output in self._unrounded:
                 continue
             elif op.output not in joined:
-                self._fixed[op.output] = self._own_range(op)
+                self._fixed[op.output] = op.fixed
             elif op.kind == "kernel":
                 raise ValueError(
                     "A hard sigmoid has a range of its own. Received: layer "
@@ -380,18 +385,6 @@ class _Builder:
             if op.kind in ONE_RANGE and (len(op.inputs) > 1 or op.output in joined):
                 joined.update(op.inputs)
         return joined
-
-    def _own_range(self, op: Op) -> Range:
-        """Returns the range of an operation that has one by definition."""
-        if self._recipe.activation_bits <= 8:
-            return op.fixed or UNIT_RANGE
-        if op.kind == "kernel":
-            raise ValueError(
-                "16-bit activations have no range that begins at zero. Received: layer "
-                f"{op.name!r}, a hard sigmoid, with recipe={self._recipe.name!r}. Use "
-                "a sigmoid, or the recipe 'int8'."
-            )
-        return (-1.0, 1.0 - 2.0**-15)
 
     def _measured_tensors(self) -> dict[int, list[int]]:
         """Returns for each group the tensors whose values make its range."""

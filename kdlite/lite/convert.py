@@ -177,8 +177,8 @@ def export(
         path: The file to write.
         quantization: `"float32"`, `"float16"`, `"weight_only"`, `"dynamic"`, `"int8"`,
             `"int16x8"` or `"int4"`: `kdlite.compress.recipe` says what each means. For
-            the last three either `model` comes from `kdlite.quantize_aware`, or there
-            is `calibration_data`.
+            the last three there is `calibration_data`; or, for int8, `model` comes from
+            `kdlite.quantize_aware`.
         calibration_data: Samples, typical and at least 100, at most 1000 of which are
             used: an array `(samples, ...)`, a mapping from input name to array,
             `(x, y)`, a `tf.data.Dataset`, an iterable of batches or a function that

@@ -224,7 +224,8 @@ def check_quantization(
     name: str, recipe: Recipe, trained: bool, calibration_data: Any
 ) -> None:
     """Raises ValueError if the recipe and what is known of ranges do not fit."""
-    if trained and not recipe.integer:
+    trainable = (recipe.weight_bits, recipe.activation_bits) == (8, 8)
+    if trained and not trainable:
         raise ValueError(
             "A quantization-aware model is made for int8. Received: "
             f"model={name!r} with quantization={recipe.name!r}. Use "
@@ -234,6 +235,11 @@ def check_quantization(
         raise ValueError(
             f"{recipe.name} needs the ranges of all activations. Received: "
             f"calibration_data=None and the plain model {name!r}. Pass "
-            "`calibration_data`, typical samples, or train the model that "
-            "kdlite.quantize_aware(model) returns, and export that."
+            "`calibration_data`, typical samples"
+            + (
+                ", or train the model that kdlite.quantize_aware(model) returns, and "
+                "export that."
+                if trainable
+                else "."
+            )
         )
