@@ -201,8 +201,8 @@ def shared(second):
         ),
         (in_training_mode, "held in training mode. Received: layer 'mc'"),
         (
-            lambda: keras.Model((x := keras.Input((4,), dtype="int32")), x),
-            "must be float32 or uint8. .*int32",
+            lambda: keras.Model((x := keras.Input((4,), dtype="int64")), x),
+            "must be float32, uint8 or, for an Embedding, int32. .*int64",
         ),
         (
             lambda: shared(lambda x, dense, norm: dense(x)),

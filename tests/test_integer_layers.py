@@ -145,6 +145,23 @@ KINDS = {
         "DEPTHWISE_CONV_2D",
     ),
     "dense": (after(lambda: layers.Dense(8), shape=VECTOR), "FULLY_CONNECTED"),
+    "einsum": (
+        after(
+            lambda: layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d"),
+            shape=SEQUENCE,
+        ),
+        "FULLY_CONNECTED",
+    ),
+    "einsum_heads": (
+        after(
+            lambda: layers.EinsumDense(
+                "abc,cde->abde", (None, 2, 3), bias_axes="de", activation="relu"
+            ),
+            lambda: layers.EinsumDense("abde,dec->abc", (None, 8)),
+            shape=SEQUENCE,
+        ),
+        "RESHAPE",
+    ),
     "relu": (after(conv("relu")), None),
     "relu6": (after(conv("relu6")), None),
     "leaky_relu": (after(conv(), lambda: layers.LeakyReLU(0.1)), "LEAKY_RELU"),
@@ -225,47 +242,6 @@ def test_the_file_computes_what_the_keras_model_does(kind, tmp_path, rng) -> Non
     assert np.abs(student(x) - qat(x)).mean() < 0.06 * np.std(student(x))
 
 
-def test_gates_have_the_range_of_their_function() -> None:
-    inputs = keras.Input((4,))
-    x = layers.Dense(4, activation="sigmoid", name="gate")(inputs)
-    x = layers.Multiply()([inputs, x])
-    x = layers.Dense(4, activation="hard_sigmoid", name="hard")(x)
-    x = layers.Dense(4, activation="tanh", name="tanh")(x)
-    qat = quantize_aware(keras.Model(inputs, layers.Dense(2)(x)))
-    ranges = {
-        layer.name: layer.fixed_range
-        for layer in qat.layers
-        if getattr(layer, "fixed_range", None)
-    }
-    assert set(ranges.values()) == {(0.0, 255 / 256), (0.0, 1.0), (-1.0, 127 / 128)}
-
-
-def test_a_probability_at_the_end_is_not_rounded_and_one_inside_is(rng) -> None:
-    inputs = keras.Input((4,))
-    inside = layers.Dense(3, activation="softmax", name="inside")(inputs)
-    ending = layers.Dense(3, activation="softmax", name="ending")(inside)
-    shown = layers.Reshape((3, 1), name="shown")(ending)
-    model = keras.Model(inputs, [inside, shown])
-    qat = quantize_aware(model)
-    values, last = qat(rng.normal(0, 1, (8, 4)).astype("float32"))
-    np.testing.assert_array_equal(ops.round(values * 256), values * 256)
-    assert np.abs(ops.round(last * 256) - last * 256).max() > 1e-3
-
-
-def test_prelu_is_shared_between_calls() -> None:
-    inputs = keras.Input((4,))
-    prelu = layers.PReLU(name="prelu")
-    qat = quantize_aware(keras.Model(inputs, prelu(layers.Dense(4)(prelu(inputs)))))
-    assert sum(isinstance(layer, layers.PReLU) for layer in qat.layers) == 1
-    assert len(qat.trainable_variables) == 3
-
-
-def test_a_hard_sigmoid_shares_its_range_with_nothing() -> None:
-    make = of_two(layers.Concatenate, None, "hard_sigmoid")
-    with pytest.raises(ValueError, match="has a range of its own.*Use a sigmoid"):
-        quantize_aware(make())
-
-
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -286,6 +262,54 @@ def test_an_interpolation_that_is_none_of_tflites() -> None:
         [keras.Input(IMAGE), layers.Resizing(4, 4, "lanczos3", name="size")]
     )
     with pytest.raises(ValueError, match="'size' cannot.*'lanczos3'. Use 'bilinear'"):
+        quantize_aware(model)
+
+
+def text_net():
+    """Ids of words, and a number beside them."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    x = layers.Embedding(20, 8, name="words")(ids)
+    x = layers.Conv1D(8, 3, activation="relu")(x)
+    number = keras.Input((2,), name="number")
+    x = layers.Concatenate()([layers.GlobalAveragePooling1D()(x), number])
+    return keras.Model([ids, number], layers.Dense(3, name="topic")(x))
+
+
+def test_an_embedding_is_a_table_of_integers(tmp_path, rng) -> None:
+    student = text_net()
+    data = {
+        "ids": rng.integers(0, 20, (64, 6)).astype("int32"),
+        "number": rng.normal(0, 0.1, (64, 2)).astype("float32"),
+    }
+    qat = quantize_aware(student)
+    values = [data["ids"], data["number"]]
+    np.testing.assert_allclose(qat(values), student(values), atol=1e-5)
+    calibrate(qat, values)
+    result = export(qat, tmp_path / "m.tflite", "int8", verify_data=data)
+    assert "GATHER" in [op.name for op in result.ops]
+    assert [tensor.dtype for tensor in result.inputs] == ["int32", "float32"]
+    assert not [op for op in result.ops if op.float_compute]
+
+
+def test_ids_are_no_quantities() -> None:
+    inputs = keras.Input((4,), dtype="int32")
+    with pytest.raises(ValueError, match="only go into an Embedding.*layer 'd', which"):
+        quantize_aware(keras.Model(inputs, layers.Dense(2, name="d")(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (layers.EinsumDense("abc,bd->adc", (8, 4)), "equation='abc,bd->adc'.*Sum over"),
+        (layers.EinsumDense("...c,cd->...d", 8), "as in 'abc,cd->abd'"),
+        (layers.Embedding(9, 4, mask_zero=True), "mask_zero=True. Leave it out"),
+    ],
+)
+def test_other_products_and_masks(layer, text) -> None:
+    dtype = "int32" if isinstance(layer, layers.Embedding) else "float32"
+    shape = (6,) if dtype == "int32" else SEQUENCE
+    model = keras.Sequential([keras.Input(shape, dtype=dtype), layer])
+    with pytest.raises(ValueError, match=text):
         quantize_aware(model)
 
 

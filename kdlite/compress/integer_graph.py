@@ -26,6 +26,7 @@ from kdlite.compress.integer_layers import (
     as_layer,
     check_supported,
     clone,
+    einsum_axes,
     scale_and_offset,
     separated,
 )
@@ -90,6 +91,7 @@ class IntegerGraph:
         ops: The fused operations.
         inputs: Numbers of the input tensors.
         outputs: Numbers of the output tensors.
+        ids: Numbers of the input tensors that are whole numbers, and no quantities.
         weights: New layers, and the student's values for their weights.
 
     Raises:
@@ -101,17 +103,22 @@ class IntegerGraph:
         graph = CallGraph(student, "Quantization-aware training")
         self.functional = graph.functional
         for x in self.functional.inputs:
-            if x.dtype not in ("float32", "uint8"):
+            if x.dtype not in ("float32", "uint8", "int32"):
                 raise ValueError(
-                    "An input must be float32 or uint8. Received: input "
-                    f"{x.name!r} of dtype {x.dtype}. Change the dtype of its "
-                    "`keras.Input`."
+                    "An input must be float32, uint8 or, for an Embedding, int32. "
+                    f"Received: input {x.name!r} of dtype {x.dtype}. Change the dtype "
+                    "of its `keras.Input`."
                 )
         self.ops: list[Op] = []
         self.weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
         self._shapes: list[Shape] = []
         self._copies: dict[tuple[int, str], keras.Layer] = {}
         self.inputs = [self._tensor(graph.shapes[x]) for x in graph.inputs]
+        self.ids = {
+            tensor
+            for tensor, x in zip(self.inputs, self.functional.inputs, strict=True)
+            if x.dtype == "int32"
+        }
         self.outputs = self._read(graph, _matching(in_float, graph))
         self._fuse_affine()
         self._fuse_batch_norm()
@@ -142,6 +149,12 @@ class IntegerGraph:
                     f"{layer.name!r} called with training=True. Call it without."
                 )
             inputs = [tensors[x] for x in call.inputs]
+            if self.ids.intersection(inputs) and type(layer) is not layers.Embedding:
+                raise ValueError(
+                    "Whole numbers can only go into an Embedding. Received: layer "
+                    f"{call.path!r}, which takes an int32 input. Make the input "
+                    "float32."
+                )
             shape = graph.shapes[call.outputs[0]]
             inference = call.training is not None
             tensors[call.outputs[0]] = self._call(layer, inputs, shape, inference)
@@ -188,7 +201,7 @@ class IntegerGraph:
                 affine = {"scale": scale, "offset": offset}
                 return self._emit("affine", layer, name, inputs, shape, **affine)
             case layers.Activation:
-                return self._activation(layer, layer.activation, inputs, shape)
+                return self._activation(name, layer.activation, inputs, shape)
             case layers.Add:
                 return self._chain("add", layer, inputs, shape)
             case layers.Multiply:
@@ -204,7 +217,9 @@ class IntegerGraph:
                 moved = layer.interpolation == "nearest"
                 kind = "pass" if moved else "average"
                 return self._emit(kind, layer, name, inputs, shape)
-            case layers.PReLU:
+            case layers.EinsumDense:
+                return self._einsum(layer, inputs, shape)
+            case layers.PReLU | layers.Embedding:
                 new = self._copy(layer, clone(layer), layer.get_weights())
                 return self._emit("value", new, name, inputs, shape)
             case made if made in _DROPPED and inference:
@@ -244,7 +259,7 @@ class IntegerGraph:
         if layer.activation is keras.activations.linear:
             return self._emit("kernel", new, layer.name, inputs, shape)
         between = self._emit("kernel", new, f"{layer.name}_linear", inputs, shape)
-        return self._activation(layer, layer.activation, [between], shape)
+        return self._activation(layer.name, layer.activation, [between], shape)
 
     def _causal(self, layer: Any, inputs: list[int], shape: Shape) -> int:
         before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
@@ -270,10 +285,44 @@ class IntegerGraph:
         new = self._copy(layer, pointwise, rest, "pointwise")
         return self._kernel(layer, new, [between], shape)
 
+    def _einsum(self, layer: Any, inputs: list[int], shape: Shape) -> int:
+        """Reads a product over the last axes as a Dense between reshapes."""
+        kept, summed, made = einsum_axes(layer) or (0, 0, 0)
+        kernel, *bias = layer.get_weights()
+        places = tuple(-1 if n is None else n for n in shape[1 : len(shape) - made])
+        flat = (*kernel.shape[:summed], 1), kernel.shape[summed:]
+        before, after = int(np.prod(flat[0])), int(np.prod(flat[1]))
+        if summed > 1:
+            row = layers.Reshape((*places, before))
+            name, whole = f"{layer.name}_in", (shape[0], *shape[1 : 1 + kept], before)
+            inputs = [self._emit("pass", row, name, inputs, whole)]
+        new = layers.Dense(
+            after,
+            use_bias=bool(bias),
+            kernel_regularizer=layer.kernel_regularizer,
+            kernel_constraint=layer.kernel_constraint,
+            bias_regularizer=layer.bias_regularizer,
+            bias_constraint=layer.bias_constraint,
+            trainable=layer.trainable,
+        )
+        values = [kernel.reshape(before, after), *(b.reshape(-1) for b in bias)]
+        whole = (*shape[: 1 + kept], after)
+        new, name = self._copy(layer, new, values), layer.name
+        linear = layer.activation is keras.activations.linear
+        if made == 1 and linear:
+            return self._emit("kernel", new, name, inputs, whole)
+        found = self._emit("kernel", new, f"{name}_linear", inputs, whole)
+        if not linear:
+            name = name if made == 1 else f"{name}_flat"
+            found = self._activation(name, layer.activation, [found], whole)
+        if made == 1:
+            return found
+        row = layers.Reshape((*places, *kernel.shape[summed:]))
+        return self._emit("pass", row, layer.name, [found], shape)
+
     def _activation(
-        self, layer: Any, function: Any, inputs: list[int], shape: Shape
+        self, name: str, function: Any, inputs: list[int], shape: Shape
     ) -> int:
-        name = layer.name
         if function is keras.activations.linear:
             return inputs[0]
         if function is keras.activations.silu:
@@ -286,7 +335,7 @@ class IntegerGraph:
             # relu6(x + 3) / 6 is x / 6 + 1/2 in a range that ends at 0 and 1.
             line = {"scale": np.float64(1 / 6), "offset": np.float64(0.5)}
             range_ = {"fixed": (0.0, 1.0)}
-            return self._emit("affine", layer, name, inputs, shape, **line, **range_)
+            return self._emit("affine", None, name, inputs, shape, **line, **range_)
         if function not in ACTIVATIONS:
             known = ", ".join(repr(known.__name__) for known in ACTIVATIONS)
             raise ValueError(

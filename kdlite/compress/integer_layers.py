@@ -64,6 +64,7 @@ _SUPPORTED = (
     *(layers.SeparableConv1D, layers.SeparableConv2D),
     *(layers.BatchNormalization, layers.Rescaling, layers.Normalization),
     *(layers.Activation, layers.PReLU, layers.UpSampling2D, layers.Resizing),
+    *(layers.EinsumDense, layers.Embedding),
     *(layers.Add, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
     *KINDS,
 )
@@ -147,6 +148,39 @@ def separated(layer: Any) -> tuple[keras.Layer, keras.Layer]:
             trainable=layer.trainable,
         ),
     )
+
+
+def einsum_axes(layer: Any) -> tuple[int, int, int] | None:
+    """Returns how many axes an `EinsumDense` keeps, sums over and makes.
+
+    Args:
+        layer: An `EinsumDense`.
+
+    Returns:
+        The numbers of axes, the batch not counted; None unless it sums over the last
+        ones, makes the last ones, and has a bias for each of them or none.
+
+    Example:
+        >>> heads = layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de")
+        >>> einsum_axes(heads)
+        (1, 1, 2)
+    """
+    taken, _, rest = layer.equation.partition(",")
+    kernel, _, result = rest.partition("->")
+    if "." in layer.equation:
+        return None
+    summed = [letter for letter in kernel if letter in taken]
+    made = [letter for letter in kernel if letter not in taken]
+    kept = taken[: len(taken) - len(summed)]
+    plain = (
+        list(kernel) == summed + made
+        and taken == kept + "".join(summed)
+        and result == kept + "".join(made)
+        and list(layer.bias_axes or made) == made
+    )
+    if not (plain and kept and summed and made):
+        return None
+    return len(kept) - 1, len(summed), len(made)
 
 
 def scale_and_offset(layer: Any) -> tuple[Any, Any]:
@@ -250,6 +284,13 @@ def _problem(layer: Any) -> str | None:
         layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
     ):
         return f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+    if isinstance(layer, layers.EinsumDense) and einsum_axes(layer) is None:
+        return (
+            f"equation={layer.equation!r}, bias_axes={layer.bias_axes!r}. Sum over the "
+            "last axes, as in 'abc,cd->abd', with a bias for each that is made"
+        )
+    if isinstance(layer, layers.Embedding) and layer.mask_zero:
+        return "mask_zero=True. Leave it out, and take the mean over all places"
     if isinstance(layer, layers.UpSampling2D | layers.Resizing):
         if layer.interpolation not in ("nearest", "bilinear"):
             return f"interpolation={layer.interpolation!r}. Use 'bilinear'"
