@@ -1,6 +1,7 @@
 """Every kind of model times every recipe: verified, or refused with a way out.
 
-    python benchmarks/conversion_matrix.py [--only lstm] [--work matrix.json] [--write]
+    python benchmarks/conversion_matrix.py [--only lstm] [--columns float32 int8]
+        [--work matrix.json] [--write]
 
 Each cell is one `kdlite.export` of a small model of `zoo.py`. A cell is done when its
 file has passed, or when the refusal names a layer or an operation and what to do. What
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +94,16 @@ def decibels(output: Any) -> float:
     return round(float(20 * np.log10(max(output.spread, 1e-12) / noise)), 1)
 
 
-def table(done: dict[str, Any]) -> str:
-    """The matrix as Markdown, refusals as numbered notes."""
+def table(done: dict[str, Any], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """The matrix of what was run as Markdown, refusals as numbered notes."""
     notes: dict[str, int] = {}
     lines = [
-        f"| model | {' | '.join(COLUMNS)} |",
-        f"|---|{'---|' * len(COLUMNS)}",
+        f"| model | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
     ]
     for name in ZOO:
         row = []
-        for column in COLUMNS:
+        for column in columns:
             ended = done.get(f"{name} | {column}")
             if ended is None:
                 row.append("")
@@ -113,7 +115,8 @@ def table(done: dict[str, Any]) -> str:
                 number = notes.setdefault(text, len(notes) + 1)
                 word = "" if ended["end"] == "refused" else f"{ended['end']} "
                 row.append(f"{word}({number})")
-        lines.append(f"| {name} | {' | '.join(row)} |")
+        if any(row):
+            lines.append(f"| {name} | {' | '.join(row)} |")
     told = [f"{number}. {text}" for text, number in notes.items()]
     return "\n".join([*lines, "", *told])
 
@@ -140,7 +143,9 @@ def main() -> int:
     if args.write:
         before, _, rest = DOCUMENT.read_text().partition(_BEGIN)
         after = rest.partition(_END)[2]
-        DOCUMENT.write_text(f"{before}{_BEGIN}\n\n{table(done)}\n\n{_END}{after}")
+        DOCUMENT.write_text(
+            f"{before}{_BEGIN}\n\n{table(done, args.columns)}\n\n{_END}{after}"
+        )
     bad = [key for key, ended in done.items() if ended["end"] not in GOOD]
     print(f"{len(done) - len(bad)} of {len(done)} verified or refused with a way out")
     for key in bad:

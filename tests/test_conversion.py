@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 from test_layer_errors import spread_out
 
+from kdlite.compress.qat import quantize_aware
 from kdlite.lite import options
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.tflite_file import inspect
@@ -281,3 +282,14 @@ def test_a_folder_of_images(tmp_path, rng) -> None:
     numbers = keras.Sequential([keras.Input((3,), name="x"), layers.Dense(1)])
     with pytest.raises(ValueError, match="of one image.*images' for 'x'"):
         export(numbers, tmp_path / "n.tflite", verify_data=tmp_path / "images")
+
+
+def test_a_file_of_other_bits_than_asked_for_is_refused(tmp_path) -> None:
+    aware = quantize_aware(
+        keras.Sequential([keras.Input((6,), name="x"), layers.Dense(3, name="scores")])
+    )
+    aware.compile("sgd", "mse")
+    aware.fit(POSITIVE, np.zeros((120, 3)), verbose=0)
+    with pytest.raises(ConversionError, match="must be int4.*made int8.*plain model"):
+        export(aware, tmp_path / "m.tflite", "int4")
+    assert not list(tmp_path.iterdir())

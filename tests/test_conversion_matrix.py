@@ -27,7 +27,7 @@ def test_what_is_a_way_out(text, is_one) -> None:
     assert conversion_matrix.way_out(text) is is_one
 
 
-def test_the_table_has_every_model_and_each_sentence_once() -> None:
+def test_the_table_has_what_was_run_and_each_sentence_once() -> None:
     ended = {"end": "refused", "text": "model='net' with 'a' (ELU). Use ReLU."}
     verified = {"end": "verified", "decibels": 40.4}
     names = list(ZOO)
@@ -40,7 +40,8 @@ def test_the_table_has_every_model_and_each_sentence_once() -> None:
     )
     assert table.count("40 dB") == 1 and table.count("(1)") == 2
     assert table.count("Use ReLU") == 1
-    assert all(f"| {name} |" in table for name in names)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0][2:] for row in rows] == ["model", *names[:2]]
 
 
 @pytest.mark.slow

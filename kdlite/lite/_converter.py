@@ -89,8 +89,6 @@ def _by_tflite(options: dict[str, Any], samples: list[Samples]) -> bytes:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if options["weight_bits"] == 16:
         converter.target_spec.supported_types = [tf.float16]
-    # Low bits are those of trained ranges: with measured ones there are none.
-    converter._experimental_low_bit_qat = options["weight_bits"] == 4
     if options["activation_bits"] < 32:
         converter.inference_input_type = tf.as_dtype(options["io"])
         converter.inference_output_type = tf.as_dtype(options["io"])

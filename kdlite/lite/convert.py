@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from kdlite.compress.qat import float_layers
-from kdlite.compress.recipes import Recipe
+from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.lite._converter import ConversionError
 from kdlite.lite.calibration import (
@@ -474,6 +474,15 @@ def _check_content(
                 f"Received: model={name!r}, of which stay in float: {listed(left)}. "
                 "Replace these layers, or allow it: allow_float_ops="
                 f"{tuple(sorted({op.name for op in left}))!r}."
+            )
+        found = content.quantization
+        # A recipe of one's own may be none that a file can be told to have.
+        if recipe in RECIPES.values() and found not in (recipe.name, "mixed"):
+            raise ConversionError(
+                f"The file must be {recipe.name}, as `quantization` asks. Received: "
+                f"model={name!r}, of which the converter made {found}. Use "
+                f"quantization={found!r}"
+                + (", or the plain model." if serving.quantize_aware else ".")
             )
     elif recipe.quantized and content.quantization == "float32":
         logger.warning(
