@@ -476,8 +476,10 @@ def _check_content(
                 f"{tuple(sorted({op.name for op in left}))!r}."
             )
         found = content.quantization
-        # A recipe of one's own may be none that a file can be told to have.
-        if recipe in RECIPES.values() and found not in (recipe.name, "mixed"):
+        # A recipe of one's own may be none that a file can be told to have; and where
+        # layers are kept in float, these may be all there are.
+        known = recipe in RECIPES.values() and not kept
+        if known and found not in (recipe.name, "mixed"):
             raise ConversionError(
                 f"The file must be {recipe.name}, as `quantization` asks. Received: "
                 f"model={name!r}, of which the converter made {found}. Use "
