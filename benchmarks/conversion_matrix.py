@@ -112,6 +112,8 @@ def table(done: dict[str, Any], columns: Sequence[str] = tuple(COLUMNS)) -> str:
             else:
                 text = " ".join(ended["text"].split())
                 text = text.replace("model='net'", "the model").replace("|", "/")
+                # The same of every integer recipe.
+                text = re.sub(r"^(int8|int16x8|int4) ", "The recipe ", text)
                 number = notes.setdefault(text, len(notes) + 1)
                 word = "" if ended["end"] == "refused" else f"{ended['end']} "
                 row.append(f"{word}({number})")

@@ -59,7 +59,7 @@ def test_what_has_no_integer_kernel(kind, quantization) -> None:
 )
 def test_what_16_bits_cannot(layer, op) -> None:
     check(model_of(layer), "int8")
-    with pytest.raises(ConversionError, match=f"'odd'.*{op}.*in float only"):
+    with pytest.raises(ConversionError, match=f"'odd'.*no integer kernel of .*{op}"):
         check(model_of(layer), "int16x8")
 
 
@@ -98,6 +98,11 @@ def test_loops_crash_the_converter_and_are_named(layer) -> None:
     check(model_of(layers.LSTM(3, unroll=True), shape=(5, 4)), "int8")
 
 
+def test_augmentation_is_no_training_mode() -> None:
+    # Keras records their default, training=True, as if it had been asked for.
+    check(model_of(layers.RandomFlip(), layers.Resizing(4, 4), shape=(8, 8, 3)), "int8")
+
+
 def test_layers_in_training_mode_are_named() -> None:
     inner_in = keras.Input((4,))
     inner = keras.Model(
@@ -105,7 +110,7 @@ def test_layers_in_training_mode_are_named() -> None:
     )
     inputs = keras.Input((4,))
     model = keras.Model(inputs, inner(inputs), name="net")
-    with pytest.raises(ConversionError, match="'net', which calls 'mc' with training"):
+    with pytest.warns(UserWarning, match="'mc' of model 'net' is called with training"):
         check(model, "float32")
     # The same layer in another model is called as usual there.
     dropout = inner.get_layer("mc")

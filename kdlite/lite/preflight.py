@@ -6,7 +6,9 @@ int8 it crashes. So layers that are known to fail are named here, each with a wa
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import warnings
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -87,13 +89,12 @@ def check_layers(
     Raises:
         ConversionError: That names the layers, and a way out.
     """
-    forced = sorted(_forced_training(model))
-    if forced:
-        raise ConversionError(
-            "Every layer must run in inference mode in a file. Received: model="
-            f"{model.name!r}, which calls {_listed(forced)} with training=True. Build "
-            "the model without it, and copy the weights: "
-            "new.set_weights(model.get_weights())."
+    if forced := sorted(_forced_training(model)):
+        warnings.warn(
+            "A file runs every layer in inference mode, as model.predict does. "
+            f"{_listed(forced)} of model {model.name!r} is called with training=True, "
+            "which the file will not do.",
+            stacklevel=3,
         )
     if not recipe.integer:
         return
@@ -137,8 +138,8 @@ def check_layers(
         if left and found:
             raise ConversionError(
                 f"{recipe.name} means that every operation computes in integers. "
-                f"Received: model={model.name!r} with {_listed(found)}, of which "
-                f"{' and '.join(sorted(left))} compute in float only. Use "
+                f"Received: model={model.name!r} with {_listed(found)}; there is no "
+                f"integer kernel of {' and '.join(sorted(left))}. Use "
                 f"{rule.instead}; or let it compute in float: allow_float_ops="
                 f"{tuple(sorted(left | allowed))!r}."
             )
@@ -161,8 +162,15 @@ def _forced_training(model: keras.Model) -> Iterator[str]:
         # Of a layer that is in several models, the calls that belong to this one.
         depths: dict[int, list[Any]] = getattr(layer, "_nodes_by_depth", {})
         for node in itertools.chain(*depths.values()):
-            if node.arguments.kwargs.get("training") is True:
+            asked = node.arguments.kwargs.get("training") is True
+            # Augmentation has True as its default, which nobody asked for.
+            if asked and not _trains_by_default(node.operation):
                 yield repr(node.operation.name)
+
+
+def _trains_by_default(layer: Any) -> bool:
+    argument = inspect.signature(layer.call).parameters.get("training")
+    return argument is not None and argument.default is True
 
 
 def _listed(names: list[str]) -> str:
