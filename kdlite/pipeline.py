@@ -19,7 +19,7 @@ import tensorflow as tf
 from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
-from kdlite.distill.augment import Augment
+from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_store import LOCK, locked
 from kdlite.distill.losses import SoftTargets
@@ -252,6 +252,7 @@ def distill_to_tflite(
         example, teacher, SoftTargets(temperature), hard_loss_weight, soft_loss_weight
     )
     quantize_aware(example, quantization)
+    check_unmixed(augment, "distill_to_tflite")
     Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
     if student is None:
         ratio = 10.0 if (ratio, max_bytes) == (None, None) else ratio

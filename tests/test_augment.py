@@ -8,10 +8,11 @@ import pytest
 import tensorflow as tf
 from test_draws import splitmix
 
-from kdlite.distill.augment import CutMix, Mixup, mixed_targets
+from kdlite.distill.augment import CutMix, Mixup, check_unmixed, mixed_targets
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.draws import seeds
 from kdlite.distill.soft_labels import SoftLabels
+from kdlite.distill.update import update
 from kdlite.distill.views import Views
 
 N, SIDE, CLASSES, VIEWS = 24, 6, 4, 3
@@ -353,3 +354,13 @@ def test_what_it_says_of_itself():
         repr(Mixup(0.2, brighter, 9)) == "Mixup(alpha=0.2, augment=brighter, among=9)"
     )
     assert repr(CutMix()) == "CutMix(alpha=1.0, augment=None, among=None)"
+
+
+def test_what_takes_class_numbers_takes_no_mixed_samples():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"of update is .*Received: augment=Mixup\("):
+        update(model, model, np.zeros((4, 3)), replay=None, augment=Mixup())
+    check_unmixed(None, "update")
+    check_unmixed(brighter, "update")
+    with pytest.raises(ValueError, match="of distill_to_tflite is a function of one"):
+        check_unmixed(CutMix(), "distill_to_tflite")

@@ -275,6 +275,25 @@ def _cut(length: int, side: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     return (at >= begin[:, None]) & (at < end[:, None]), end - begin
 
 
+def check_unmixed(augment: Any, what: str) -> None:
+    """Checks that an augmentation leaves labels as they are.
+
+    Args:
+        augment: A function of one sample, or `None`.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: If it mixes samples.
+    """
+    if isinstance(augment, Mixing):
+        raise ValueError(
+            f"`augment` of {what} is a function of one sample, since its loss takes "
+            f"class numbers. Received: augment={augment!r}. Fix: mixed samples go "
+            f"through SoftLabels.build and attach to a Distiller with "
+            f"CategoricalCrossentropy, or without labels."
+        )
+
+
 def mixed_targets(
     targets: tuple[Structure, ...],
     partners: tuple[Structure, ...],

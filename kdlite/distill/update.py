@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.distill.augment import Augment
+from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.growth import copy_student, fit_new_rows
 from kdlite.distill.losses.classes import SoftTargets
@@ -257,6 +257,7 @@ def update(
         Robust fine-tuning of zero-shot models, arXiv:2109.01903, on the average.
     """
     began = time.monotonic()
+    check_unmixed(augment, "update")
     checked_number("difference_weight", difference_weight)
     checked_number("learning_rate", learning_rate, above=0.0)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
