@@ -177,9 +177,11 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
         return f"needs {listed}, not built into TFLite. Replace the layers."
     needed = needed_runtime(content)
     if not needed.runs_on(RUNTIME):
+        release = needed.release or "a later release"
+        what = f" for {needed.op}" if needed.op else ""
         return (
-            f"needs TFLite {needed.release or 'of a later release'} for {needed.op}, "
-            f"where the app has {RUNTIME}. Export it with min_runtime={RUNTIME!r}."
+            f"needs TFLite {release}{what}, where the app has {RUNTIME}. Export it "
+            f"with min_runtime={RUNTIME!r}."
         )
     return ""
 

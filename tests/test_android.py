@@ -199,6 +199,14 @@ def test_a_model_that_the_app_cannot_run_is_refused(app: Path, tmp_path: Path) -
     assert sorted(app.rglob("*")) == before
 
 
+def test_a_model_for_a_later_runtime_is_refused(
+    folder: Path, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(android, "RUNTIME", "2.2")
+    with pytest.raises(ValueError, match="needs TFLite 2.3.*, where the app has 2.2"):
+        to_android(folder / "student_int8.tflite", app)
+
+
 def test_names_that_lead_nowhere_are_refused(
     folder: Path, app: Path, tmp_path: Path
 ) -> None:
