@@ -124,7 +124,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
 def test_killed_again_and_again_it_ends(tmp_path):
     for _ in range(30):
         # In this many calls a process gets its first samples safe, hardly more.
-        if write_in_a_process(tmp_path, 12).returncode == 0:
+        if write_in_a_process(tmp_path, 16).returncode == 0:
             break
     check_whole(tmp_path)
 
