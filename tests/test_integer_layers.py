@@ -14,6 +14,7 @@ from quantizing import (
     operations,
     randomize,
     run_floats,
+    run_lite,
 )
 
 from kdlite.compress.qat import float_layers, for_export, quantize_aware
@@ -409,3 +410,37 @@ def test_an_operation_of_keras_is_no_layer_to_leave() -> None:
     x = layers.Dense(4)(ops.add(inputs, 1.0))
     with pytest.raises(ValueError, match="Only a layer with one output can be left"):
         quantize_aware(keras.Model(inputs, x), overrides={"add*": "float32"})
+
+
+def test_a_dead_tensor_beside_one_that_hardly_lives(tmp_path, rng) -> None:
+    """LiteRT ends the process where a sum's input is 2^19 times as wide as itself."""
+    for width in (1e-3, 2e-5, 9e-6, 7e-7, 1e-8):
+        inputs = keras.Input((4, 4, 2))
+        dead = layers.Conv2D(2, 1, kernel_initializer="zeros")(inputs)
+        faint = layers.Conv2D(
+            2, 1, kernel_initializer=keras.initializers.Constant(width)
+        )(inputs)
+        qat = quantize_aware(keras.Model(inputs, layers.Add()([dead, faint])))
+        x = rng.uniform(0, 1, (16, 4, 4, 2)).astype("float32")
+        calibrate(qat, x)
+        folder = tmp_path / f"{width}"
+        folder.mkdir()
+        (values, scale, _), *_ = run_lite(convert(for_export(qat), str(folder)), x)[0]
+        assert np.abs(values - qat(x).numpy()).max() < 1.01 * scale
+
+
+# --- whole networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small"])
+def test_networks_of_keras_are_integer_throughout(name, tmp_path, rng) -> None:
+    make = getattr(keras.applications, name)
+    qat = quantize_aware(make((64, 64, 3), weights=None, classes=10))
+    x = rng.uniform(0, 255, (16, 64, 64, 3)).astype("float32")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path))
+    assert operations(content)[1] <= {"int8", "int32"}
+    # Untrained, its probabilities are all alike: few levels, of which none is off.
+    (values, scale, _), *_ = run_lite(content, x)[0]
+    assert np.abs(values - qat(x).numpy()).max() < 1.01 * scale

@@ -17,8 +17,10 @@ from keras import ops
 Tensor = Any
 
 # A tensor that is zero throughout has no range of its own, and a scale near zero makes
-# the integer kernels overflow; any range represents its zeros.
-_DEAD_RANGE = 1e-6
+# the integer kernels overflow; any range represents its zeros. It is given 1. LiteRT
+# ends the process where an input of a sum is 2^19 times as wide as the sum, so that
+# nothing narrower than 2^-19 can be alive beside it.
+_DEAD_RANGE = 1e-5
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
