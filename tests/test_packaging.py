@@ -97,7 +97,8 @@ MAY_IMPORT = {
     "stages": _BELOW_PIPELINE,
     "pipeline": {"stages", *_BELOW_PIPELINE},
     "demo": _BELOW_CLI,
-    "cli": _BELOW_CLI,
+    "arguments": set(),
+    "cli": {"arguments", *_BELOW_CLI},
     "__main__": {"cli"},
     # The public names: those that type checkers see, and nothing loaded at import.
     "__init__": {*_BELOW_CLI},

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from kdlite import cli
+from kdlite import arguments
 from kdlite.lite.runtime import TFLiteModel
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -65,7 +65,7 @@ def test_python_example_makes_a_file_that_knows_the_classes(
     "line", re.findall(r"^kdlite [^#\n]*", COMMANDS, re.MULTILINE), ids=str.strip
 )
 def test_every_command_of_the_readme_is_understood(line) -> None:
-    args = cli._parser().parse_args(line.split()[1:])
+    args = arguments.parser().parse_args(line.split()[1:])
     assert callable(args.run)
 
 
