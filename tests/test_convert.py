@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
+from kdlite.compress.recipes import RECIPES
 from kdlite.lite import _converter, convert
 from kdlite.lite.convert import ConversionError, ExportResult, export
 from kdlite.lite.metadata import read_metadata
@@ -506,12 +508,31 @@ def test_a_file_of_the_wrong_kind_is_an_error(float_file, converted, tmp_path) -
     with pytest.raises(ConversionError, match="int8 means.*stay in float.*CONV_2D"):
         export(float_file[0], tmp_path / "x.tflite", "int8", calibration_data=pixels())
     with pytest.raises(
-        ConversionError, match="must be int8, as `io` asks.*float32 for"
+        ConversionError, match="must be int8, as `quantization` asks.*made float32"
     ):
         export(
             float_file[0],
             tmp_path / "x.tflite",
             "int8",
+            calibration_data=pixels(),
+            io="int8",
+            allow_float_ops={op.name for op in float_file[1].ops},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_another_type_than_asked_for_are_an_error(
+    float_file, converted, tmp_path
+) -> None:
+    # Of a recipe of one's own a file cannot be told to be it.
+    mine = dataclasses.replace(RECIPES["int8"], name="mine")
+    with pytest.raises(
+        ConversionError, match="must be int8, as `io` asks. Received: float32 for"
+    ):
+        export(
+            float_file[0],
+            tmp_path / "x.tflite",
+            mine,
             calibration_data=pixels(),
             io="int8",
             allow_float_ops={op.name for op in float_file[1].ops},

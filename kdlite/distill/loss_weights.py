@@ -42,9 +42,11 @@ class LossWeights:
         self._add(_HARD, hard)
         self._by_output = isinstance(soft, Mapping)
         self._names = {o: f"{o}_{_SOFT}" if self._by_output else _SOFT for o in outputs}
-        for output, name in self._names.items():
-            if name not in self._variables:
-                self._add(name, soft[output] if isinstance(soft, Mapping) else soft)
+        if isinstance(soft, Mapping):
+            for output, name in self._names.items():
+                self._add(name, soft[output])
+        else:  # there too where no output is taught
+            self._add(_SOFT, soft)
 
     def _add(self, name: str, value: Weight) -> None:
         if isinstance(value, LearningRateSchedule):
