@@ -149,6 +149,7 @@ def check(
         error class-order: The classes of teacher ... are in another order than ...
           Fix: Number the labels as in the teacher's training, or give class_map=[1, 0].
     """
+    allow = (allow,) if isinstance(allow, str) else allow
     unknown = sorted(set(allow) - set(CODES))
     if unknown:
         raise ValueError(

@@ -596,6 +596,10 @@ def test_features_must_fit():
         AttentionTransfer()(np.zeros((2, 3, 4)), np.zeros((2, 5, 4)))
     with pytest.raises(ValueError, match=r"same channels\. Received"):
         Gram("channels")(np.zeros((2, 3, 4)), np.zeros((2, 3, 5)))
+    for loss in (ChannelWise(), AttentionTransfer()):
+        for shape in ((2, 3), (2, 1, 1, 3)):  # constant, whatever the features
+            with pytest.raises(ValueError, match="compares positions.*Fix: layers be"):
+                loss(np.zeros(shape), np.ones(shape))
     with pytest.raises(ValueError, match=r"same batch\. Received"):
         RelationalKD()(np.zeros((2, 3)), np.zeros((3, 3)))
     with pytest.raises(ValueError, match="Received: student features of type list"):

@@ -162,7 +162,7 @@ CASES = {
     "hard_label": (HardLabel, hard_label),
     "decoupled": (DecoupledKD, decoupled),
     "nkd": (lambda: NKD(2.0), nkd),
-    "dist": (lambda: DIST(intra_weight=2.0), dist),
+    "dist": (lambda: DIST(4.0, intra_weight=2.0), dist),
     "multi_label": (MultiLabelSoftTargets, multi_label),
     "regression": (lambda: Regression(margin=1.65), regression),
     "imitation": (lambda: Regression(bounded=False), imitation),

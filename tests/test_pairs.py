@@ -11,6 +11,7 @@ from kdlite.distill.class_map import ClassMap
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.losses import (
     DecoupledKD,
+    Hint,
     LogitMSE,
     MultiLabelSoftTargets,
     Regression,
@@ -445,6 +446,10 @@ class TestClasses:
             TypeError, match=r"`class_map` must be a list.*Received: .*3"
         ):
             Distiller(model(), teacher, soft_losses(), class_map=3)
+
+    def test_losses_on_features_have_another_place(self, teacher):
+        with pytest.raises(TypeError, match="on outputs. Received: Hint,.*feature_los"):
+            Distiller(model(), teacher, {"tags": Hint()})
 
 
 class TestGoingOn:

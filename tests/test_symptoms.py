@@ -311,6 +311,31 @@ def test_teacher_that_guesses() -> None:
     assert found(tiny(), teacher, samples()) == ["teacher-guesses"]
 
 
+@pytest.mark.parametrize("count", [32, 64, 256])
+def test_weak_teacher_gives_no_finding(count) -> None:
+    # Right on 70 %: with few samples that is not proven, and yet no guessing.
+    x, y = samples(count)
+    wrong = np.arange(count) % 10 >= 7
+    assert found(tiny(), linear(), (x, np.where(wrong, (y + 1) % CLASSES, y))) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ((samples()[0], samples()[1][:10]), "as many samples.*(200, 6), (10,).*label"),
+        ((samples()[0][:0], samples()[1][:0]), "one or more.*(0, 6), (0,)"),
+        ((samples()[0], np.array(["a"] * 200)), "must be numbers.*<U1.*from 0"),
+        ((samples()[0][:, :5], samples()[1]), "models and data that fit"),
+    ],
+)
+def test_data_that_cannot_be_looked_at(data, words) -> None:
+    (finding,) = check(tiny(), linear(), data).findings
+    assert finding.code == "data"
+    assert finding.fix
+    for word in words.split(".*"):
+        assert word in str(finding)
+
+
 class Deaf(keras.Model):
     """Ignores the mode it is called in."""
 
@@ -509,7 +534,8 @@ def test_errors_come_first() -> None:
 
 
 def test_findings_can_be_allowed() -> None:
-    assert found(net(width=16), linear(), samples(), allow=("student-larger",)) == []
+    for allow in (("student-larger",), "student-larger"):
+        assert found(net(width=16), linear(), samples(), allow=allow) == []
     with pytest.raises(ValueError, match="must name findings. Received: size. Fix: "):
         check(tiny(), linear(), samples(), allow=("size",))
 

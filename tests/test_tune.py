@@ -259,6 +259,11 @@ class TestErrors:
         with pytest.raises(kind, match=text):
             tuned(data, **options)
 
+    @pytest.mark.parametrize("labels", ["labels", model()], ids=["path", "teacher"])
+    def test_soft_labels_are_built_or_loaded_before(self, data, labels):
+        with pytest.raises(TypeError, match="must be SoftLabels.*Fix: SoftLabels.load"):
+            tune(model(), labels, data, data, "mse")
+
     def test_data(self, data):
         soft, train, validation = data
         with pytest.raises(ValueError, match="other samples than those trained on"):

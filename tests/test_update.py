@@ -327,6 +327,12 @@ def test_result_prints_and_is_json() -> None:
             ValueError,
             "logits of 5 classes for a student with 3 and a teacher with 4",
         ),
+        ({"replay": "r.npz"}, TypeError, "ReplayBuffer.*'r.npz'.*ReplayBuffer.load"),
+        (
+            {"new_data": (new_class(3)[0] * np.nan, new_class(3)[1])},
+            ValueError,
+            "must be finite.*clean or drop",
+        ),
     ],
 )
 def test_wrong_use_is_told_before_any_training(change, error, text) -> None:

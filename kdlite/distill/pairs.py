@@ -15,6 +15,7 @@ from keras import ops
 
 from kdlite.distill.class_map import ClassMap
 from kdlite.distill.heads import Head, Outputs, find_head
+from kdlite.distill.losses.features import FeatureLoss
 from kdlite.distill.losses.outputs import compatible_shapes, needs_of, weighted_loss
 from kdlite.distill.output_names import (
     Shape,
@@ -194,6 +195,12 @@ class OutputPairs:
                     f"one for each output. Received: soft_loss={loss!r}. Fix: "
                     f"kdlite.losses.SoftTargets(), or student.fit() to train without "
                     f"a teacher."
+                )
+            if isinstance(loss, FeatureLoss):
+                raise TypeError(
+                    f"`soft_loss` must be a loss on outputs. Received: "
+                    f"{type(loss).__name__}, which is on features of layers. Fix: "
+                    f"feature_losses={{(student_layer, teacher_layer): loss}}."
                 )
             head = find_head(
                 student,

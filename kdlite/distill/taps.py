@@ -136,7 +136,8 @@ def check_model(model: Any, role: str) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`{role}` must be a keras.Model. Received: {role}={model!r} of type "
-            f"{type(model).__name__}."
+            f"{type(model).__name__}. Fix: keras.models.load_model(path) for a file, "
+            f"or one of kdlite.teachers for what else can teach."
         )
 
 

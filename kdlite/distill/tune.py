@@ -135,6 +135,12 @@ def tune(
         >>> sorted(result.best.settings)
         ['hard_loss_weight', 'soft_loss', 'soft_loss_weight']
     """
+    if not isinstance(soft_labels, SoftLabels):
+        raise TypeError(
+            "`soft_labels` must be SoftLabels of the training data. Received: "
+            f"soft_labels={soft_labels!r}. Fix: SoftLabels.load(folder), or "
+            "SoftLabels.build(teacher, train, folder)."
+        )
     space = Space(soft_losses, temperatures, soft_loss_weights)
     direction = _checked(direction, objective, search, epochs, batch_size, max_trials)
     share = checked_number("fraction", fraction, above=0.0)

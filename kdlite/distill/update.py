@@ -271,6 +271,11 @@ def update(
     old_classes, classes = _classes(before, teacher)
     x, y = _in_memory(new_data, before, classes)
     gate = _Gate(before, old_classes, classes, validation_data, max_forgetting_points)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise ValueError(
+            "New samples must be finite. Received: new_data with NaN or infinity. Fix: "
+            "clean or drop these samples."
+        )
     if replay is not None:
         _check_replay(replay, x, old_classes, classes)
         everything = np.concatenate([x, replay.x.astype(x.dtype, copy=False)])
@@ -477,6 +482,11 @@ def _in_memory(
 
 
 def _check_replay(replay: ReplayBuffer, x: Array, old: int, classes: int) -> None:
+    if not isinstance(replay, ReplayBuffer):
+        raise TypeError(
+            f"`replay` must be a ReplayBuffer. Received: replay={replay!r}. Fix: "
+            "ReplayBuffer.load(path), or ReplayBuffer.build(old_teacher, old_data)."
+        )
     if replay.x.shape[1:] != x.shape[1:]:
         raise ValueError(
             "Old and new samples must have the same shape. Received: replay with "

@@ -396,7 +396,7 @@ class _Code:
 
 def _read(name: str, blob: bytes) -> TFLiteFile:
     if len(blob) < 8:
-        raise ValueError(f"it has {len(blob)} bytes")
+        raise ValueError("it is too short for one")
     model = Table.root(blob, _IDENTIFIER)
     codes = [_Code(table) for table in model.tables(_MODEL["codes"])]
     # What a model of more than 2 GB keeps behind the flatbuffer has a size, not data.

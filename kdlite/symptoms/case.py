@@ -60,6 +60,8 @@ class Finding:
             error: `rule. Received: what. Fix: how.`
         """
         found, _, fix = str(error).partition(" Fix: ")
+        # What comes from a library below names no way out.
+        fix = fix or "Give models and data that fit: the text above is what failed."
         return cls(code, "error", found, fix)
 
 
@@ -299,7 +301,7 @@ def _some(
         parts = dataset if isinstance(dataset, tuple) else (dataset,)
         # As Keras has it, and with its checks of shapes; the few rows alone.
         whole = [keras.tree.map_structure(np.asarray, part) for part in parts[:2]]
-        length = min(len(array) for array in keras.tree.flatten(whole))
+        length = _common_length(whole)
         chosen = np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
         x, *y = keras.tree.map_structure(lambda array: array[chosen], whole)
         return (x, y[0] if y else None), whole[1] if y else None, None
@@ -313,3 +315,24 @@ def _some(
     joined = keras.tree.map_structure(lambda *a: np.concatenate(a)[:count], *batches)
     x, *y = joined
     return (x, y[0] if y else None), y[0] if y else None, samples.batch_size
+
+
+def _common_length(parts: list[Any]) -> int:
+    """Number of samples of `[x]` or `[x, y]`; ValueError if there is none."""
+    shapes = [array.shape for array in keras.tree.flatten(parts)]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) > 1 or not min(lengths):
+        raise ValueError(
+            "Inputs and labels must have as many samples, one or more. Received: "
+            f"arrays of the shapes {', '.join(map(str, shapes))}. Fix: give each "
+            "sample its label, (x, y)."
+        )
+    if len(parts) > 1 and any(
+        array.dtype.kind not in "biuf" for array in keras.tree.flatten(parts[1])
+    ):
+        kinds = {str(array.dtype) for array in keras.tree.flatten(parts[1])}
+        raise ValueError(
+            f"Labels must be numbers. Received: {', '.join(sorted(kinds))}. Fix: "
+            "number the classes from 0 in the order of the teacher's outputs."
+        )
+    return int(min(lengths))

@@ -16,7 +16,6 @@ from kdlite.distill.losses.outputs import TemperedLoss, weighted_loss
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
 from kdlite.symptoms.case import (
     BATCH,
-    SIGNIFICANT,
     Array,
     Case,
     Finding,
@@ -213,8 +212,9 @@ def teacher_ability(case: Case) -> Finding | None:
         return None
     teacher, student = (float(right[role].mean()) for role in ("teacher", "student"))
     guessing = 1.0 / case.classes
-    # Above chance by half, or as far as so few samples can tell.
-    doubt = SIGNIFICANT * np.sqrt(guessing * (1 - guessing) / count)
+    # Above chance by half, or by more than a guesser mostly is: what is merely not
+    # proven to be better is no finding.
+    doubt = np.sqrt(guessing * (1 - guessing) / count)
     if count >= 30 and teacher < guessing + min(0.5 * guessing, doubt):
         return Finding(
             "teacher-guesses",

@@ -56,6 +56,8 @@ class FeatureLoss(TeacherLoss):
     same_size = True
     #: Whether the student's features are projected also where widths agree.
     always_projected = False
+    #: Whether it is about where in a map something is: of one position it says nothing.
+    about_positions = False
 
     def __init__(self, reduction: str | None, name: str) -> None:
         super().__init__(reduction, name)
@@ -206,6 +208,13 @@ class FeatureLoss(TeacherLoss):
                 f"`{type(self).__name__}` compares features (batch, ..., channels) of "
                 f"the same {rule}. Received: teacher {teacher}, student {student}. "
                 f"Fix: Distiller(feature_losses=...), which adapts the student's."
+            )
+        if self.about_positions and set(teacher[1:-1]) <= {1}:
+            raise ValueError(
+                f"`{type(self).__name__}` compares positions of a map or sequence, "
+                f"features (batch, ..., channels). Received: teacher {teacher}, "
+                f"student {student}, which have one at most. Fix: layers before the "
+                f"pooling, or kdlite.losses.Hint."
             )
 
 

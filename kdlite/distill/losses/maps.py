@@ -66,6 +66,7 @@ class AttentionTransfer(FeatureLoss):
     """
 
     same_width = False
+    about_positions = True
 
     def __init__(
         self,
@@ -134,6 +135,8 @@ class ChannelWise(Tempered, FeatureLoss):
         Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, 2020,
         arXiv:2011.13256, equations 2 to 4.
     """
+
+    about_positions = True
 
     def __init__(
         self,

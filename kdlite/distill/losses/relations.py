@@ -61,7 +61,7 @@ class DIST(TemperedLoss):
 
     def __init__(
         self,
-        temperature: float | LearningRateSchedule = 4.0,
+        temperature: float | LearningRateSchedule = 1.0,
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
         reduction: str | None = "sum_over_batch_size",
