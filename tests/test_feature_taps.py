@@ -102,9 +102,10 @@ class TestWhereLayersAre:
         np.testing.assert_allclose(
             features["listed"], model.rest[0](features["first"]), rtol=1e-6
         )
-        wrapped = keras.Sequential([layers.TimeDistributed(layers.Dense(2, name="d"))])
-        _, features = read(wrapped, "time_distributed/d", x=X[None])
-        assert features["time_distributed/d"].shape[-1] == 2
+        each = layers.TimeDistributed(layers.Dense(2, name="d"), name="each")
+        wrapped = keras.Sequential([each])
+        _, features = read(wrapped, "each/d", x=X[None])
+        assert features["each/d"].shape[-1] == 2
 
     def test_of_a_shared_layer_each_call(self):
         inputs, shared = keras.Input((4,)), layers.Dense(4, name="shared")
