@@ -44,6 +44,7 @@ from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.metadata import write_metadata
 from kdlite.lite.mixed import smallest_set
+from kdlite.lite.model_card import card_path, checked_accuracy, model_card
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
     check_limits,
@@ -59,7 +60,7 @@ from kdlite.lite.preflight import check_layers
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
 from kdlite.lite.tflite_file import Op, TFLiteFile, inspect
-from kdlite.lite.tolerance import problems
+from kdlite.lite.tolerance import problems, rule
 from kdlite.lite.verify import VerificationError, VerificationReport, verify
 
 __all__ = ["ConversionError", "ExportResult", "export"]
@@ -148,6 +149,8 @@ def export(
     description: str = "",
     author: str = "",
     license: str = "",
+    intended_use: str = "",
+    accuracy: Mapping[str, float] | None = None,
     overwrite: bool = False,
     time_limit_s: float = 600.0,
     memory_limit_bytes: float | None = None,
@@ -169,6 +172,10 @@ def export(
       tells those that say nothing any more, as after calibration with wrong units.
 
     Equal arguments give equal bytes, in any process.
+
+    Beside the file its model card is written, `MODEL_CARD.md`, or, where that is the
+    card of another file, `<name>.MODEL_CARD.md`: what it is, how good, what was checked
+    and how to make it again. A card that is not of this file is never touched.
 
     Args:
         model: A trained model: Functional, Sequential, or subclassed with one input.
@@ -222,7 +229,10 @@ def export(
         description: What the model does, for people who look into the file.
         author: Who made it.
         license: Under which terms.
-        overwrite: Whether a file at `path` may be replaced.
+        intended_use: What it is for and what not, in Markdown, for the model card.
+        accuracy: The task's metric of other models on the samples of `verify_data`, for
+            the model card: `{"teacher": 0.943}`.
+        overwrite: Whether a file at `path` may be replaced, with its model card.
         time_limit_s: Seconds that the converter may take.
         memory_limit_bytes: Memory that the converter may take; None for all there is.
 
@@ -232,7 +242,8 @@ def export(
     Raises:
         TypeError: If an argument is of a wrong type.
         ValueError: If an argument breaks a rule; found before anything is converted.
-        FileExistsError: If there is a file and `overwrite` is False.
+        FileExistsError: If there is a file and `overwrite` is False, or no room for its
+            model card.
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written.
         ConversionError: If a layer is known not to become what is asked for, the
@@ -250,6 +261,8 @@ def export(
     float_ops = checked_options(recipe, io, min_runtime, allow_float_ops, batch_size)
     check_limits(time_limit_s, memory_limit_bytes)
     check_target(path, overwrite)
+    card_path(path)
+    accuracy = checked_accuracy(accuracy)
     if isinstance(getattr(model, "student", None), keras.Model):
         raise TypeError(
             "`model` must be the model that the file is to hold. Received: "
@@ -388,7 +401,15 @@ def export(
             "golden": golden_vectors(blob, image_range) if report.samples else None,
         },
     )
-    put_in_place(path, blob, overwrite)
+    card = model_card(
+        path.name,
+        blob,
+        report,
+        rule=rule(recipe, trained),
+        intended_use=intended_use,
+        accuracy=accuracy,
+    )
+    put_in_place(path, blob, overwrite, {card_path(path): card.encode()})
     logger.info("wrote %s, %d bytes", path, len(blob))
     return ExportResult(
         path=path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -39,37 +40,50 @@ def check_target(path: Path, overwrite: bool) -> None:
         )
 
 
-def put_in_place(path: Path, blob: bytes, overwrite: bool) -> None:
-    """Writes a file whole, or leaves everything as it was.
+def put_in_place(
+    path: Path, blob: bytes, overwrite: bool, beside: Mapping[Path, bytes] | None = None
+) -> None:
+    """Writes a file whole, and what belongs to it, or leaves everything as it was.
 
     Args:
         path: Where the file is to be.
         blob: What is to be in it.
         overwrite: Whether one that is there may be replaced.
+        beside: Files that come and go with it, in its folder, which are replaced.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If one cannot be written.
         FileExistsError: If there is a file by now and `overwrite` is False.
     """
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    # The file last: where it is, all that belongs to it is.
+    contents = {**(beside or {}), path: blob}
+    mark = uuid.uuid4().hex
+    written = {place: place.parent / f".{place.name}.{mark}.tmp" for place in contents}
     try:
-        try:
-            with open(beside, "xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as err:
-            raise OSError(
-                f"`path` must be possible to write. Received: {str(path)!r}, "
-                f"{len(blob):,} bytes ({err.strerror}). Make room, or choose another "
-                "folder."
-            ) from err
+        for place, temporary in written.items():
+            _write(place, temporary, contents[place])
         # It may have come into being since the start.
         _check_free(path, overwrite)
-        os.replace(beside, path)
+        for place, temporary in written.items():
+            os.replace(temporary, place)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
+        for temporary in written.values():
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def _write(place: Path, temporary: Path, content: bytes) -> None:
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        raise OSError(
+            f"`path` must be possible to write. Received: {str(place)!r}, "
+            f"{len(content):,} bytes ({err.strerror}). Make room, or choose another "
+            "folder."
+        ) from err
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -40,6 +40,37 @@ def problems(
     return [text for output in outputs if (text := _problem(output, recipe, trained))]
 
 
+def rule(recipe: Recipe, trained: bool = False) -> str:
+    """Says in words what `problems` holds a file to, for its model card.
+
+    Args:
+        recipe: How the file is quantized.
+        trained: Whether the model is quantization-aware.
+
+    Returns:
+        A sentence.
+
+    Example:
+        >>> from kdlite.compress.recipes import RECIPES
+        >>> rule(RECIPES["float32"])
+        'no NaN, and no value beyond 0.0001 of the largest from the model.'
+    """
+    if trained:
+        return (
+            f"no NaN, and {_WITHIN_ONE_STEP:.0%} of the values of each quantized "
+            "output within one step of the model's."
+        )
+    if recipe.least_snr_db is None:
+        return (
+            f"no NaN, and no value beyond {_FLOAT_SHARE:g} of the largest from the "
+            "model."
+        )
+    return (
+        "no NaN, and an error (root mean square) of at most two quantization steps, "
+        f"or {recipe.least_snr_db:.0f} dB below how much the output varies."
+    )
+
+
 def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
     name, floor = output.name, max(_FLOAT_SHARE * output.largest_value, _FLOAT_FLOOR)
     if output.nan_count:
