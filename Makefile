@@ -12,7 +12,7 @@ ARGS ?= --out out
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dataset test android lint format
+.PHONY: help demo dataset test android docs lint format
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,10 @@ test: $(STAMP) ## run all tests (ARGS="tests/test_datasets.py -x")
 
 android: $(STAMP) dataset ## prove the Android app: build, tests, screens (see android_demo/README.md)
 	KDLITE_ANDROID_REQUIRED=1 $(BIN)/pytest -m slow -s tests/test_android.py
+
+docs: $(STAMP) ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .
