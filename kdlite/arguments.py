@@ -1,4 +1,7 @@
-"""What `kdlite COMMAND` takes: the arguments of each command, and how they are read."""
+"""What `kdlite COMMAND` takes: the arguments of each command, and how they are read.
+
+Nothing of kdlite is imported here: a shell asks for completions at each tab.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SHELLS = ("bash", "zsh", "fish")
+
+
+_ROOT_EPILOG = """\
+examples:
+  kdlite demo --quick --out out
+  kdlite distill teacher.keras --data train.npz --test-data test.npz -o out
+  kdlite inspect out/student_int8.tflite
+  kdlite COMMAND --help
+
+Exit codes: 0 done, 1 a gate or check failed, 2 wrong use, 130 stopped by Ctrl-C.
+Completion by tab: kdlite completion --help."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of `kdlite COMMAND ...`; `args.command` is the command."""
     root = argparse.ArgumentParser(
         prog="kdlite",
         description="Distil a Keras teacher into a small student and a proven .tflite.",
-        epilog="Exit codes: 0 done, 1 a gate or check failed, 2 wrong use.",
+        epilog=_ROOT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="print versions")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, words: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, words: str, *examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=words,
             description=words,
-            epilog=f"example:\n  {example}",
+            epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -42,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         "Distil Fashion-MNIST to an int8 .tflite, with a report.",
         "kdlite demo --quick --out out",
+        "kdlite demo --seeds 3 --out out --json > figures.json",
+        "kdlite demo --train-teacher --out out --overwrite",
     )
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write")
     demo.add_argument(
@@ -62,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
         "Distil your own teacher to an int8 .tflite, with a report.",
         "kdlite distill teacher.keras --student student.keras --data train.npz "
         "--test-data test.npz -o out",
+        "kdlite distill teacher.keras --max-bytes 500KB --data images --labels "
+        "labels.txt -o out",
+        "kdlite distill teacher.keras --ratio 20 --epochs 60 --temperature 2 --data "
+        "train.npz --validation-data held_back.npz -o out --overwrite",
     )
     distill.add_argument("teacher", type=Path, help="the trained model, a .keras file")
     size = distill.add_mutually_exclusive_group()
@@ -117,6 +140,10 @@ def parser() -> argparse.ArgumentParser:
         "label",
         "Store a teacher's outputs on a data set.",
         "kdlite label teacher.keras --data train.npz -o labels",
+        "kdlite label teacher.keras --data train.npz -o labels --top-k 10 --dtype "
+        "float16",
+        "kdlite label teacher.keras --data train.npz -o labels --shard 1/4",
+        "kdlite label --merge -o labels",
     )
     label.add_argument(
         "teacher", type=Path, nargs="?", help="the trained model, a .keras file"
@@ -147,8 +174,13 @@ def parser() -> argparse.ArgumentParser:
     export = command(
         "export",
         "Convert a Keras model to a .tflite that was checked against it.",
+        "kdlite export student.keras -o student.tflite",
         "kdlite export student.keras -o student.tflite --quantization int8 "
         "--calibration-data calib.npz --labels labels.txt",
+        "kdlite export student.keras -o student.tflite --quantization int8 "
+        "--calibration-data images --io uint8 --verify-data test.npz --overwrite",
+        "kdlite export student.keras -o student.tflite --quantization int8 "
+        "--calibration-data calib.npz --override 'head/*=float32'",
     )
     export.add_argument("model", type=Path, help="a .keras file")
     export.add_argument(
@@ -221,7 +253,9 @@ def parser() -> argparse.ArgumentParser:
     inspect = command(
         "inspect",
         "Show what is inside a .tflite.",
-        "kdlite inspect student.tflite --json",
+        "kdlite inspect student.tflite",
+        "kdlite inspect student.tflite --html student.html",
+        "kdlite inspect student.tflite --json > student.json",
     )
     inspect.add_argument("file", type=Path, help="any .tflite")
     inspect.add_argument("--html", type=Path, help="also write a page with the graph")
@@ -231,6 +265,8 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "Check a .tflite against its Keras model.",
         "kdlite verify student.tflite student.keras --data test.npz",
+        "kdlite verify student.tflite student.keras --data images --top1-agreement "
+        "0.995",
     )
     verify.add_argument("file", type=Path, help="the .tflite")
     verify.add_argument("model", type=Path, help="the .keras file it came from")
@@ -246,6 +282,8 @@ def parser() -> argparse.ArgumentParser:
         "doctor",
         "Look for every known failure before training: no finding, exit code 0.",
         "kdlite doctor teacher.keras --student student.keras --data train.npz",
+        "kdlite doctor teacher.keras --student student.keras --data train.npz --allow "
+        "student-larger --samples 1024",
     )
     doctor.add_argument("teacher", type=Path, help="the trained model, a .keras file")
     doctor.add_argument(
@@ -278,7 +316,8 @@ def parser() -> argparse.ArgumentParser:
     benchmark = command(
         "benchmark",
         "Time .tflite files in LiteRT on this computer, interleaved.",
-        "kdlite benchmark teacher.tflite student.tflite --threads 1",
+        "kdlite benchmark teacher.tflite student.tflite",
+        "kdlite benchmark teacher.tflite student.tflite --threads 4 --runs 1000",
     )
     benchmark.add_argument("files", type=Path, nargs="+", help=".tflite files")
     benchmark.add_argument("--threads", type=int, default=1, help="(%(default)s)")
@@ -291,6 +330,7 @@ def parser() -> argparse.ArgumentParser:
         "android",
         "Put a .tflite into the Android app, and build it.",
         "kdlite android out/student_int8.tflite --build-apk demo.apk",
+        "kdlite android out/student_int8.tflite --app android_demo --images photos",
     )
     android.add_argument("model", type=Path, help="a .tflite that kdlite exported")
     android.add_argument(
@@ -302,7 +342,32 @@ def parser() -> argparse.ArgumentParser:
     android.add_argument("--images", type=Path, help="folder of images to try it on")
     android.add_argument("--build-apk", type=Path, help="APK to build")
     overwritable(android)
+
+    completion = command(
+        "completion",
+        "Print what a shell needs to complete kdlite's commands by tab.",
+        'eval "$(kdlite completion bash)"    # in ~/.bashrc',
+        'eval "$(kdlite completion zsh)"     # in ~/.zshrc, after compinit',
+        "kdlite completion fish | source     # in ~/.config/fish/config.fish",
+    )
+    completion.add_argument("shell", choices=SHELLS, help="which one")
+    for sub in commands.choices.values():
+        for action in sub._actions:
+            if action.type is Path:
+                _complete_files(action)
     return root
+
+
+def _complete_files(action: argparse.Action) -> None:
+    """Has shells offer, beside folders, the files that an argument's help names."""
+    suffixes = re.findall(r"\.(keras|tflite|npz)\b", action.help or "")
+
+    def complete(prefix: str, **_: Any) -> list[str]:
+        from argcomplete.completers import FilesCompleter  # loaded at a tab alone
+
+        return FilesCompleter(suffixes)(prefix)
+
+    action.completer = complete  # type: ignore[attr-defined]
 
 
 def _shard(text: str) -> tuple[int, int]:

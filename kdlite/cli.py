@@ -1,7 +1,7 @@
 """The command line: `kdlite COMMAND`, each a thin dress over one public function.
 
 Results go to stdout (`--json` for machines), everything else to stderr. Exit codes:
-0 done, 1 a gate or a check failed, 2 wrong use.
+0 done, 1 a gate or a check failed, 2 wrong use, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kdlite.arguments import parser
+from kdlite.interrupts import lasting_interrupts
+from kdlite.terminal import Uncoloured, coloured, has_colours, with_verdicts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments, `sys.argv[1:]` by default.
 
     Returns:
-        The exit code: 0 done, 1 a gate or check failed, 2 wrong use.
+        The exit code: 0 done, 1 a gate or check failed, 2 wrong use, 130 stopped.
     """
-    args = parser().parse_args(argv)
+    root = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, at a tab
+        import argcomplete
+
+        argcomplete.autocomplete(root)
+    args = root.parse_args(argv)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if args.verbose else logging.WARNING,
@@ -45,28 +53,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.verbose:
         # It warns of retracing where several models take turns.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    name = f"kdlite {args.command}:"
     try:
-        _load_tensorflow()
+        if args.command not in _WITHOUT_TENSORFLOW:
+            _load_tensorflow()
         # Keras's progress bars go to stdout: there only the result belongs.
-        with contextlib.redirect_stdout(sys.stderr):
+        with lasting_interrupts(), contextlib.redirect_stdout(_stderr()):
             result = _RUN[args.command](args)
     except KeyboardInterrupt:
-        print(
-            "kdlite: stopped. Nothing half-done was left in place; the same command "
-            "goes on where it was.",
-            file=sys.stderr,
-        )
+        name = coloured(name, "yellow", sys.stderr)
+        print(f"\n{name} stopped. {_after_a_stop(args)}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError) as err:
         if args.verbose > 1:
             raise
-        print(f"kdlite {args.command}: {_in_its_words(err)}", file=sys.stderr)
+        name = coloured(name, "red", sys.stderr)
+        print(f"{name} {_in_its_words(err)}", file=sys.stderr)
         return 1 if _is_failed_check(err) else 2
-    if args.json:
-        print(json.dumps(result.to_dict(), indent=2))
-    else:
-        print(result)
+    _print(
+        json.dumps(result.to_dict(), indent=2)
+        if args.json
+        else with_verdicts(str(result), sys.stdout)
+    )
     return 0 if getattr(result, "passed", True) else 1
+
+
+def _stderr() -> Any:
+    return sys.stderr if has_colours(sys.stderr) else Uncoloured(sys.stderr)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _after_a_stop(args: argparse.Namespace) -> str:
+    """What is there after Ctrl-C, and what to do next."""
+    kept = []
+    if args.command in ("demo", "distill"):
+        kept = [Path(f"{args.out}.{part}") for part in ("partial", "teacher")]
+    elif args.command == "label":
+        kept = [args.out]
+    for path in kept:
+        if path.exists():
+            again = "the same command again"
+            if args.command == "label" and args.overwrite:  # which begins anew
+                again += " without --overwrite"
+            return f"What is done is kept in {path}: give {again}, and it goes on."
+    return "Nothing was left half-done: give the same command again to begin anew."
 
 
 def _load_tensorflow() -> None:
@@ -306,6 +342,26 @@ def _benchmark(args: argparse.Namespace) -> Any:
     )
 
 
+def _completion(args: argparse.Namespace) -> Any:
+    from argcomplete.shell_integration import shellcode
+
+    return _Completion(args.shell, shellcode(["kdlite"], shell=args.shell))
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """What a shell evaluates to complete kdlite's commands."""
+
+    shell: str
+    script: str
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return self.script
+
+
 def _load_model(path: Path) -> Any:
     import keras
 
@@ -370,4 +426,6 @@ _RUN: dict[str, Callable[[argparse.Namespace], Any]] = {
     "doctor": _doctor,
     "benchmark": _benchmark,
     "android": _android,
+    "completion": _completion,
 }
+_WITHOUT_TENSORFLOW = ("completion",)

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlite.progress import Progress
+
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -384,8 +386,13 @@ def _load_folder(
         shuffle=False,
         verbose=False,
     )
+    progress = Progress("reading", len(dataset.file_paths), "image")
+    batches, done = [], 0
     try:
-        batches = list(dataset.as_numpy_iterator())
+        for batch in dataset.as_numpy_iterator():
+            batches.append(batch)
+            done += len(batch[1])
+            progress.update(done)
     except tf.errors.InvalidArgumentError as err:  # it names no file
         raise ValueError(
             "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from kdlite.gates import Gates
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.runtime import TFLiteModel, measure_latency
 from kdlite.lite.tflite_file import inspect
+from kdlite.progress import verbosity
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +81,7 @@ class Stages:
         self.training = training
         self.augment = augment
         self.views = views
-        # A bar that moves fills a log file with its every step.
-        self.verbose = (
-            (1 if sys.stdout.isatty() else 2) if verbose == "auto" else verbose
-        )
+        self.verbose = verbosity(verbose)
         self.measured_on = "test" if "test" in data else "validation"
         self.soft: SoftLabels
 
@@ -414,7 +411,7 @@ def _create_variables(model: keras.Model, x: Array, y: Array) -> None:
 
 
 def _predict_file(path: Path, x: Array) -> Array:
-    return np.asarray(TFLiteModel(path).predict(x))
+    return np.asarray(TFLiteModel(path).predict(x, verbose="auto"))
 
 
 def _top1(scores: Array, y: Array) -> float:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
+from processes import run_light
 
 from kdlite import cli
 from kdlite.arguments import parser
@@ -10,9 +14,58 @@ def test_every_example_in_help_is_a_valid_call() -> None:
     root = parser()
     (choices,) = [a.choices for a in root._actions if a.dest == "command"]
     assert set(choices) == set(cli._RUN)
-    for command in choices.values():
-        example = command.epilog.split("\n")[1].split()
-        assert root.parse_args(example[1:]).command in cli._RUN
+    examples = []
+    for name, command in choices.items():
+        lines = command.epilog.split("\n  ")
+        assert lines[0] == "examples:" and f"kdlite {name} " in command.epilog
+        examples += lines[1:]
+    examples += re.findall(r"^  (kdlite [a-z].*)$", root.epilog, flags=re.MULTILINE)
+    assert len(examples) > 20
+    for example in examples:
+        # As a shell reads it: the command, and not where its output goes.
+        (call,) = re.findall(r"kdlite [^>|)#]*", example)
+        assert root.parse_args(shlex.split(call)[1:]).command in cli._RUN
+
+
+@pytest.fixture
+def complete(tmp_path):
+    """What a shell is told at a tab, by a process that can load nothing heavy."""
+    for name in ("teacher.keras", "teacher.tflite", "train.npz", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "images").mkdir()
+
+    def complete(line: str) -> list[str]:
+        found = tmp_path / "found"
+        shell = {
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_IFS": "\n",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "COMP_TYPE": "9",
+        }
+        done = run_light(tmp_path, **shell)
+        assert (done.returncode, done.stderr) == (0, "")
+        words = found.read_text().split("\n")
+        return [word.rstrip() for word in words if word[:1] != "-"]
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("kdlite ex", ["export"]),
+        ("kdlite label t", ["teacher.keras"]),
+        ("kdlite label x.keras --data ", ["images/", "train.npz"]),
+        ("kdlite verify ", ["images/", "teacher.tflite"]),
+        ("kdlite export x.keras --io ", ["float32", "int8", "uint8", "int16"]),
+        ("kdlite completion ", ["bash", "zsh", "fish"]),
+        ("kdlite benchmark --nonsense", []),
+    ],
+)
+def test_a_shell_is_offered_what_fits(complete, line, words) -> None:
+    assert [word for word in complete(line) if word] == words
 
 
 @pytest.mark.parametrize(

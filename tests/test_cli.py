@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
-import time
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+from processes import ROOT, run_light
 
 from kdlite import cli
 from kdlite.compress.recipes import RECIPES
@@ -23,6 +27,8 @@ COMMANDS = [
     "verify",
     "doctor",
     "benchmark",
+    "android",
+    "completion",
 ]
 
 
@@ -65,15 +71,81 @@ def tflite(folder):
     return path
 
 
-def test_help_is_quick_and_shows_an_example_for_each_command() -> None:
-    started = time.monotonic()
-    result = kdlite("--help")
-    # Without TensorFlow it takes a tenth of a second; loading that takes many.
-    assert time.monotonic() - started < 5
-    assert result.returncode == 0
-    for command in COMMANDS:
-        assert command in result.stdout
-    assert "Exit codes" in result.stdout
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], [*COMMANDS, "examples:\n  kdlite demo", "Exit codes"]),
+        (["export", "--help"], ["--calibration-data", "examples:\n  kdlite export"]),
+        (["--version"], ["kdlite 0.", "tensorflow 2.", "python 3."]),
+        (["completion", "bash"], ["complete -o nospace", "kdlite"]),
+    ],
+)
+def test_what_needs_no_tensorflow_loads_none(arguments, words, tmp_path) -> None:
+    done = run_light(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in words:
+        assert word in done.stdout
+
+
+def test_version_says_all_that_matters() -> None:
+    told = dict(line.split() for line in kdlite("--version").stdout.splitlines())
+    for name in ("kdlite", "keras", "tensorflow", "ai-edge-litert", "numpy"):
+        assert told[name] == importlib.metadata.version(name)
+    assert told["python"] == platform.python_version()
+
+
+@pytest.mark.parametrize(
+    ("shell", "ask", "words"),
+    [
+        (
+            "bash",
+            'eval "$(kdlite completion bash)"; COMP_LINE="kdlite ins" COMP_POINT=10; '
+            "COMP_TYPE=9; COMP_WORDS=(kdlite ins); COMP_CWORD=1; "
+            '_python_argcomplete kdlite ins kdlite; echo "${COMPREPLY[@]}"',
+            ["inspect"],
+        ),
+        (
+            "zsh",
+            "autoload -U compinit && compinit -D; "
+            'eval "$(kdlite completion zsh)"; echo ${_comps[kdlite]}',
+            ["_python_argcomplete"],
+        ),
+        (
+            "fish",
+            "kdlite completion fish | source; complete -C 'kdlite ins'",
+            ["inspect"],
+        ),
+    ],
+)
+def test_completion_in_shells(shell, ask, words, tmp_path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell} on this machine")
+    command = tmp_path / "kdlite"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kdlite "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [program, "-c", ask],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stdout.splitlines()  # fish adds the words of the help
+    assert [line.split("\t")[0].strip() for line in lines] == words, done
+
+
+def test_who_reads_may_stop_reading(tflite) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kdlite", "inspect", str(tflite), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()  # as `head` does
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -82,16 +154,8 @@ def test_help_of_each_command(command, capsys) -> None:
         cli.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert f"kdlite {command}" in text.split("example:")[1]
+    assert f"kdlite {command} " in text.split("examples:\n")[1]
     assert "--json" in text
-
-
-def test_version_names_what_matters(capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--version"])
-    assert stop.value.code == 0
-    words = capsys.readouterr().out.split()
-    assert {"kdlite", "tensorflow", "keras", "ai-edge-litert", "python"} <= {*words}
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["inspect"], ["demo", "--x"]])
@@ -294,13 +358,30 @@ def test_a_process_of_its_own_says_nothing_but_the_result(folder, tflite) -> Non
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_interrupt_says_what_to_do_next(monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "kept", "text"),
+    [
+        ("inspect any.tflite", "", "Nothing was left half-done: give the same command"),
+        ("distill t --data d -o out", "", "Nothing was left half-done"),
+        ("distill t --data d -o out", "out.partial", "kept in out.partial: give the s"),
+        ("demo --out out", "out.teacher", "kept in out.teacher: give the same"),
+        ("label t --data d -o out", "out", "in out: give the same command again, and"),
+        ("label --merge -o out --overwrite", "out", "again without --overwrite, and"),
+    ],
+)
+def test_interrupt_says_what_to_do_next(
+    arguments, kept, text, monkeypatch, capsys, tmp_path
+) -> None:
     def stop(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._RUN, "inspect", stop)
-    assert cli.main(["inspect", "any.tflite"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    if kept:
+        (tmp_path / kept).mkdir()
+    command, *rest = arguments.split()
+    monkeypatch.setitem(cli._RUN, command, stop)
+    assert cli.main([command, *rest]) == 130
+    assert text in capsys.readouterr().err
 
 
 def test_every_recipe_can_be_asked_for(capsys) -> None:

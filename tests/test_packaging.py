@@ -74,7 +74,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 # --- imports go one way
 
 # Room -> the rooms that it may import from.
-_BELOW_LITE = {"compress", "datasets", "fingerprint"}
+_BELOW_LITE = {"compress", "datasets", "fingerprint", "progress"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
     *("doctor", "symptoms", "gates", "report", "android", "sizing", "teachers"),
@@ -83,9 +83,12 @@ _BELOW_PIPELINE = {
 _BELOW_CLI = {"pipeline", "demo", "stages", *_BELOW_PIPELINE}
 MAY_IMPORT = {
     "fingerprint": set(),
-    "datasets": set(),
+    "progress": set(),
+    "interrupts": set(),
+    "terminal": set(),
+    "datasets": {"progress"},
     "gates": set(),
-    "distill": {"fingerprint"},
+    "distill": {"fingerprint", "progress"},
     "compress": {"fingerprint"},
     "lite": _BELOW_LITE,
     # Where the two meet that do not know each other: a .tflite as a teacher.
@@ -99,7 +102,7 @@ MAY_IMPORT = {
     "pipeline": {"stages", *_BELOW_PIPELINE},
     "demo": _BELOW_CLI,
     "arguments": set(),
-    "cli": {"arguments", *_BELOW_CLI},
+    "cli": {"arguments", "interrupts", "terminal", *_BELOW_CLI},
     "__main__": {"cli"},
     # The public names: those that type checkers see, and nothing loaded at import.
     "__init__": {*_BELOW_CLI},

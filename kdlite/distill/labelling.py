@@ -22,6 +22,7 @@ from kdlite.distill.samples import (
 )
 from kdlite.distill.taps import LogitsModel
 from kdlite.distill.views import Views
+from kdlite.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def label(
     samples: Samples,
     looks: Views,
     batch_size: int,
-    show: bool,
+    verbose: str | int,
 ) -> None:
     """Labels the samples that are not in the store yet."""
     manifest = writer.manifest
@@ -90,20 +91,18 @@ def label(
         .map(filled)
         .prefetch(2)
     )
-    bar = None
-    if show:
-        target = None
-        if samples.count is not None:
-            target = len(range(shard[0] - 1, samples.count, shard[1])) * views
-        bar = keras.utils.Progbar(target, verbose=1, unit_name="label")
+    total = None
+    if samples.count is not None:
+        total = len(range(shard[0] - 1, samples.count, shard[1])) * views
+    before = manifest.samples * views
+    progress = Progress("labelling", total, "label", verbose, before)
     with witness.errors():
         for x, count in batches:
             rows = _checked_logits(run(x).numpy()[: int(count)], logits)
             rows = rows.reshape(-1, views, *rows.shape[1:])
             done = writer.manifest.samples
             writer.append(rows, witness.take(done, len(rows)))
-            if bar is not None:
-                bar.update((done + len(rows)) * views)
+            progress.update((done + len(rows)) * views)
     if witness.count < manifest.samples:
         raise ValueError(
             f"The data set must be the one that labelling was begun with. Received: "
@@ -111,8 +110,7 @@ def label(
             f"the same data, another path, or overwrite=True."
         )
     writer.commit(witness.dataset_samples)
-    if bar is not None and bar.target is None:
-        bar.update(writer.manifest.samples * views, finalize=True)
+    progress.close()
 
 
 def _checked_logits(rows: Array, teacher: LogitsModel) -> Array:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.training_batches import training_batches
 from kdlite.distill.views import Views
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
+from kdlite.progress import verbosity
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class SoftLabels:
             overwrite: Throw away whatever labels are at `path` and start anew.
             seed: From it, the sample's place and the view's number each view's own
                 seed is drawn.
-            verbose: 1 shows a progress bar, 0 none, `"auto"` one on a terminal.
+            verbose: 1 shows a progress bar, 2 logs a line each half minute, 0 neither;
+                `"auto"` is a bar on a terminal, else lines.
             dtype: `"float32"`, or `"float16"` for half the size: see `LabelForm` for
                 what it changes.
             top_k: Store only so many of each sample's largest logits, and the mass of
@@ -178,7 +179,7 @@ class SoftLabels:
         views = _checked_int("views", views, least=1)
         batch_size = _checked_int("batch_size", batch_size, least=1)
         seed = _checked_int("seed", seed, least=0)
-        show = _checked_verbose(verbose)
+        verbose = verbosity(verbose)
         _check_callable(augment)
         if top_k is not None:
             top_k = _checked_int("top_k", top_k, least=1)
@@ -214,7 +215,7 @@ class SoftLabels:
             shard=None if shard is None else list(shard),
         )
         with LabelWriter(path, origin, overwrite) as writer:
-            label(writer, logits, samples, looks, batch_size, show)
+            label(writer, logits, samples, looks, batch_size, verbose)
         return cls.load(path)
 
     @classmethod
@@ -484,15 +485,6 @@ def _checked_shard(shard: Any) -> tuple[int, int]:
             f"Fix: (1, n) for the first of n, (n, n) for the last."
         )
     return index, count
-
-
-def _checked_verbose(verbose: str | int) -> bool:
-    if verbose not in ("auto", 0, 1, 2):
-        raise ValueError(
-            f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}. Fix: "
-            f"1 for a progress bar, 0 for none."
-        )
-    return sys.stdout.isatty() if verbose == "auto" else verbose == 1
 
 
 def _check_callable(augment: Any) -> None:

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import keras
 
 from kdlite.distill.losses.classes import SoftTargets
 from kdlite.distill.schedules import checked_number
+from kdlite.progress import Progress, verbosity
 
 logger = logging.getLogger(__name__)
 
@@ -281,14 +281,9 @@ class TrialReport:
     def __init__(self, count: int, objective: str, verbose: str | int) -> None:
         self._metric = objective.removeprefix("val_")
         self._count, self._done = count, 0
-        show = sys.stdout.isatty() if verbose == "auto" else bool(verbose)
-        self._bar = (
-            keras.utils.Progbar(
-                count, stateful_metrics=[self._metric], unit_name="trial"
-            )
-            if show
-            else None
-        )
+        # Each trial is a line in the log: beside them only the bar is told.
+        bar = 1 if verbosity(verbose) == 1 else 0
+        self._progress = Progress("tuning", count, "trial", bar)
 
     def add(self, trial: Trial) -> None:
         """Tells of a trial.
@@ -303,10 +298,8 @@ class TrialReport:
             *(self._done, self._count, trial.loss_name, trial.temperature),
             *(trial.soft_loss_weight, self._metric, value),
         )
-        if self._bar is not None:
-            self._bar.update(min(self._done, self._count), [(self._metric, value)])
+        self._progress.update(min(self._done, self._count), **{self._metric: value})
 
     def close(self) -> None:
         """Ends the bar, where fewer were tried than there might have been."""
-        if self._bar is not None and self._done < self._count:
-            self._bar.update(self._done, finalize=True)
+        self._progress.close()

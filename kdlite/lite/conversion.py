@@ -83,9 +83,10 @@ class Conversion:
         self._folder = Path(self._temporary.name)
         self._floats = b""
         self._runs = 0
-        # It loads TensorFlow while the model is saved.
-        self._waiting: Converter | None = self._converter()
+        self._waiting: Converter | None = None
         try:
+            # It loads TensorFlow while the model is saved.
+            self._waiting = self._converter()
             self._save()
         except BaseException:
             self.__exit__()

@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect_bytes
+from kdlite.progress import Progress
 
 Array = np.ndarray[Any, Any]
 File = str | os.PathLike[str] | bytes
@@ -100,11 +101,13 @@ class TFLiteModel:
         """The outputs, likewise."""
         return self.content.outputs
 
-    def predict(self, x: Any) -> Array | dict[str, Array]:
+    def predict(self, x: Any, verbose: str | int = 0) -> Array | dict[str, Array]:
         """Runs samples through the file, one batch of the file's size after another.
 
         Args:
             x: `(samples, ...)`, or such by input name.
+            verbose: 1 shows a progress bar, 2 logs a line each half minute, 0 neither;
+                `"auto"` is a bar on a terminal, else lines.
 
         Returns:
             The output as float32 `(samples, ...)` (integers that stand for no quantity
@@ -119,7 +122,9 @@ class TFLiteModel:
         }
         outputs = {
             tensor.name: dequantize(array, tensor)
-            for tensor, array in zip(self.outputs, self._run(quantized), strict=True)
+            for tensor, array in zip(
+                self.outputs, self._run(quantized, verbose), strict=True
+            )
         }
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
@@ -253,12 +258,15 @@ class TFLiteModel:
             "kdlite.inspect(file).custom_ops."
         )
 
-    def _run(self, arrays: Mapping[str, Array]) -> list[Array]:
+    def _run(self, arrays: Mapping[str, Array], verbose: str | int = 0) -> list[Array]:
         count = len(next(iter(arrays.values())))
         parts: list[list[Array]] = [[] for _ in self.outputs]
-        for _ in self._runs(arrays):
+        progress = Progress(f"running {self._name}", count, "sample", verbose)
+        for done, _ in enumerate(self._runs(arrays), 1):
+            progress.update(min(count, done * self._batch))
             for part, tensor in zip(parts, self.outputs, strict=True):
                 part.append(self._interpreter.get_tensor(tensor.index))
+        progress.close()
         return [
             self._by_sample(part, tensor)[:count]
             for part, tensor in zip(parts, self.outputs, strict=True)
@@ -411,9 +419,12 @@ def times_ms(
         model._prepare_timing(seed=0)
         for _ in model._turn(warmup):
             pass
+    progress = Progress("timing", runs, "run")
     for start in range(0, runs, _TURN):
         for model, taken in zip(models, turns, strict=True):
             taken.append(list(model._turn(min(_TURN, runs - start))))
+        progress.update(min(runs, start + _TURN))
+    progress.close()
     return turns
 
 

@@ -417,7 +417,8 @@ def verify(
         run: TFLiteModel, most: int, targets: Mapping[str, Array]
     ) -> tuple[OutputReport, ...]:
         told = run.predict(
-            {inputs[name]: array[:most] for name, array in samples.items()}
+            {inputs[name]: array[:most] for name, array in samples.items()},
+            verbose="auto",
         )
         by_file = told if isinstance(told, Mapping) else {run.outputs[0].name: told}
         return tuple(

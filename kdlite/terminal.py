@@ -1,0 +1,79 @@
+"""Colours where a person looks on: on a terminal, unless NO_COLOR is set."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, TextIO
+
+_COLOURS = {"red": 31, "green": 32, "yellow": 33}
+_ANY_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+# What results say of themselves: the verdict of a gate, the weight of a finding.
+_VERDICTS = (
+    ("red", re.compile(r"(?m)\bMISSED$|^error(?= [\w-]+: )")),
+    ("green", re.compile(r"(?m)(?<=, )kept$|^no findings\b")),
+    ("yellow", re.compile(r"(?m)^warning(?= [\w-]+: )")),
+)
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Returns whether colours may be written to a stream.
+
+    As no-color.org and force-color.org have it: never with NO_COLOR, always with
+    FORCE_COLOR, else on a terminal that is not dumb.
+
+    Args:
+        stream: Where to.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Returns a text in a colour, where the stream has any.
+
+    Args:
+        text: What is to stand out.
+        colour: `"red"`, `"green"` or `"yellow"`.
+        stream: Where it will be written.
+    """
+    if not has_colours(stream):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def with_verdicts(text: str, stream: TextIO) -> str:
+    """Returns a result's text, what it says of itself in colours.
+
+    Args:
+        text: The result as it prints.
+        stream: Where it will be written.
+    """
+    for colour, verdict in _VERDICTS:
+        text = verdict.sub(coloured(r"\g<0>", colour, stream), text)
+    return text
+
+
+class Uncoloured:
+    """A stream without the colours that others write, such as Keras's progress bar.
+
+    Args:
+        stream: Where the rest goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text, and leaves out its colours.
+
+        Args:
+            text: The text.
+        """
+        return self._stream.write(_ANY_COLOUR.sub("", text))
