@@ -5,10 +5,12 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -20,6 +22,7 @@ from kdlite.compress.qat import quantize_aware
 from kdlite.compress.recipes import RECIPES
 from kdlite.lite import _converter, convert
 from kdlite.lite.convert import ConversionError, ExportResult, export
+from kdlite.lite.fork_server import ForkServers
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.tflite_file import inspect
@@ -380,6 +383,48 @@ def test_a_crash_of_the_converter_is_an_exception(tmp_path, monkeypatch) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_converted_before_changes_no_byte(tmp_path, monkeypatch) -> None:
+    kept = tmp_path / "kept"
+    run = _converter.Converter.run
+
+    def keeping(self, folder, *args):
+        shutil.copytree(folder.parent, kept)
+        options = json.loads((folder / "options.json").read_text())
+        for name in ("saved_model", "calibration"):
+            options[name] = str(kept / Path(options[name]).name)
+        (kept / "options.json").write_text(json.dumps(options))
+        made.append(run(self, folder, *args))
+        return made[0]
+
+    made: list[bytes] = []
+    data = np.random.default_rng(0).normal(size=(128, 4, 3))
+    model = keras.Sequential(
+        [keras.Input((4, 3), name="x"), layers.Conv1D(4, 2), layers.Flatten()]
+    )
+    first = export(model, tmp_path / "1.tflite", "int8", calibration_data=data)
+    # A crash, an error, and another model between.
+    looped = keras.Sequential([keras.Input((4, 3), name="x"), layers.LSTM(4)])
+    with monkeypatch.context() as patch, pytest.raises(ConversionError):
+        patch.setattr(convert, "check_layers", lambda *args: None)
+        export(looped, tmp_path / "l.tflite", "int8", calibration_data=data)
+    export(small_model(), tmp_path / "2.tflite")
+    with monkeypatch.context() as patch:
+        patch.setattr(_converter.Converter, "run", keeping)
+        export(model, tmp_path / "3.tflite", "int8", calibration_data=data)
+    assert (tmp_path / "3.tflite").read_bytes() == first.path.read_bytes()
+    # As a process does it that has converted nothing, and is nobody's copy.
+    script = (
+        "import sys, pathlib; from kdlite.lite._converter import convert; "
+        "convert(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, kept],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (kept / "model.tflite").read_bytes() == made[0]
+
+
 def test_select_tf_ops_are_refused_by_name(tmp_path) -> None:
     inputs = keras.Input((4,), name="x")
     outputs = keras.ops.argmax(inputs, axis=-1)
@@ -391,16 +436,28 @@ def test_select_tf_ops_are_refused_by_name(tmp_path) -> None:
 
 @pytest.fixture
 def small() -> keras.Model:
+    return small_model()
+
+
+def small_model() -> keras.Model:
     return keras.Sequential(
         [keras.Input((2,), name="x"), layers.Dense(2, name="y")], name="small"
     )
 
 
-def acted_by(monkeypatch, tmp_path, code: str) -> None:
-    """Lets a script with this code act the converter."""
-    script = tmp_path / "acts.py"
-    script.write_text(textwrap.dedent(code))
-    monkeypatch.setattr(_converter, "_SCRIPT", script)
+@pytest.fixture
+def acted_by(monkeypatch, tmp_path) -> Iterator[Callable[[str], None]]:
+    """Lets this code act the converter."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_converter, "_JOB", "acts:acts")
+    monkeypatch.setattr(_converter, "_SERVERS", ForkServers(()))
+
+    def act(code: str) -> None:
+        code = "def acts(folder):\n" + textwrap.indent(textwrap.dedent(code), "    ")
+        (tmp_path / "acts.py").write_text(code)
+
+    yield act
+    _converter._SERVERS.close()
 
 
 @pytest.mark.parametrize(
@@ -419,8 +476,8 @@ def acted_by(monkeypatch, tmp_path, code: str) -> None:
         ("pass", r"must make a file.*Its last words: none"),
     ],
 )
-def test_however_the_converter_ends(small, tmp_path, monkeypatch, code, text) -> None:
-    acted_by(monkeypatch, tmp_path, code)
+def test_however_the_converter_ends(small, tmp_path, acted_by, code, text) -> None:
+    acted_by(code)
     out = tmp_path / "out"
     out.mkdir()
     (out / "old.tflite").write_text("old")
@@ -429,11 +486,9 @@ def test_however_the_converter_ends(small, tmp_path, monkeypatch, code, text) ->
     assert [p.read_text() for p in out.iterdir()] == ["old"]
 
 
-def test_a_converter_that_hangs_is_stopped(small, tmp_path, monkeypatch) -> None:
+def test_a_converter_that_hangs_is_stopped(small, tmp_path, acted_by) -> None:
     pid = tmp_path / "pid"
     acted_by(
-        monkeypatch,
-        tmp_path,
         f"""
         import os, pathlib, time
         pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))
@@ -447,17 +502,8 @@ def test_a_converter_that_hangs_is_stopped(small, tmp_path, monkeypatch) -> None
     assert not (tmp_path / "m.tflite").exists()
 
 
-def test_a_converter_whose_caller_is_gone_ends(tmp_path) -> None:
-    with _converter.Converter(tmp_path) as converter:
-        converter._process.stdin.close()
-        assert converter._process.wait(60) == 0
-    assert not (tmp_path / "model.tflite").exists()
-
-
-def test_what_the_converter_prints_is_logged(
-    small, tmp_path, monkeypatch, caplog
-) -> None:
-    acted_by(monkeypatch, tmp_path, "print('loading'); raise SystemExit(3)")
+def test_what_the_converter_prints_is_logged(small, tmp_path, acted_by, caplog) -> None:
+    acted_by("print('loading'); raise SystemExit(3)")
     with caplog.at_level("DEBUG", "kdlite"), pytest.raises(ConversionError):
         export(small, tmp_path / "m.tflite")
     assert "loading" in caplog.text

@@ -1,33 +1,24 @@
 """The converters, in a process of their own: they can crash, hang and eat memory.
 
-`Converter` starts this very file as a script, on a folder that is to have an
-`options.json`. The script leaves `model.tflite` there, or `error.txt` with what the
-converter raised. It imports nothing but TensorFlow, and ai-edge-quantizer where that is
-asked for, so that it starts quickly.
+`Converter` lets the copy of a process that has imported TensorFlow (`fork_server.py`)
+call `convert` on a folder. It needs nothing else of kdlite, so that it starts quickly.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from kdlite.lite.fork_server import ForkServers
+
 logger = logging.getLogger(__name__)
 
-_SCRIPT = Path(__file__)
-_LAST_LINES = 5
-_START = b"start\n"
-# How often time and memory are looked at.
-_LOOK_S = 0.2
+_JOB = "kdlite.lite._converter:convert"
+_SERVERS = ForkServers(("tensorflow", "kdlite.lite._converter"))
 
 
 class ConversionError(RuntimeError):
@@ -176,50 +167,26 @@ def _by_aeq(options: dict[str, Any], samples: list[Samples]) -> bytes:
 
 
 class Converter:
-    """The converter in a process of its own, which starts while its input is made.
+    """The converter in a process of its own.
 
-    TensorFlow takes seconds to be imported: as long as a model takes to be saved. To be
-    used in a `with` statement, at the end of which no process is left.
+    TensorFlow takes seconds to be imported: as long as a model takes to be saved. So a
+    process begins with it here, unless one is there from another conversion.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Starts the process, which waits until `run` is called.
-
-        Args:
-            folder: As `convert` takes it; filled until `run` is called.
-        """
-        self.folder = folder
-        # A file, unlike a pipe, is never full.
-        self._output = folder / "output.txt"
-        # -P: the modules beside the script must not be taken for others of their name.
-        command = [sys.executable, "-P", str(_SCRIPT), str(folder)]
-        environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "1",
-        }
-        with self._output.open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    def __enter__(self) -> Converter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._process:  # which closes and waits
-            self._process.kill()
+    def __init__(self) -> None:
+        _SERVERS.start()
 
     def run(
-        self, name: str, time_limit_s: float, memory_limit_bytes: float | None = None
+        self,
+        folder: Path,
+        name: str,
+        time_limit_s: float,
+        memory_limit_bytes: float | None = None,
     ) -> bytes:
-        """Converts what is in the folder.
+        """Converts what is in a folder.
 
         Args:
+            folder: As `convert` takes it.
             name: The model's name, for messages.
             time_limit_s: Seconds after which the process is stopped.
             memory_limit_bytes: Memory beyond which it is stopped; None for no limit.
@@ -233,46 +200,37 @@ class Converter:
         """
         received = f"Received: model={name!r}."
         limit = math.inf if memory_limit_bytes is None else memory_limit_bytes
-        end = time.monotonic() + time_limit_s
-        words: bytes | None = _START
-        try:
-            while self._process.returncode is None:
-                if time.monotonic() >= end:
-                    raise ConversionError(
-                        f"The converter must be done within {time_limit_s:g} s, and "
-                        f"was stopped. {received} Raise `time_limit_s`, or give less "
-                        "calibration data."
-                    )
-                if (memory := _memory_bytes(self._process.pid)) > limit:
-                    raise ConversionError(
-                        f"The converter must stay within {limit:,.0f} bytes of memory, "
-                        f"and was stopped at {memory:,}. {received} Raise "
-                        "`memory_limit_bytes`, or give less calibration data."
-                    )
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    left = max(0.0, end - time.monotonic())
-                    self._process.communicate(words, timeout=min(_LOOK_S, left))
-                words = None
-        finally:
-            printed = self._output.read_text(errors="replace")
-            logger.debug("the converter printed:\n%s", printed)
-        code = self._process.returncode
-        result, error = self.folder / "model.tflite", self.folder / "error.txt"
-        if code == 0 and result.is_file():
+        ended = _SERVERS.run(_JOB, folder, time_limit_s, limit)
+        logger.debug("the converter printed:\n%s", ended.printed)
+        if ended.stopped == "time":
+            raise ConversionError(
+                f"The converter must be done within {time_limit_s:g} s, and was "
+                f"stopped. {received} Raise `time_limit_s`, or give less calibration "
+                "data."
+            )
+        if ended.stopped == "memory":
+            raise ConversionError(
+                f"The converter must stay within {limit:,.0f} bytes of memory, and was "
+                f"stopped at {ended.memory_bytes:,}. {received} Raise "
+                "`memory_limit_bytes`, or give less calibration data."
+            )
+        result = folder / "model.tflite"
+        if ended.returncode == 0 and result.is_file():
             return result.read_bytes()
-        reason = error.read_text(errors="replace") if error.is_file() else ""
-        if foreign := _foreign_ops(reason):
+        if foreign := _foreign_ops(ended.error):
             raise ConversionError(
                 "Every operation must be a built-in one of TFLite, as apps without "
                 f"Select TF ops can run no other. {received} Not built in: "
                 f"{', '.join(foreign)}. Replace the layers that use them, compute them "
                 "outside the model, or pass allow_select_tf_ops=True."
             )
-        last = "\n".join((reason or printed).strip().splitlines()[-_LAST_LINES:])
+        how = (
+            "must make a file, and raised an error" if ended.returncode >= 0 else ended
+        )
         raise ConversionError(
-            f"The converter {_how_it_ended(code)}. {received} Its last words: "
-            f"{last or 'none'}\nTry quantization='float32', and fewer layers, to find "
-            "the one that it cannot take."
+            f"The converter {how}. {received} Its last words: {ended.last_words}\nTry "
+            "quantization='float32', and fewer layers, to find the one that it cannot "
+            "take."
         )
 
 
@@ -280,37 +238,3 @@ def _foreign_ops(reason: str) -> list[str]:
     found = re.search(r"(?:Flex|Custom) ops: ([\w, .]+)", reason)
     names = found[1].split(",") if found else re.findall(r"'tf\.(\w+)' op is", reason)
     return sorted({name.strip().removeprefix("Flex") for name in names})
-
-
-def _memory_bytes(pid: int) -> int:
-    """Returns the memory of a process, 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return 1024 * int(found[1]) if found else 0
-    return 0
-
-
-def _how_it_ended(returncode: int) -> str:
-    if returncode >= 0:
-        return "must make a file, and raised an error"
-    if -returncode == signal.SIGKILL:
-        return "was killed, most likely because memory ran out"
-    with contextlib.suppress(ValueError):
-        return f"crashed ({signal.Signals(-returncode).name})"
-    return f"crashed (signal {-returncode})"
-
-
-if __name__ == "__main__":
-    # Where memory runs out, the kernel ends this process and not the one that waits.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    where = Path(sys.argv[1])
-    import tensorflow  # noqa: F401 (done while the folder is being filled)
-
-    if sys.stdin.buffer.readline() != _START:
-        sys.exit()  # whoever started this is gone
-    try:
-        convert(where)
-    except Exception as err:
-        (where / "error.txt").write_text(f"{type(err).__name__}: {err}")
-        raise

@@ -83,10 +83,9 @@ class Conversion:
         self._folder = Path(self._temporary.name)
         self._floats = b""
         self._runs = 0
-        self._waiting: Converter | None = None
         try:
             # It loads TensorFlow while the model is saved.
-            self._waiting = self._converter()
+            self._converter = Converter()
             self._save()
         except BaseException:
             self.__exit__()
@@ -94,8 +93,6 @@ class Conversion:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._waiting is not None:
-            self._waiting.__exit__()
         self._temporary.cleanup()
 
     def run(self, kept: Mapping[str, str]) -> bytes:
@@ -137,7 +134,6 @@ class Conversion:
         return self._floats
 
     def _run(self, settings: Settings, keep: Mapping[str, str]) -> bytes:
-        converter, self._waiting = self._waiting or self._converter(), None
         recipe, calibrated = settings.recipe, self._samples is not None
         options = {
             "saved_model": str(self._folder / "saved_model"),
@@ -155,17 +151,16 @@ class Conversion:
             "per_channel_dense": settings.per_channel_dense,
             "keep": dict(keep),
         }
-        with converter:
-            (converter.folder / "options.json").write_text(json.dumps(options))
-            return converter.run(
-                self._serving.name, settings.time_limit_s, settings.memory_limit_bytes
-            )
-
-    def _converter(self) -> Converter:
         self._runs += 1
         folder = self._folder / str(self._runs)
         folder.mkdir()
-        return Converter(folder)
+        (folder / "options.json").write_text(json.dumps(options))
+        return self._converter.run(
+            folder,
+            self._serving.name,
+            settings.time_limit_s,
+            settings.memory_limit_bytes,
+        )
 
     def _save(self) -> None:
         if self._samples is not None:
