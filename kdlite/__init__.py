@@ -133,19 +133,21 @@ def _require_tensorflow() -> None:
         )
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version  # slow, and rarely asked for
+if not TYPE_CHECKING:  # else every misspelled name would be one, of type Any
 
-        value: Any = version("kdlite")
-    elif name in _HOMES:
-        # Keras may have been loaded, on another backend, since kdlite was.
-        _require_tensorflow()
-        value = resolve_name(_HOMES[name])
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version  # slow, and rarely asked for
+
+            value: Any = version("kdlite")
+        elif name in _HOMES:
+            # Keras may have been loaded, on another backend, since kdlite was.
+            _require_tensorflow()
+            value = resolve_name(_HOMES[name])
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -220,6 +220,48 @@ def test_public_names_are_the_ones_type_checkers_see() -> None:
     assert seen == set(kdlite.__all__) == {"__version__", *kdlite._HOMES}
 
 
+WRONG_USE = {
+    "kdlite.export(None, 3)": "arg-type",
+    "kdlite.export(None, 'm.tflite', quantisation='int8')": "call-arg",
+    "kdlite.losses.SoftTarget()": "attr-defined",
+    "kdlite.nothing": "attr-defined",
+    "kdlite.shrink(None, ratio='10')": "arg-type",
+    "kdlite.inspect('m.tflite').no_such_field": "attr-defined",
+}
+
+
+def test_a_typed_program_is_understood_and_a_wrong_one_is_not(tmp_path: Path) -> None:
+    program, wrong = ROOT / "tests" / "typed_program.py", tmp_path / "wrong.py"
+    wrong.write_text("\n".join(["import kdlite", *WRONG_USE]))
+    # As in a project of the user's own: nothing of this one's settings.
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = True\n")
+    mypy = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini"]
+    mypy += ["--cache-dir", ROOT / ".mypy_cache" / "typed_program"]
+    done = subprocess.run(
+        [*mypy, program, wrong],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    errors = re.findall(r"^(.*?):(\d+): error: .*\[(.*)\]$", done.stdout, re.MULTILINE)
+    assert [(file, int(line) - 2, code) for file, line, code in errors] == [
+        ("wrong.py", line, code) for line, code in enumerate(WRONG_USE.values())
+    ], done.stdout + done.stderr
+
+
+def test_the_typed_program_has_every_public_name() -> None:
+    tree = ast.parse((ROOT / "tests" / "typed_program.py").read_text())
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr)}
+    used |= {f"kdlite.{module}" for module in ("augment", "datasets", "schedules")}
+    used |= {f"kdlite.{module}" for module in ("losses", "teachers")}
+    assert {f"kdlite.{name}" for name in kdlite.__all__} <= used
+    assert {f"teachers.{name}" for name in kdlite.teachers.__all__} <= used
+    losses = {name for name in dir(kdlite.losses) if name[0].isupper()}
+    assert {f"losses.{name}" for name in losses} <= used
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'kdlite' has no attribute 'no_"):
         kdlite.no_such_name  # noqa: B018
@@ -232,6 +274,22 @@ def test_importing_kdlite_loads_no_heavy_library() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_kdlite_beside_keras_loads_itself_alone_and_what_is_used() -> None:
+    # Optional and slow libraries wait until the call that needs them.
+    done = run_python(
+        "import sys, keras\n"
+        "before = set(sys.modules)\n"
+        "import kdlite\n"
+        "print(sorted(set(sys.modules) - before))\n"
+        "for name in kdlite.__all__: getattr(kdlite, name)\n"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    alone, all_names = map(ast.literal_eval, done.stdout.splitlines())
+    assert alone == ["kdlite"]
+    installed = set(all_names) - set(sys.stdlib_module_names)
+    assert installed <= {"kdlite", "ai_edge_litert", "flatbuffers"}
 
 
 # --- the backend
