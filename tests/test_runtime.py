@@ -64,6 +64,14 @@ def by_hand(blob: bytes, x: np.ndarray) -> np.ndarray:
     return (outputs.astype(float) - zero_point) * scale if scale else outputs
 
 
+def test_values_that_an_operation_does_not_take() -> None:
+    ids = keras.Input((2,), dtype="int32", name="ids")
+    model = TFLiteModel(converted(keras.Model(ids, layers.Embedding(5, 3)(ids))))
+    assert model.predict(np.array([[0, 4]], np.int32)).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match="such that the operations.*gather.*Give val"):
+        model.predict(np.array([[0, 5]], np.int32))
+
+
 @pytest.mark.parametrize("kernels", ["xnnpack", "built-in", "reference"])
 @pytest.mark.parametrize("io", [None, tf.float32, tf.int8, tf.uint8])
 def test_predicts_what_litert_does_by_hand(files, rng, io, kernels) -> None:

@@ -114,7 +114,8 @@ class TFLiteModel:
             stay as they are); by name if there are several.
 
         Raises:
-            ValueError: If an input is missing, or has another shape.
+            ValueError: If an input is missing, has another shape, or values that an
+                operation does not take.
         """
         arrays = self._arrays(x)
         quantized = {
@@ -286,7 +287,15 @@ class TFLiteModel:
                 if not tensor.shape:
                     value = value.reshape(())
                 self._interpreter.set_tensor(tensor.index, value)
-            self._interpreter.invoke()
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as err:
+                raise ValueError(
+                    "Samples must be such that the operations can compute them. "
+                    f"Received: samples for {self._name}, of which LiteRT says: "
+                    f"{_first_line(err)} Give values that it takes, such as ids that "
+                    "an Embedding has."
+                ) from err
             yield
 
     @property

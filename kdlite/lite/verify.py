@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from kdlite.lite.calibration import (
     read_folder,
     with_shapes,
 )
+from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
 from kdlite.lite.layer_errors import LayerError, noisiest
 from kdlite.lite.metadata import read_metadata
-from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once, read_targets
+from kdlite.lite.tflite_file import TensorInfo, inspect_bytes
 
 Array = np.ndarray[Any, Any]
 
@@ -151,22 +152,16 @@ class OutputReport:
 
 
 @dataclass(frozen=True)
-class KernelRun:
+class KernelRun(Run):
     """How a file compares with the model when other kernels compute it.
 
     Phones have other kernels than the computer that made the file: what only one kind
     computes rightly is wrong.
 
     Attributes:
-        kernels: As `TFLiteModel` takes it.
-        threads: How many threads a run could use.
-        samples: On how many samples they were compared.
         outputs: One report for each output.
     """
 
-    kernels: str
-    threads: int
-    samples: int
     outputs: tuple[OutputReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,10 +172,6 @@ class KernelRun:
             "samples": self.samples,
             "outputs": [output.to_dict() for output in self.outputs],
         }
-
-    def __str__(self) -> str:
-        plural = "s" if self.threads > 1 else ""
-        return f"{self.kernels} kernels and {self.threads} thread{plural}"
 
 
 @dataclass(frozen=True)
@@ -370,6 +361,8 @@ def verify(
 ) -> VerificationReport:
     """Runs a `.tflite` and its Keras model on the same samples and compares them.
 
+    The file runs in a process of its own, which may crash.
+
     Args:
         file: The path of the `.tflite`, or its bytes.
         model: The Keras model that it came from. Preprocessing that `export` put into
@@ -388,39 +381,38 @@ def verify(
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If `model` is not a Keras model.
-        ValueError: If the file is not a `.tflite`, the two have other inputs or
-            outputs, or `data` does not fit them.
+        ValueError: If the file is not a `.tflite`, LiteRT cannot run it or crashes, the
+            two have other inputs or outputs, or `data` does not fit them.
 
     Example:
         ``verify("student.tflite", student, (x_test, y_test)).require(max_steps=1)``
     """
-    runner = TFLiteModel(file)
+    # What is looked at is what runs.
+    content, blob = inspect_bytes(file)
     if isinstance(model, ServingModel):
         serving = model
     else:
-        serving = serve(model, **_normalisation(file))
-    inputs = _matched("inputs", [s.name for s in serving.input_specs], runner.inputs)
-    specs = [_spec_of(spec, inputs, runner) for spec in serving.input_specs]
+        serving = serve(model, **_normalisation(blob))
+    inputs = _matched("inputs", [s.name for s in serving.input_specs], content.inputs)
+    specs = [_spec_of(spec, inputs, content.inputs) for spec in serving.input_specs]
     data = read_folder(read_once(data), specs, "data")
     samples = load_samples(data, specs, role="data")
     if any(None in spec.shape for spec in specs):
         specs = list(with_shapes(specs, samples))
     by_keras = _predict(serving, samples)
-    names = _matched("outputs", list(by_keras), runner.outputs)
+    names = _matched("outputs", list(by_keras), content.outputs)
     targets = read_targets(data, list(inputs), list(by_keras))
-    content = runner.content
     count = len(next(iter(samples.values())))
     for name, target in targets.items():
         _check_target(name, target, by_keras[name], count)
 
     def compared(
-        run: TFLiteModel, most: int, targets: Mapping[str, Array]
+        by_file: Outputs | ValueError,
+        most: int,
+        targets: Mapping[str, Array],
     ) -> tuple[OutputReport, ...]:
-        told = run.predict(
-            {inputs[name]: array[:most] for name, array in samples.items()},
-            verbose="auto",
-        )
-        by_file = told if isinstance(told, Mapping) else {run.outputs[0].name: told}
+        if isinstance(by_file, ValueError):
+            raise by_file
         return tuple(
             compare(
                 name,
@@ -433,32 +425,26 @@ def verify(
         )
 
     few = min(count, _FEW)
+    by_file, *by_others = isolated_runs(
+        content,
+        blob,
+        {inputs[name]: array for name, array in samples.items()},
+        [Run("xnnpack", 1, count), *(Run(*other, few) for other in _OTHERS)],
+    )
     return VerificationReport(
         file=content.name,
         size_bytes=content.size_bytes,
         samples=count,
-        outputs=compared(runner, count, targets),
+        outputs=compared(by_file, count, targets),
         float_ops=tuple(str(op) for op in content.float_ops),
         quantization=content.quantization,
         kernels=tuple(
-            KernelRun(kernels, threads, few, compared(run, few, {}))
-            for kernels, threads, run in _other_runs(file)
+            KernelRun(kernels, threads, few, compared(told, few, {}))
+            for (kernels, threads), told in zip(_OTHERS, by_others, strict=True)
+            # Of some operations, such as ELU, there is no plain kernel.
+            if kernels != "reference" or not isinstance(told, ValueError)
         ),
     )
-
-
-def _other_runs(
-    file: str | os.PathLike[str] | bytes,
-) -> Iterator[tuple[str, int, TFLiteModel]]:
-    """Makes the file ready for other kernels and threads, one after the other."""
-    for kernels, threads in _OTHERS:
-        try:
-            run = TFLiteModel(file, threads, kernels)
-        except ValueError:
-            if kernels != "reference":
-                raise
-            continue  # of some operations, such as ELU, there is no plain kernel
-        yield kernels, threads, run
 
 
 def compare(
@@ -580,7 +566,7 @@ def _check_target(name: str, target: Array, output: Array, count: int) -> None:
         )
 
 
-def _normalisation(file: str | os.PathLike[str] | bytes) -> dict[str, Any]:
+def _normalisation(file: bytes) -> dict[str, Any]:
     """Returns what `export` put into the file before the model, as `serve` takes it."""
     origin = read_metadata(file).provenance or {}
     inside = origin.get("normalisation_inside")
@@ -608,10 +594,10 @@ def _matched(side: str, names: Sequence[str], tensors: Sequence[Any]) -> dict[st
 
 
 def _spec_of(
-    spec: InputSpec, inputs: Mapping[str, str], runner: TFLiteModel
+    spec: InputSpec, inputs: Mapping[str, str], tensors: Sequence[TensorInfo]
 ) -> InputSpec:
     """Checks an input against the file's; returns it with the file's lengths."""
-    tensor = next(t for t in runner.inputs if t.name == inputs[spec.name])
+    tensor = next(t for t in tensors if t.name == inputs[spec.name])
     shape = tuple(None if length < 0 else length for length in tensor.shape[1:])
     fits = len(shape) == len(spec.shape) and all(
         None in pair or pair[0] == pair[1]
