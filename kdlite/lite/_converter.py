@@ -112,7 +112,8 @@ def _by_tflite(options: dict[str, Any], samples: list[Samples]) -> bytes:
 
 def _by_aeq(options: dict[str, Any], samples: list[Samples]) -> bytes:
     import tensorflow as tf
-    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
 
     converter = tf.lite.TFLiteConverter.from_saved_model(options["saved_model"])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -154,8 +155,14 @@ def _by_aeq(options: dict[str, Any], samples: list[Samples]) -> bytes:
     made = quantizer.Quantizer(floats, rows)
     ranges = None
     if made.need_calibration:
-        # One thread: sums in another order would be other ranges.
-        ranges = made.calibrate({"serving_default": samples}, num_threads=1)
+        # The least and the greatest of all samples, as the converter has them: a moving
+        # average, which is the default, cuts off the ends of every other sample. One
+        # thread: sums in another order would be other ranges.
+        measured = calibrator.Calibrator(
+            floats, num_threads=1, qsv_update_func=qsv_utils.min_max_update
+        )
+        measured.calibrate({"serving_default": samples}, recipe)
+        ranges = measured.get_model_qsvs()
         if not ranges:  # everything is kept in float
             rows = [
                 row
