@@ -1,11 +1,12 @@
 """Every kind of model times every recipe: verified, or refused with a way out.
 
     python benchmarks/conversion_matrix.py [--only lstm] [--columns float32 int8]
-        [--work matrix.json] [--write]
+        [--work matrix.json] [--again] [--write]
 
 Each cell is one `kdlite.export` of a small model of `zoo.py`. A cell is done when its
 file has passed, or when the refusal names a layer or an operation and what to do. What
-is done is kept in `--work`, so that a run can go on. `--write` puts the table into
+is done is kept in `--work`, so that a run can go on; `--again` runs anew what ended
+badly. `--write` puts the table into
 docs/conversion.md. Any other end (a crash, a wrong file, a cell without a way out) is
 an error of this command.
 """
@@ -34,17 +35,22 @@ from zoo import ZOO, samples
 
 import kdlite
 from kdlite.lite.convert import ConversionError
+from kdlite.lite.layer_names import layer_names
 
-# Column -> arguments of `export`.
+# Column -> arguments of `export`; of `overrides` what the last layer is kept in.
 COLUMNS: dict[str, dict[str, Any]] = {
     "float32": {"quantization": "float32"},
     "float16": {"quantization": "float16"},
     "weight_only": {"quantization": "weight_only"},
     "dynamic": {"quantization": "dynamic"},
     "int8": {"quantization": "int8"},
+    "int8, int8 io": {"quantization": "int8", "io": "int8"},
+    "int8, uint8 io": {"quantization": "int8", "io": "uint8"},
     "int8, aeq": {"quantization": "int8", "engine": "aeq"},
     "int16x8": {"quantization": "int16x8"},
     "int4": {"quantization": "int4"},
+    "mixed": {"quantization": "int8", "overrides": "float32"},
+    "mixed, aeq": {"quantization": "int8", "engine": "aeq", "overrides": "float16"},
 }
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "conversion.md"
 _BEGIN, _END = "<!-- matrix -->", "<!-- end of matrix -->"
@@ -53,6 +59,9 @@ _BEGIN, _END = "<!-- matrix -->", "<!-- end of matrix -->"
 def cell(name: str, column: str) -> dict[str, Any]:
     """Exports one model by one recipe; says how it ended."""
     model = ZOO[name]()
+    arguments = dict(COLUMNS[column])
+    if "overrides" in arguments:
+        arguments["overrides"] = {layer_names(model)[-1]: arguments["overrides"]}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -62,7 +71,7 @@ def cell(name: str, column: str) -> dict[str, Any]:
                 Path(folder) / "model.tflite",
                 calibration_data=samples(model),
                 verify_data=samples(model, 40, seed=1),
-                **COLUMNS[column],
+                **arguments,
             )
         except (ConversionError, ValueError) as err:
             kind = "refused" if way_out(str(err)) else "no way out"
@@ -128,6 +137,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="models whose name has this")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
     parser.add_argument("--work", type=Path, default=Path("matrix.json"))
+    parser.add_argument("--again", action="store_true", help="what ended badly")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -135,7 +145,10 @@ def main() -> int:
     for name in ZOO:
         for column in args.columns:
             key = f"{name} | {column}"
-            if args.only.lower() not in name.lower() or key in done:
+            ended = done.get(key, {"end": ""})["end"]
+            if args.only.lower() not in name.lower() or ended in GOOD:
+                continue
+            if ended and not args.again:
                 continue
             done[key] = cell(name, column)
             args.work.write_text(json.dumps(done, indent=1))

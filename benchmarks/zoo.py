@@ -260,6 +260,51 @@ def _() -> keras.Model:
     )
 
 
+@model("audio: residual SeparableConv1D")
+def _() -> keras.Model:
+    inputs = keras.Input((40, 8), name="x")
+    x = y = layers.Conv1D(16, 5, strides=2, padding="same", name="stem")(inputs)
+    for name in ("first", "second"):
+        y = layers.SeparableConv1D(16, 3, padding="same", use_bias=False, name=name)(y)
+        y = layers.BatchNormalization(name=f"{name}_norm")(y)
+        y = layers.ReLU(name=f"{name}_relu")(y)
+    x = layers.GlobalAveragePooling1D(name="pool")(layers.Add(name="add")([x, y]))
+    return trained_norm(
+        keras.Model(inputs, layers.Dense(5, name="scores")(x), name="net")
+    )
+
+
+@model("audio: spectrogram, Conv2D")
+def _() -> keras.Model:
+    return stack(
+        layers.Normalization(mean=0.5, variance=4.0, name="scale"),
+        layers.Reshape((24, 10, 1), name="image"),
+        layers.Conv2D(16, (7, 3), strides=2, activation="relu", name="conv"),
+        layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise"),
+        layers.MaxPooling2D(2, name="max"),
+        shape=(24, 10),
+    )
+
+
+@model("text: Embedding, Conv1D, mask")
+def _() -> keras.Model:
+    inputs = keras.Input((10,), dtype="int32", name="x")
+    x = layers.Embedding(20, 8, mask_zero=True, name="embedding")(inputs)
+    x = layers.Conv1D(16, 3, padding="same", activation="relu", name="conv")(x)
+    x = layers.GlobalMaxPooling1D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(5, name="scores")(x), name="net")
+
+
+@model("text: TextVectorization")
+def _() -> keras.Model:
+    words = layers.TextVectorization(
+        max_tokens=20, output_sequence_length=10, vocabulary=["a", "b"], name="words"
+    )
+    return stack(
+        words, layers.Embedding(20, 8, name="embedding"), shape=(), dtype="string"
+    )
+
+
 @model("LSTM")
 def _() -> keras.Model:
     return stack(layers.LSTM(8, name="lstm"), shape=(6, 4))
@@ -283,6 +328,11 @@ def _() -> keras.Model:
 @model("LSTM, unrolled")
 def _() -> keras.Model:
     return stack(layers.LSTM(8, unroll=True, name="lstm"), shape=(4, 4))
+
+
+@model("GRU, unrolled")
+def _() -> keras.Model:
+    return stack(layers.GRU(8, unroll=True, name="gru"), shape=(4, 4))
 
 
 @model("Conv3D")
@@ -330,6 +380,19 @@ def _() -> keras.Model:
     x = conv(8, activation="relu", strides=2)(inputs)
     x = layers.Conv2DTranspose(8, 3, strides=2, padding="same", name="up")(x)
     return keras.Model(inputs, layers.Conv2D(2, 1, name="mask")(x), name="net")
+
+
+@model("segmentation: U-Net")
+def _() -> keras.Model:
+    inputs = keras.Input((16, 16, 3), name="x")
+    x = skip = conv(8, "down1", activation="relu")(inputs)
+    x = layers.MaxPooling2D(2, name="max")(x)
+    x = conv(16, "down2", activation="relu")(x)
+    x = layers.UpSampling2D(interpolation="bilinear", name="up")(x)
+    x = layers.Concatenate(name="both")([x, skip])
+    x = conv(8, "join", activation="relu")(x)
+    x = layers.Conv2D(3, 1, name="classes")(x)
+    return keras.Model(inputs, layers.Softmax(name="mask")(x), name="net")
 
 
 @model("Resizing, Rescaling")

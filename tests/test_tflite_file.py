@@ -97,7 +97,7 @@ def test_kind_macs_and_parameters(files, model, name, quantization) -> None:
     assert content.macs == MACS
     assert content.parameters == model.count_params()
     assert content.size_bytes == len(files[name])
-    assert content.signatures == ("serving_default",)
+    assert [s.name for s in content.signatures] == ["serving_default"]
     assert content.flex_ops == content.custom_ops == ()
     if quantization == "int8":
         assert content.float_ops == ()
@@ -300,7 +300,7 @@ def test_two_signatures_share_their_kernel(tmp_path) -> None:
     ).convert()
     content = inspect(blob)
     theirs = Interpreter(model_content=blob).get_signature_list()
-    assert set(content.signatures) == set(theirs) == {"zeta", "alpha"}
+    assert {s.name for s in content.signatures} == set(theirs) == {"zeta", "alpha"}
     # The graph that is run has the names of its own signature.
     assert [tensor.name for tensor in content.outputs] == theirs["alpha"]["outputs"]
     assert [(op.name, op.subgraph) for op in content.ops] == [

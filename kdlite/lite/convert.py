@@ -12,64 +12,37 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from kdlite.compress.qat import float_layers
-from kdlite.compress.recipes import RECIPES, Recipe
-from kdlite.fingerprint import data_fingerprint, model_fingerprint
+from kdlite.compress.recipes import Recipe
 from kdlite.lite._converter import ConversionError
-from kdlite.lite.calibration import (
-    FEW_SAMPLES,
-    MOST_SAMPLES,
-    InputSpec,
-    check_pixels,
-    load_samples,
-    observed_range,
-    random_samples,
-    read_folder,
-    with_shapes,
-)
-from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.golden import golden_vectors
 from kdlite.lite.in_place import check_target, put_in_place
-from kdlite.lite.labels import Labels, check_counts, check_texts, score_meaning
-from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
-from kdlite.lite.layer_names import layers_of
+from kdlite.lite.labels import Labels, score_meaning
 from kdlite.lite.metadata import write_metadata
-from kdlite.lite.mixed import smallest_set
 from kdlite.lite.model_card import card_path, checked_accuracy, model_card
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
     check_limits,
-    check_quantization,
-    checked_auto_mixed,
-    checked_engine,
+    checked_models,
     checked_options,
-    checked_overrides,
     checked_recipe,
-    release,
 )
-from kdlite.lite.preflight import check_layers
-from kdlite.lite.serving import ServingModel, serve
+from kdlite.lite.proof import Demands, Proof
+from kdlite.lite.signatures import merged, of_signature
 from kdlite.lite.targets import read_once
-from kdlite.lite.tflite_file import Op, TFLiteFile, inspect
-from kdlite.lite.tolerance import problems, rule
+from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tolerance import rule
 from kdlite.lite.verify import VerificationError, VerificationReport, verify
 
 __all__ = ["ConversionError", "ExportResult", "export"]
 
 logger = logging.getLogger(__name__)
-
-Array = np.ndarray[Any, Any]
-
-_RANDOM_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -127,7 +100,7 @@ class ExportResult:
 
 
 def export(
-    model: keras.Model,
+    model: keras.Model | Mapping[str, keras.Model],
     path: str | os.PathLike[str],
     quantization: str | Recipe = "float32",
     *,
@@ -180,7 +153,11 @@ def export(
     Args:
         model: A trained model: Functional, Sequential, or subclassed with one input.
             Mixed precision is converted as float32. Logits or probabilities: its
-            outputs are the file's.
+            outputs are the file's. For a file with several signatures, a model by name,
+            such as `{"classify": model, "embed": embedder}`: weights of layers that
+            they share are in the file once. `calibration_data`, `verify_data`,
+            `labels`, `mean`, `std`, `input_range` and `overrides` are then for all of
+            them, or mappings by these names; outputs are called "classify/scores".
         path: The file to write.
         quantization: `"float32"`, `"float16"`, `"weight_only"`, `"dynamic"`, `"int8"`,
             `"int16x8"` or `"int4"`: `kdlite.compress.recipe` says what each means. For
@@ -263,122 +240,68 @@ def export(
     check_target(path, overwrite)
     card_path(path)
     accuracy = checked_accuracy(accuracy)
-    if isinstance(getattr(model, "student", None), keras.Model):
-        raise TypeError(
-            "`model` must be the model that the file is to hold. Received: "
-            f"{type(model).__name__} {model.name!r}, which trains one. Give its "
-            ".student."
-        )
-    check_texts(labels)
-    serving = serve(model, mean=mean, std=std, input_range=input_range)
-    specs = serving.input_specs
-    trained = serving.quantize_aware
-    calibrated = recipe.integer and not trained
-    check_quantization(model.name, recipe, trained, calibration_data)
-    engine = checked_engine(engine, recipe, trained, io)
-    kept = checked_overrides(overrides, model, recipe, trained, engine)
-    wanted = checked_auto_mixed(auto_mixed, recipe, trained, engine)
-    if not trained:
-        check_layers(serving.model, recipe, engine, float_ops, kept)
-    samples = None
-    if calibration_data is not None:
-        samples = load_samples(
-            calibration_data, specs, most=MOST_SAMPLES, varied=calibrated
-        )
-        if len(specs) == 1:
-            highest = float(np.abs(samples[specs[0].name]).max())
-            check_pixels(model, highest, "`calibration_data`")
-        count = len(samples[specs[0].name])
-        if calibrated and count < FEW_SAMPLES:
-            warnings.warn(
-                f"`calibration_data` should have at least {FEW_SAMPLES} samples. "
-                f"Received: {count} for input {specs[0].name!r}. The ranges found in "
-                "so few hold badly for others: give more.",
-                stacklevel=2,
-            )
-        if not dynamic_shape:
-            specs = with_shapes(specs, samples)
-    compared = samples
-    if verify_data is not None:
-        verify_data = read_folder(read_once(verify_data), specs, "verify_data")
-        compared = load_samples(verify_data, specs, role="verify_data")
-    known = specs
-    for found in filter(None, (samples, compared)):
-        known = with_shapes(known, found)
-    _check_shapes_known(known)
-    image_range = serving.image_range
-    if image_range is None and compared is not None:
-        image_range = observed_range(compared, known)
-    if compared is None:
-        compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
-    settings = Settings(
+    demands = Demands(
+        file=path.name,
         recipe=recipe,
         engine=engine,
         io=io,
+        min_runtime=min_runtime,
+        float_ops=float_ops,
+        auto_mixed=auto_mixed,
         batch_size=batch_size,
-        # Dense kernels by channel: TFLite itself computes these right in int8 long
-        # since (2.14 was tried), but runtimes made of it did not before 2.17
-        # (tflite-micro, pull requests 2602 and 2673), nor did any where activations are
-        # rounded in each run. A quantization-aware model has learned the levels of each
-        # channel, and would not be itself with those of the whole kernel; and kernels
-        # that become floats again are no matter to what computes with them.
-        per_channel_dense=trained
-        or recipe.dequantized
-        or release(min_runtime) >= (2, 17),
-        float_ops=bool(float_ops),
+        dynamic_shape=dynamic_shape,
         select_tf_ops=allow_select_tf_ops,
         time_limit_s=time_limit_s,
         memory_limit_bytes=memory_limit_bytes,
     )
-    specs = specs if dynamic_shape else known
-    measured = samples if calibrated else None
-    data = compared if verify_data is None else verify_data
-    with Conversion(serving, specs, settings, measured) as conversion:
-        check_counts(labels, conversion.outputs)
-
-        def attempt(kept: Mapping[str, str]) -> _Attempt:
-            blob = conversion.run(kept)
-            content = inspect(blob)
-            _check_content(serving, settings, specs, content, float_ops, kept)
-            _check_runtime(model.name, content, min_runtime)
-            if content.flex_ops:
-                return _Attempt(blob, content, _not_run(path, content), [])
-            # By its final name, under which it is not in place yet.
-            report = replace(verify(blob, serving, data), file=path.name)
-            wrong = problems(report.outputs, recipe, trained)
-            for run in report.kernels:
-                # Each rounds in its own way, so that no other is met to the step.
-                wrong += [
-                    f"{text}, with {run}" for text in problems(run.outputs, recipe)
-                ]
-            if wanted:
-                try:
-                    report.require(**wanted)
-                except VerificationError as err:
-                    wrong += err.problems
-            return _Attempt(blob, content, report, wrong)
-
-        made = attempt(kept)
-        if made.wrong:
-            errors: tuple[LayerError, ...] = ()
-            if recipe.quantized and not trained:
-                errors = layer_errors(
-                    made.blob, conversion.floats(), compared, serving.model
-                )
-            tried = {}
-
-            def holds(layers: Sequence[str]) -> bool:
-                more = dict.fromkeys(
-                    layers, "float16" if engine == "aeq" else "float32"
-                )
-                tried[tuple(layers)] = attempt({**kept, **more}), {**kept, **more}
-                return not tried[tuple(layers)][0].wrong
-
-            chosen = smallest_set(noisiest(errors), holds) if auto_mixed else None
-            if chosen is None:
-                raise VerificationError(made.report, made.wrong, errors)
-            made, kept = tried[tuple(chosen)]
-    blob, content, report = made.blob, made.content, made.report
+    models = checked_models(model)
+    names = list(models) if isinstance(model, Mapping) else []
+    several = len(models) > 1
+    given = {
+        "calibration_data": read_once(calibration_data) if names else calibration_data,
+        "verify_data": read_once(verify_data) if names else verify_data,
+        "labels": labels,
+        "mean": mean,
+        "std": std,
+        "input_range": input_range,
+        "overrides": overrides,
+    }
+    # All that can be found wrong is, before the first is converted.
+    proofs = {
+        name: Proof(
+            each,
+            demands,
+            **{key: of_signature(value, name, names) for key, value in given.items()},
+        )
+        for name, each in models.items()
+    }
+    made = {name: proof.run() for name, proof in proofs.items()}
+    origins = {name: proofs[name].provenance(made[name].kept) for name in made}
+    (first, proof), *_ = proofs.items()
+    blob, content, report = made[first].blob, made[first].content, made[first].report
+    origin, kept = origins[first], dict(made[first].kept)
+    if names:
+        blob = merged({name: proven.blob for name, proven in made.items()})
+        content = inspect(blob)
+        kept = {f"{n}/{k}": v for n, p in made.items() for k, v in p.kept.items()}
+        origin = {
+            "signatures": origins,
+            **{key: origin[key] for key in ("kdlite", "keras", "tensorflow")},
+            "quantization": recipe.name,
+            "io": io,
+        }
+        if not content.flex_ops:
+            report = verify(
+                blob,
+                {name: each.serving for name, each in proofs.items()},
+                {name: each.samples for name, each in proofs.items()},
+            )
+            report = replace(report, file=path.name)
+            wrong = [
+                p for n, each in proofs.items() for p in each.problems(report.of(n))
+            ]
+            if wrong:
+                raise VerificationError(report, wrong)
     if not report.samples:
         warnings.warn(
             f"{path.name} was not run against the Keras model: it needs TensorFlow's "
@@ -387,25 +310,32 @@ def export(
             "two on a phone.",
             stacklevel=2,
         )
+    meanings = {
+        name: score_meaning(each.model) if of_signature(labels, name, names) else ""
+        for name, each in proofs.items()
+    }
+    ranges = {name: each.image_range for name, each in proofs.items()}
     blob = write_metadata(
         blob,
-        name=model.name,
+        name=proof.model.name,
         description=description,
         author=author,
         license=license,
-        labels=labels,
-        score_meaning=score_meaning(model) if labels else "",
-        input_range=image_range,
+        labels=labels if several else of_signature(labels, first, names),
+        score_meaning=meanings if several else meanings[first],
+        input_range=ranges if several else ranges[first],
         provenance={
-            **_provenance(model, settings, measured, kept, mean, std),
-            "golden": golden_vectors(blob, image_range) if report.samples else None,
+            **origin,
+            "golden": (
+                golden_vectors(blob, proof.image_range) if report.samples else None
+            ),
         },
     )
     card = model_card(
         path.name,
         blob,
         report,
-        rule=rule(recipe, trained),
+        rule=" Or: ".join({rule(recipe, each.trained): 0 for each in proofs.values()}),
         intended_use=intended_use,
         accuracy=accuracy,
     )
@@ -418,156 +348,8 @@ def export(
         size_bytes=len(blob),
         min_runtime=needed_runtime(content).release,
         ops=content.ops,
-        inputs=content.inputs,
-        outputs=content.outputs,
+        inputs=content.all_inputs,
+        outputs=content.all_outputs,
         overrides=kept,
         verification=report,
     )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A file that was converted and compared."""
-
-    blob: bytes
-    content: TFLiteFile
-    report: VerificationReport
-    wrong: Sequence[str]
-
-
-def _not_run(path: Path, content: TFLiteFile) -> VerificationReport:
-    return VerificationReport(
-        file=path.name,
-        size_bytes=content.size_bytes,
-        samples=0,
-        outputs=(),
-        float_ops=tuple(map(str, content.float_ops)),
-        quantization=content.quantization,
-    )
-
-
-def _check_shapes_known(specs: Sequence[InputSpec]) -> None:
-    for spec in specs:
-        if None in spec.shape:
-            raise ValueError(
-                "The shape of every input must be known, but for the batch: on a phone "
-                f"it cannot change. Received: {spec.shape} for input {spec.name!r}. "
-                "Pass `verify_data` of the shape that the file is to have."
-            )
-
-
-def _check_content(
-    serving: ServingModel,
-    settings: Settings,
-    specs: Sequence[InputSpec],
-    content: TFLiteFile,
-    allowed: frozenset[str],
-    kept: Collection[str],
-) -> None:
-    """Raises unless the file is what was asked for."""
-    name, recipe, io = serving.name, settings.recipe, settings.io
-    layers = layers_of(content, serving.model)
-
-    def listed(ops: Iterable[Op]) -> str:
-        texts = {
-            f"{op.name} (layer {layers[op][0]!r})" if layers[op] else str(op)
-            for op in ops
-        }
-        return ", ".join(sorted(texts))
-
-    if content.flex_ops and not settings.select_tf_ops:
-        raise ConversionError(
-            "Every operation must be a built-in one of TFLite. Received: "
-            f"model={name!r}, in which {listed(content.flex_ops)} are not. Replace "
-            "the layers that use them, or pass allow_select_tf_ops=True."
-        )
-    if recipe.integer:
-        # Of a quantization-aware model, those that it was made with.
-        kept = {*kept, *float_layers(serving.model)}
-        left = [
-            op
-            for op in content.float_ops
-            if op.name not in allowed and kept.isdisjoint(layers[op])
-        ]
-        if left:
-            raise ConversionError(
-                f"{recipe.name} means that every operation computes in integers. "
-                f"Received: model={name!r}, of which stay in float: {listed(left)}. "
-                "Replace these layers, or allow it: allow_float_ops="
-                f"{tuple(sorted({op.name for op in left}))!r}."
-            )
-        found = content.quantization
-        # A recipe of one's own may be none that a file can be told to have; and where
-        # layers are kept in float, these may be all there are.
-        known = recipe in RECIPES.values() and not kept
-        if known and found not in (recipe.name, "mixed"):
-            raise ConversionError(
-                f"The file must be {recipe.name}, as `quantization` asks. Received: "
-                f"model={name!r}, of which the converter made {found}. Use "
-                f"quantization={found!r}"
-                + (", or the plain model." if serving.quantize_aware else ".")
-            )
-    elif recipe.quantized and content.quantization == "float32":
-        logger.warning(
-            "%s: nothing was rounded. The converter leaves kernels of fewer than 1024 "
-            "numbers in float, and %r has no larger ones.",
-            recipe.name,
-            name,
-        )
-    integers = {spec.name for spec in specs if spec.dtype != "float32"}
-    for tensor in (*content.inputs, *content.outputs):
-        if tensor.dtype != io and tensor.name not in integers:
-            if tensor in content.outputs and tensor.dtype.startswith(("int", "bool")):
-                continue  # such as the index of the largest
-            raise ConversionError(
-                f"Inputs and outputs must be {io}, as `io` asks. Received: "
-                f"{tensor.dtype} for {tensor.name!r} of model={name!r}. Use "
-                "io='float32'."
-            )
-
-
-def _check_runtime(name: str, content: TFLiteFile, min_runtime: str) -> None:
-    """Raises if an operation needs a newer runtime."""
-    needed = needed_runtime(content)
-    if needed.runs_on(min_runtime):
-        return
-    release = needed.release or "a release that kdlite does not know"
-    raise ConversionError(
-        f"The file must run on TFLite {min_runtime}, as `min_runtime` asks. Received: "
-        f"model={name!r}, of which {needed.op or 'any operation'} (version "
-        f"{needed.version}) needs {release}. Ship that runtime and pass "
-        f"min_runtime={needed.release or '...'!r}, or replace the layer."
-    )
-
-
-def _provenance(
-    model: keras.Model,
-    settings: Settings,
-    samples: Mapping[str, Array] | None,
-    kept: Mapping[str, str],
-    mean: Any,
-    std: Any,
-) -> dict[str, Any]:
-    """Where the file comes from; nothing that differs between equal exports."""
-    origin: dict[str, Any] = {
-        "kdlite": version("kdlite"),
-        "keras": keras.version(),
-        "tensorflow": version("tensorflow"),
-        "model": model.name,
-        "model_fingerprint": model_fingerprint(model),
-        "quantization": settings.recipe.name,
-        "io": settings.io,
-    }
-    if settings.engine == "aeq":
-        origin["ai_edge_quantizer"] = version("ai-edge-quantizer")
-    if kept:
-        origin["overrides"] = dict(kept)
-    if mean is not None:
-        origin["normalisation_inside"] = {
-            "mean": np.asarray(mean, np.float64).tolist(),
-            "std": np.asarray(std, np.float64).tolist(),
-        }
-    if samples is not None:
-        origin["calibration_samples"] = len(next(iter(samples.values())))
-        origin["calibration_fingerprint"] = data_fingerprint(dict(samples))
-    return origin

@@ -55,7 +55,11 @@ class Run:
 
 
 def isolated_runs(
-    content: TFLiteFile, blob: bytes, x: Mapping[str, Array], runs: Sequence[Run]
+    content: TFLiteFile,
+    blob: bytes,
+    x: Mapping[str, Array],
+    runs: Sequence[Run],
+    signature: str | None = None,
 ) -> list[Outputs | ValueError]:
     """Runs samples through a file in one way after the other.
 
@@ -64,6 +68,8 @@ def isolated_runs(
         blob: The file.
         x: By input name `(samples, ...)`, real values, as `TFLiteModel.predict` takes.
         runs: The ways.
+        signature: Which of the file's signatures runs, that `content` is of; None for
+            its first graph.
 
     Returns:
         For each way the outputs by name, `(samples, ...)`, or why LiteRT cannot run
@@ -92,7 +98,8 @@ def isolated_runs(
             }
             _write(folder / _INPUTS, chunk)
             told = {number: asdict(run) for number, run in left.items()}
-            (folder / _JOB).write_text(json.dumps(told))
+            job = {"signature": signature, "runs": told}
+            (folder / _JOB).write_text(json.dumps(job))
             samples = sum(run.samples for run in left.values())
             limit = _LEAST_TIME_S + min(content.macs * samples / _SLOWEST, _MOST_TIME_S)
             ended = _SERVERS.run("kdlite.lite.isolated_runs:run_all", folder, limit)
@@ -129,10 +136,13 @@ def run_all(folder: Path) -> None:
     """
     (file,) = (folder / _FILE).iterdir()
     samples = _read(folder / _INPUTS)
-    for number, run in json.loads((folder / _JOB).read_text()).items():
+    job = json.loads((folder / _JOB).read_text())
+    for number, run in job["runs"].items():
         count = run["samples"]
         try:
-            model = TFLiteModel(file, run["threads"], run["kernels"])
+            model = TFLiteModel(
+                file, run["threads"], run["kernels"], signature=job["signature"]
+            )
             told = model.predict({name: x[:count] for name, x in samples.items()})
         except ValueError as err:
             (folder / f"{number}.txt").write_text(str(err))

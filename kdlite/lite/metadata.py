@@ -30,10 +30,14 @@ from kdlite.lite.metadata_schema import (
     MIN_PARSER_VERSION,
     PROVENANCE_FILE,
     Metadata,
+    SignatureMetadata,
     TensorMetadata,
     decode,
     encode,
 )
+from kdlite.lite.signatures import of_signature
+
+Range = tuple[float, float]
 
 __all__ = ["Metadata", "TensorMetadata", "read_metadata", "write_metadata"]
 
@@ -128,11 +132,11 @@ def write_metadata(
     version: str = "",
     author: str = "",
     license: str = "",
-    labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    score_meaning: str = "",
+    labels: Any = None,
+    score_meaning: str | Mapping[str, str] = "",
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-    input_range: tuple[float, float] | None = None,
+    input_range: Range | Mapping[str, Range | None] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Returns the model with metadata inside; equal arguments give equal bytes.
@@ -145,6 +149,9 @@ def write_metadata(
     pixels *before* it hands them over: ``(pixel - mean) / std``. Where only
     ``input_range`` is given, 0 to 255 is spread over it: a model that takes raw pixels
     has ``input_range=(0.0, 255.0)``, from which follow mean 0 and std 1.
+
+    Of a model with several signatures, each of ``labels``, ``score_meaning``, ``mean``,
+    ``std`` and ``input_range`` may be a mapping by signature name.
 
     Args:
         model: A ``.tflite`` as the converter makes it, without metadata.
@@ -178,7 +185,7 @@ def write_metadata(
     """
     try:
         root = Table.root(model, b"TFL3")
-        inputs, outputs = _signature(root)
+        graphs = _graphs(root)
         _check_unlabelled(model, root)
     except ValueError as err:
         raise ValueError(
@@ -190,18 +197,39 @@ def write_metadata(
             f"A model must have a name. Received: name={name!r}. Say in a few words "
             "what it is."
         )
-    labels_of = _labels_by_output(labels, outputs)
-    label_files = {
-        output: f"labels_{index}.txt" if index else "labels.txt"
-        for index, output in enumerate(labels_of)
-    }
-    files = {
-        label_files[output]: "\n".join(names).encode()
-        for output, names in labels_of.items()
-    }
+    names = [graph.name for graph in graphs if graph.name]
+    label_files: dict[tuple[str, str], str] = {}
+    files: dict[str, bytes] = {}
+    described = []
+    for graph in graphs:
+
+        def its(value: Any, name: str = graph.name) -> Any:
+            return of_signature(value, name, names)
+
+        labels_of = _labels_by_output(its(labels), graph.outputs)
+        for output, texts in labels_of.items():
+            file = f"labels_{len(files)}.txt" if files else "labels.txt"
+            label_files[graph.name, output] = file
+            files[file] = "\n".join(texts).encode()
+        labelled = labels_of or {output.name for output in graph.outputs}
+        described.append(
+            SignatureMetadata(
+                graph.name,
+                _describe_inputs(graph.inputs, its(mean), its(std), its(input_range)),
+                tuple(
+                    TensorMetadata(
+                        name=output.name,
+                        description=(
+                            its(score_meaning) if output.name in labelled else ""
+                        ),
+                        content="features",
+                    )
+                    for output in graph.outputs
+                ),
+            )
+        )
     if provenance is not None:
         files[PROVENANCE_FILE] = _provenance_json(provenance)
-    labelled = labels_of or {output.name for output in outputs}
     about = Metadata(
         name=name,
         description=description,
@@ -209,48 +237,59 @@ def write_metadata(
         author=author,
         license=license,
         min_parser_version=MIN_PARSER_VERSION,
-        inputs=_describe_inputs(inputs, mean, std, input_range),
-        outputs=tuple(
-            TensorMetadata(
-                name=output.name,
-                description=score_meaning if output.name in labelled else "",
-                content="features",
-            )
-            for output in outputs
-        ),
         files=files,
     )
-    spliced = _splice(model, root, encode(about, label_files))
+    spliced = _splice(model, root, encode(about, described, label_files))
     return associated_files.attach(spliced, files)
 
 
-def _signature(root: Table) -> tuple[list[_Tensor], list[_Tensor]]:
-    """The inputs and outputs of the main subgraph, in the file's order."""
+class _Graph(NamedTuple):
+    """A graph of the model that a signature runs; without a name if it is the only."""
+
+    name: str
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+
+
+def _graphs(root: Table) -> list[_Graph]:
+    """The graphs up to the last that a signature runs, in the file's order."""
     subgraphs = root.tables(2)
     if not subgraphs:
         raise ValueError("there is no graph")
-    tensors = subgraphs[0].tables(0)
-    # Signatures keep the names that Keras gave; a tensor's own is the converter's.
-    names = {
-        entry.number(1, "I"): entry.string(0)
-        for signature in root.tables(7)
-        if signature.number(4, "I") == 0
-        for entry in [*signature.tables(0), *signature.tables(1)]
-    }
+    signatures = root.tables(7)
+    numbers = [signature.number(4, "I") for signature in signatures]
+    several = len(set(numbers)) > 1
+    graphs = []
+    for number, subgraph in enumerate(subgraphs[: max(numbers, default=0) + 1]):
+        tensors = subgraph.tables(0)
+        its = [table for table in signatures if table.number(4, "I") == number]
+        # Signatures keep the names that Keras gave; a tensor's own is the converter's.
+        names = {
+            entry.number(1, "I"): entry.string(0)
+            for signature in its
+            for entry in [*signature.tables(0), *signature.tables(1)]
+        }
+        # An inner graph, of a loop, has nothing to be said of.
+        inputs, outputs = (
+            _edges(subgraph.integers(slot), tensors, names) if its or not number else []
+            for slot in (1, 2)
+        )
+        name = its[0].string(2) if several and its else ""
+        graphs.append(_Graph(name, inputs, outputs))
+    return graphs
 
-    def listed(slot: int) -> list[_Tensor]:
-        indices = subgraphs[0].integers(slot)
-        if not all(0 <= index < len(tensors) for index in indices):
-            raise ValueError("a tensor is named that is not there")
-        return [
-            _Tensor(
-                names.get(index) or tensors[index].string(3),
-                tensors[index].integers(0),
-            )
-            for index in indices
-        ]
 
-    return listed(1), listed(2)
+def _edges(
+    indices: Sequence[int], tensors: Sequence[Table], names: Mapping[int, str]
+) -> list[_Tensor]:
+    if not all(0 <= index < len(tensors) for index in indices):
+        raise ValueError("a tensor is named that is not there")
+    return [
+        _Tensor(
+            names.get(index) or tensors[index].string(3), tensors[index].integers(0)
+        )
+        for index in indices
+    ]
 
 
 def _check_unlabelled(model: bytes, root: Table) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,21 @@ class TensorMetadata:
 
 
 @dataclass(frozen=True)
+class SignatureMetadata:
+    """What a file says of one of its graphs that has a name: a signature.
+
+    Attributes:
+        name: The signature's name.
+        inputs: One for each input, in the file's order.
+        outputs: One for each output.
+    """
+
+    name: str
+    inputs: tuple[TensorMetadata, ...] = ()
+    outputs: tuple[TensorMetadata, ...] = ()
+
+
+@dataclass(frozen=True)
 class Metadata:
     """What a ``.tflite`` says of itself; all empty where it says nothing.
 
@@ -84,6 +99,7 @@ class Metadata:
             which is known to set it too low.
         inputs: One for each input of the main subgraph, in the file's order.
         outputs: One for each output.
+        signatures: What it says of each signature, where there are several.
         files: The associated files, name to content.
         provenance: What ``kdlite.json`` holds, or None.
     """
@@ -97,8 +113,19 @@ class Metadata:
     min_runtime_version: str = ""
     inputs: tuple[TensorMetadata, ...] = ()
     outputs: tuple[TensorMetadata, ...] = ()
+    signatures: tuple[SignatureMetadata, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def all_inputs(self) -> tuple[TensorMetadata, ...]:
+        """The inputs of all signatures, "signature/input" where there are several."""
+        return self.inputs if not self.signatures else _renamed(self, "inputs")
+
+    @property
+    def all_outputs(self) -> tuple[TensorMetadata, ...]:
+        """The outputs of all signatures, likewise."""
+        return self.outputs if not self.signatures else _renamed(self, "outputs")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -116,8 +143,8 @@ class Metadata:
             [
                 self.name or "(no name)",
                 *(f"  {key}: {text}" for key, text in about.items() if text),
-                *(f"  input {tensor}" for tensor in self.inputs),
-                *(f"  output {tensor}" for tensor in self.outputs),
+                *(f"  input {tensor}" for tensor in self.all_inputs),
+                *(f"  output {tensor}" for tensor in self.all_outputs),
                 *(f"  file {name}: {len(d):,} bytes" for name, d in self.files.items()),
             ]
         )
@@ -126,6 +153,14 @@ class Metadata:
         """Returns all of it as JSON takes it; of files, their sizes in bytes."""
         sizes = {name: len(content) for name, content in self.files.items()}
         return {**asdict(self), "files": sizes}
+
+
+def _renamed(about: Metadata, side: str) -> tuple[TensorMetadata, ...]:
+    return tuple(
+        replace(tensor, name=f"{signature.name}/{tensor.name}")
+        for signature in about.signatures
+        for tensor in getattr(signature, side)
+    )
 
 
 def decode(data: bytes, files: Mapping[str, bytes]) -> Metadata:
@@ -149,7 +184,8 @@ def decode(data: bytes, files: Mapping[str, bytes]) -> Metadata:
         tables = subgraph.tables(slot) if subgraph else []
         return tuple(_read_tensor(table, files, labels_in) for table in tables)
 
-    subgraph = next(iter(about.tables(3)), None)
+    graphs = about.tables(3)
+    subgraph = next(iter(graphs), None)
     for table in [*about.tables(6), *(subgraph.tables(4) if subgraph else [])]:
         _associated_file(table, files)
     return Metadata(
@@ -161,6 +197,11 @@ def decode(data: bytes, files: Mapping[str, bytes]) -> Metadata:
         min_parser_version=about.string(7),
         inputs=tensors(subgraph, 2),
         outputs=tensors(subgraph, 3),
+        signatures=tuple(
+            SignatureMetadata(name, tensors(graph, 2), tensors(graph, 3))
+            for graph in graphs
+            if (name := graph.string(0))
+        ),
         files=files,
         provenance=_read_provenance(files),
     )
@@ -231,15 +272,31 @@ def _decode(text: bytes, what: str) -> str:
         raise ValueError(f"{what} is no UTF-8 text") from err
 
 
-def encode(about: Metadata, label_files: Mapping[str, str]) -> bytes:
-    """The metadata as a flatbuffer; ``label_files`` by output name."""
+def encode(
+    about: Metadata,
+    graphs: Sequence[SignatureMetadata],
+    label_files: Mapping[tuple[str, str], str],
+) -> bytes:
+    """The metadata as a flatbuffer.
+
+    Args:
+        about: All but inputs and outputs.
+        graphs: Those, graph by graph in the model's order; one without a name is no
+            signature of several.
+        label_files: By signature and output name.
+    """
     builder = flatbuffers.Builder(1024)
-    inputs = [_pack_tensor(builder, tensor, None) for tensor in about.inputs]
-    outputs = [
-        _pack_tensor(builder, tensor, label_files.get(tensor.name))
-        for tensor in about.outputs
-    ]
-    subgraph = {2: add_vector(builder, inputs), 3: add_vector(builder, outputs)}
+    subgraphs = []
+    for graph in graphs:
+        inputs = [_pack_tensor(builder, tensor, None) for tensor in graph.inputs]
+        outputs = [
+            _pack_tensor(builder, tensor, label_files.get((graph.name, tensor.name)))
+            for tensor in graph.outputs
+        ]
+        sides = {2: add_vector(builder, inputs), 3: add_vector(builder, outputs)}
+        if graph.name:
+            sides[0] = _pack_text(builder, graph.name)
+        subgraphs.append(sides)
     others = [
         _pack_file(builder, name, _DESCRIPTIONS)
         for name in about.files
@@ -249,7 +306,7 @@ def encode(about: Metadata, label_files: Mapping[str, str]) -> bytes:
         0: _pack_text(builder, about.name),
         1: _pack_text(builder, about.description),
         2: _pack_text(builder, about.version),
-        3: add_vector(builder, [add_table(builder, subgraph)]),
+        3: add_vector(builder, [add_table(builder, sides) for sides in subgraphs]),
         4: _pack_text(builder, about.author),
         5: _pack_text(builder, about.license),
         6: add_vector(builder, others),

@@ -144,7 +144,7 @@ def model_card(
             ("name", "dtype", "shape", "values"),
             [
                 _tensor_row(tensor, told)
-                for tensor, told in _paired(report.content.inputs, about.inputs)
+                for tensor, told in _paired(report.content.all_inputs, about.all_inputs)
             ],
         ),
         "## Output",
@@ -152,10 +152,12 @@ def model_card(
             ("name", "dtype", "shape", "values"),
             [
                 _tensor_row(tensor, told)
-                for tensor, told in _paired(report.content.outputs, about.outputs)
+                for tensor, told in _paired(
+                    report.content.all_outputs, about.all_outputs
+                )
             ],
         ),
-        *_labels(about.outputs),
+        *_labels(about.all_outputs),
         "## How good it is",
         *_accuracy(verification, accuracy or {}),
         "## What was checked",
@@ -327,7 +329,7 @@ def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
         call.append(f"io={origin['io']!r}")
     if "overrides" in origin:
         call.append(f"overrides={origin['overrides']!r}")
-    if any(output.labels for output in report.metadata.outputs):
+    if any(output.labels for output in report.metadata.all_outputs):
         call.append("labels=[...]")
     return [
         "From the same model, with the same versions and data, this gives the same "

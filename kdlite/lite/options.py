@@ -35,6 +35,26 @@ def checked_recipe(quantization: Any) -> Recipe:
     return find_recipe(quantization)
 
 
+def checked_models(model: Any) -> dict[str, Any]:
+    """Returns by signature name the model of each; "" for one that stands alone.
+
+    Raises:
+        ValueError: If there are none, or a name is none.
+    """
+    if not isinstance(model, Mapping):
+        return {"": model}
+    odd = [
+        name for name in model if not isinstance(name, str) or not name.isidentifier()
+    ]
+    if odd or not model:
+        raise ValueError(
+            "Signatures must have names of letters, digits and underscores. Received: "
+            f"{repr(odd[0]) if odd else 'none'}. Write for example "
+            "{'classify': model, 'embed': embedder}."
+        )
+    return dict(model)
+
+
 def checked_options(
     recipe: Recipe, io: Any, min_runtime: Any, allow_float_ops: Any, batch_size: Any
 ) -> frozenset[str]:

@@ -42,6 +42,7 @@ class TFLiteModel:
         kernels: Which kernels compute: `"xnnpack"`, LiteRT's default for speed,
             `"built-in"`, its own, or `"reference"`, its plain and slow ones.
         keep_tensors: Whether all tensors keep their values after a run, for `tensors`.
+        signature: Which of the file's signatures runs; None for its first graph.
 
     Attributes:
         content: What is inside the file.
@@ -61,6 +62,7 @@ class TFLiteModel:
         threads: int = 1,
         kernels: str = "xnnpack",
         keep_tensors: bool = False,
+        signature: str | None = None,
     ) -> None:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(
@@ -72,10 +74,15 @@ class TFLiteModel:
                 f"`kernels` must be one of {', '.join(map(repr, _RESOLVERS))}. "
                 f"Received: kernels={kernels!r}. Use 'xnnpack', as apps do."
             )
+        if keep_tensors and signature is not None:
+            raise ValueError(
+                "Tensors are kept of a file's first graph only. Received: "
+                f"keep_tensors=True with signature={signature!r}. Leave one out."
+            )
         # LiteRT trusts more than it should in a file that a network brought: the bytes
         # that were checked are those that run.
         self.content: TFLiteFile
-        self.content, blob = inspect_bytes(file)
+        self.content, blob = inspect_bytes(file, signature)
         self._name = self.content.name or f"{len(blob)} bytes"
         self._check_edges()
         try:
@@ -85,8 +92,11 @@ class TFLiteModel:
                 experimental_op_resolver_type=_RESOLVERS[kernels],
                 experimental_preserve_all_tensors=keep_tensors,
             )
+            self._runner = None
+            if signature is not None:
+                self._runner = self._interpreter.get_signature_runner(signature)
             # Where lengths are open, what fits is known with the first samples.
-            if not any(-1 in tensor.shape for tensor in self.inputs):
+            elif not any(-1 in tensor.shape for tensor in self.inputs):
                 self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as err:
             raise self._cannot_run(err) from err
@@ -238,6 +248,8 @@ class TFLiteModel:
 
     def _resize(self, arrays: Mapping[str, Array]) -> None:
         """Gives lengths that may change those of the samples; the batch stays 1."""
+        if self._runner:
+            return  # which does that itself
         resized = False
         for tensor in self.inputs:
             if -1 in tensor.shape:
@@ -266,7 +278,7 @@ class TFLiteModel:
         for done, _ in enumerate(self._runs(arrays), 1):
             progress.update(min(count, done * self._batch))
             for part, tensor in zip(parts, self.outputs, strict=True):
-                part.append(self._interpreter.get_tensor(tensor.index))
+                part.append(self._value(tensor))
         progress.close()
         return [
             self._by_sample(part, tensor)[:count]
@@ -278,17 +290,21 @@ class TFLiteModel:
         count = len(next(iter(arrays.values())))
         batch = self._batch
         for start in range(0, count, batch):
+            values = {}
             for tensor in self.inputs:
                 value = arrays[tensor.name][start : start + batch]
                 if len(value) < batch:
                     # The last batch is filled up with copies that are cut off again.
                     copies = np.repeat(value[-1:], batch - len(value), axis=0)
                     value = np.concatenate([value, copies])
-                if not tensor.shape:
-                    value = value.reshape(())
-                self._interpreter.set_tensor(tensor.index, value)
+                values[tensor.name] = value if tensor.shape else value.reshape(())
             try:
-                self._interpreter.invoke()
+                if self._runner:
+                    self._told = self._runner(**values)
+                else:
+                    for tensor in self.inputs:
+                        self._interpreter.set_tensor(tensor.index, values[tensor.name])
+                    self._interpreter.invoke()
             except RuntimeError as err:
                 raise ValueError(
                     "Samples must be such that the operations can compute them. "
@@ -297,6 +313,12 @@ class TFLiteModel:
                     "an Embedding has."
                 ) from err
             yield
+
+    def _value(self, tensor: TensorInfo) -> Array:
+        """Returns what an output was in the last run."""
+        if self._runner:
+            return np.asarray(self._told[tensor.name])
+        return np.asarray(self._interpreter.get_tensor(tensor.index))
 
     @property
     def _batch(self) -> int:

@@ -10,8 +10,8 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +137,35 @@ class Op:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """A function of a file, by name.
+
+    Attributes:
+        name: Its name; "serving_default" where a file has one and nothing was said.
+        inputs: Its inputs, by their names in it.
+        outputs: Its outputs, likewise.
+    """
+
+    name: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
 class TFLiteFile:
     """What is inside a `.tflite`.
 
     Attributes:
         name: The file's name, empty where its bytes were given.
         size_bytes: Its size.
-        ops: Its operations in the order they run, those of inner graphs after them.
-        inputs: Its inputs, by the names of the first signature.
+        ops: Its operations in the order they run, those of other graphs after them.
+        inputs: Its inputs, by the names of the signature that was looked at: the first,
+            unless another was asked for.
         outputs: Its outputs, likewise.
-        tensors: All tensors of the graph that is run.
-        inner_tensors: Those of the graphs after it, which loops and branches run.
-        signatures: The names of its signatures.
+        tensors: All tensors of the graph that this signature runs.
+        inner_tensors: Those of the graphs after it: of loops, branches and other
+            signatures.
+        signatures: Its signatures.
         parameters: How many numbers its kernels and biases hold.
     """
 
@@ -159,8 +176,30 @@ class TFLiteFile:
     outputs: tuple[TensorInfo, ...]
     tensors: tuple[TensorInfo, ...]
     inner_tensors: tuple[tuple[TensorInfo, ...], ...]
-    signatures: tuple[str, ...]
+    signatures: tuple[Signature, ...]
     parameters: int
+
+    @property
+    def all_inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs of all signatures, "signature/input" where there are several."""
+        if len(self.signatures) < 2:
+            return self.inputs
+        return tuple(
+            replace(tensor, name=f"{signature.name}/{tensor.name}")
+            for signature in self.signatures
+            for tensor in signature.inputs
+        )
+
+    @property
+    def all_outputs(self) -> tuple[TensorInfo, ...]:
+        """The outputs of all signatures, likewise."""
+        if len(self.signatures) < 2:
+            return self.outputs
+        return tuple(
+            replace(tensor, name=f"{signature.name}/{tensor.name}")
+            for signature in self.signatures
+            for tensor in signature.outputs
+        )
 
     @property
     def macs(self) -> int:
@@ -278,7 +317,14 @@ class TFLiteFile:
             "quantization": self.quantization,
             "parameters": self.parameters,
             "macs": self.macs,
-            "signatures": list(self.signatures),
+            "signatures": [
+                {
+                    "name": signature.name,
+                    "inputs": [tensor.to_dict() for tensor in signature.inputs],
+                    "outputs": [tensor.to_dict() for tensor in signature.outputs],
+                }
+                for signature in self.signatures
+            ],
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
             "ops": [op.to_dict() for op in self.ops],
@@ -293,10 +339,18 @@ class TFLiteFile:
         lines = [
             f"{self.name or 'model'}: {self.quantization}, {self.size_bytes:,} bytes, "
             f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates",
-            *(f"  in   {tensor}" for tensor in self.inputs),
-            *(f"  out  {tensor}" for tensor in self.outputs),
+            *_edge_lines(self.inputs, self.outputs),
             f"  {len(self.ops)} operations: {listed or 'none'}",
         ]
+        if len(self.signatures) > 1:
+            lines[1:-1] = [
+                line
+                for signature in self.signatures
+                for line in (
+                    f"  signature {signature.name}",
+                    *_edge_lines(signature.inputs, signature.outputs),
+                )
+            ]
         if any(t.scales and not t.constant for t in self.tensors):
             left = ", ".join(str(op) for op in self.float_ops)
             lines.append(f"  left in float: {left or 'none'}")
@@ -307,11 +361,22 @@ class TFLiteFile:
         return "\n".join(lines)
 
 
-def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
+def _edge_lines(
+    inputs: Iterable[TensorInfo], outputs: Iterable[TensorInfo]
+) -> Iterator[str]:
+    yield from (f"  in   {tensor}" for tensor in inputs)
+    yield from (f"  out  {tensor}" for tensor in outputs)
+
+
+def inspect(
+    file: str | os.PathLike[str] | bytes, signature: str | None = None
+) -> TFLiteFile:
     """Looks into a `.tflite`: any one, whoever made it.
 
     Args:
         file: The path of the file, or its bytes.
+        signature: Of which signature inputs, outputs, tensors and operations are wanted
+            where there are several; None for the first, with the operations of all.
 
     Returns:
         Its operations, inputs and outputs, sizes, and what is left in float; prints as
@@ -319,7 +384,8 @@ def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no `.tflite`, is cut short, or contradicts itself.
+        ValueError: If it is no `.tflite`, is cut short, contradicts itself, or has no
+            such signature.
 
     Example:
         >>> inspect(b"not a model")
@@ -327,14 +393,17 @@ def inspect(file: str | os.PathLike[str] | bytes) -> TFLiteFile:
         ...
         ValueError: A .tflite must be a whole, well-formed file. Received: ...
     """
-    return inspect_bytes(file)[0]
+    return inspect_bytes(file, signature)[0]
 
 
-def inspect_bytes(file: str | os.PathLike[str] | bytes) -> tuple[TFLiteFile, bytes]:
+def inspect_bytes(
+    file: str | os.PathLike[str] | bytes, signature: str | None = None
+) -> tuple[TFLiteFile, bytes]:
     """Returns what `inspect` does and the bytes that it is true of.
 
     Args:
         file: The path of the file, or its bytes.
+        signature: As `inspect` takes it.
 
     Returns:
         What is inside, and the bytes: who goes on with them is safe from a file that
@@ -342,7 +411,7 @@ def inspect_bytes(file: str | os.PathLike[str] | bytes) -> tuple[TFLiteFile, byt
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no `.tflite`, is cut short, or contradicts itself.
+        ValueError: As `inspect`.
 
     Example:
         ``content, blob = inspect_bytes("student.tflite")``
@@ -357,14 +426,23 @@ def inspect_bytes(file: str | os.PathLike[str] | bytes) -> tuple[TFLiteFile, byt
                 f"is {'a folder' if path.is_dir() else 'not there'}. Check the path."
             )
         name, blob = path.name, path.read_bytes()
+    received = repr(str(file)) if name else f"{len(blob)} bytes"
     try:
-        return _read(name, blob), blob
+        content = _read(name, blob, signature)
     except ValueError as err:
-        received = repr(str(file)) if name else f"{len(blob)} bytes"
         raise ValueError(
             "A .tflite must be a whole, well-formed file. Received: "
             f"{received}: {err}. Name a .tflite file, or make or copy it again."
         ) from err
+    names = [known.name for known in content.signatures]
+    if signature is not None and signature not in names:
+        raise ValueError(
+            "`signature` must be one that the file has. Received: "
+            f"signature={signature!r} for {received}, which has "
+            f"{', '.join(map(repr, names)) or 'none'}. Choose one of these, or leave "
+            "it out."
+        )
+    return content, blob
 
 
 # The fields' numbers in the tables of TFLite's schema, version 3.
@@ -394,7 +472,7 @@ class _Code:
             self.name = _names(schema.BuiltinOperator).get(code, f"BUILTIN_{code}")
 
 
-def _read(name: str, blob: bytes) -> TFLiteFile:
+def _read(name: str, blob: bytes, wanted: str | None) -> TFLiteFile:
     if len(blob) < 8:
         raise ValueError("it is too short for one")
     model = Table.root(blob, _IDENTIFIER)
@@ -409,38 +487,57 @@ def _read(name: str, blob: bytes) -> TFLiteFile:
     graphs = model.tables(_MODEL["graphs"])
     if not graphs:
         raise ValueError("it has no graph")
-    ops: list[Op] = []
-    tensors_of = [
+    all_tensors = [
         [
             _tensor(table, index, stored)
             for index, table in enumerate(graph.tables(_GRAPH["tensors"]))
         ]
         for graph in graphs
     ]
-    for number, graph in enumerate(graphs):
-        for table in graph.tables(_GRAPH["operators"]):
-            ops.append(_op(table, codes, tensors_of[number], number))
-    main, tensors = graphs[0], tensors_of[0]
-    signatures = [
-        table
-        for table in model.tables(_MODEL["signatures"])
-        if not table.number(_SIGNATURE["graph"], "I")
+    signatures: list[tuple[int, Signature]] = []
+    for table in model.tables(_MODEL["signatures"]):
+        graph = table.number(_SIGNATURE["graph"], "I")
+        if graph >= len(graphs):
+            raise ValueError(f"graph {graph} is named, of {len(graphs)}")
+        inputs, outputs = (
+            _named_edges(table.tables(_SIGNATURE[side]), all_tensors[graph])
+            for side in ("inputs", "outputs")
+        )
+        key = table.string(_SIGNATURE["key"])
+        signatures.append((graph, Signature(key, inputs, outputs)))
+    fitting = [
+        (graph, signature)
+        for graph, signature in signatures
+        if (not graph if wanted is None else signature.name == wanted)
     ]
-    inputs, outputs = (
-        _edges(main, signatures, tensors, side) for side in ("inputs", "outputs")
+    main, chosen = fitting[0] if fitting else (0, None)
+    order = [main, *(number for number in range(len(graphs)) if number != main)]
+    # What other signatures run is none of the one that was asked for.
+    others = {graph for graph, _ in signatures if wanted is not None and graph != main}
+    tensors_of = [all_tensors[number] for number in order]
+    ops = [
+        _op(table, codes, tensors_of[place], place)
+        for place, number in enumerate(order)
+        if number not in others
+        for table in graphs[number].tables(_GRAPH["operators"])
+    ]
+    edges = (
+        (chosen.inputs, chosen.outputs)
+        if chosen
+        else tuple(
+            _edges(graphs[main].integers(_GRAPH[side]), tensors_of[0])
+            for side in ("inputs", "outputs")
+        )
     )
     return TFLiteFile(
         name=name,
         size_bytes=len(blob),
         ops=tuple(ops),
-        inputs=inputs,
-        outputs=outputs,
-        tensors=tuple(tensors),
+        inputs=edges[0],
+        outputs=edges[1],
+        tensors=tuple(tensors_of[0]),
         inner_tensors=tuple(map(tuple, tensors_of[1:])),
-        signatures=tuple(
-            table.string(_SIGNATURE["key"])
-            for table in model.tables(_MODEL["signatures"])
-        ),
+        signatures=tuple(signature for _, signature in signatures),
         parameters=_parameters(ops, tensors_of),
     )
 
@@ -561,25 +658,24 @@ def _macs(
     return 0
 
 
-def _edges(
-    graph: Table,
-    signatures: Sequence[Table],
-    tensors: Sequence[TensorInfo],
-    side: str,
+def _named_edges(
+    entries: Iterable[Table], tensors: Sequence[TensorInfo]
 ) -> tuple[TensorInfo, ...]:
-    """Returns the inputs or outputs: by the first signature, else as they come."""
-    if signatures:
-        named = [
-            (table.string(0), table.number(1, "I"))
-            for table in signatures[0].tables(_SIGNATURE[side])
-        ]
-    else:
-        named = [("", index) for index in graph.integers(_GRAPH[side])]
+    """Returns the inputs or outputs of a signature."""
     edges = []
-    for name, index in named:
+    for entry in entries:
+        name, (tensor,) = entry.string(0), _edges([entry.number(1, "I")], tensors)
+        edges.append(replace(tensor, name=name or tensor.name))
+    return tuple(edges)
+
+
+def _edges(
+    indices: Iterable[int], tensors: Sequence[TensorInfo]
+) -> tuple[TensorInfo, ...]:
+    edges = []
+    for index in indices:
         _check_index(index, tensors)
-        tensor = tensors[index]
-        edges.append(TensorInfo(**{**vars(tensor), "name": name or tensor.name}))
+        edges.append(tensors[index])
     return tuple(edges)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
@@ -20,8 +20,9 @@ from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
 from kdlite.lite.layer_errors import LayerError, noisiest
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.serving import ServingModel, serve
+from kdlite.lite.signatures import of_signature
 from kdlite.lite.targets import read_once, read_targets
-from kdlite.lite.tflite_file import TensorInfo, inspect_bytes
+from kdlite.lite.tflite_file import TensorInfo, inspect, inspect_bytes
 
 Array = np.ndarray[Any, Any]
 
@@ -311,6 +312,27 @@ class VerificationReport:
             raise VerificationError(self, problems)
         return self
 
+    def of(self, signature: str) -> VerificationReport:
+        """Returns what it says of one of several signatures.
+
+        Args:
+            signature: Its name.
+
+        Returns:
+            The report with the outputs of this signature alone.
+        """
+
+        def its(outputs: Iterable[OutputReport]) -> tuple[OutputReport, ...]:
+            return tuple(o for o in outputs if o.name.startswith(f"{signature}/"))
+
+        return replace(
+            self,
+            outputs=its(self.outputs),
+            kernels=tuple(
+                replace(run, outputs=its(run.outputs)) for run in self.kernels
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
         return {
@@ -357,7 +379,9 @@ _NEEDS = {
 
 
 def verify(
-    file: str | os.PathLike[str] | bytes, model: keras.Model, data: Any
+    file: str | os.PathLike[str] | bytes,
+    model: keras.Model | Mapping[str, keras.Model],
+    data: Any,
 ) -> VerificationReport:
     """Runs a `.tflite` and its Keras model on the same samples and compares them.
 
@@ -366,33 +390,106 @@ def verify(
     Args:
         file: The path of the `.tflite`, or its bytes.
         model: The Keras model that it came from. Preprocessing that `export` put into
-            the file, mean and standard deviation, is put before the model as well.
+            the file, mean and standard deviation, is put before the model as well. Of a
+            file with several signatures, a model by signature name.
         data: Samples in the units of the file's input: an array `(samples, ...)`, a
             mapping from input name to array, `(x, y)` with targets, a
             `tf.data.Dataset` or another iterable of batches of these, read once, or the
             path of an `.npz`, where targets are called `y`, or of a folder of images.
             Targets are class indices for an output of scores, or values of an output's
-            shape; by output name if there are several.
+            shape; by output name if there are several. Of several signatures, for all,
+            or a mapping from signature name to such.
 
     Returns:
         By output the differences in quantization steps, the agreement and the task's
-        metric; prints as a few lines. `require` turns wishes into errors.
+        metric; prints as a few lines. `require` turns wishes into errors. Outputs of
+        several signatures are called "signature/output".
 
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If `model` is not a Keras model.
         ValueError: If the file is not a `.tflite`, LiteRT cannot run it or crashes, the
-            two have other inputs or outputs, or `data` does not fit them.
+            two have other inputs or outputs, `data` does not fit them, or the file has
+            several signatures and `model` is not by name.
 
     Example:
         ``verify("student.tflite", student, (x_test, y_test)).require(max_steps=1)``
     """
+    if isinstance(model, Mapping):
+        return _verify_each(file, model, data)
+    names = [signature.name for signature in inspect(file).signatures]
+    if len(names) > 1:
+        raise ValueError(
+            "A file with several signatures is compared with a model for each. "
+            f"Received: {type(model).__name__} for the signatures "
+            f"{', '.join(map(repr, names))}. Give {{{names[0]!r}: model, ...}}."
+        )
+    return _verify_one(file, model, data, None)
+
+
+def _verify_each(
+    file: str | os.PathLike[str] | bytes, models: Mapping[str, keras.Model], data: Any
+) -> VerificationReport:
+    """Compares each signature with its model; outputs are "signature/output"."""
+    data = read_once(data)
+    reports = {
+        name: _verify_one(file, model, of_signature(data, name, models), name)
+        for name, model in models.items()
+    }
+    if not reports:
+        raise ValueError(
+            "`model` must have a model for a signature. Received: an empty mapping. "
+            "Give {'classify': model, ...}."
+        )
+
+    def renamed(name: str, outputs: Iterable[OutputReport]) -> Iterator[OutputReport]:
+        return (replace(o, name=f"{name}/{o.name}") for o in outputs)
+
+    first = next(iter(reports.values()))
+    # One that some operations have no kernels for is left out for all.
+    runs = [(run.kernels, run.threads) for run in first.kernels]
+    return replace(
+        first,
+        samples=min(report.samples for report in reports.values()),
+        outputs=tuple(
+            output
+            for name, report in reports.items()
+            for output in renamed(name, report.outputs)
+        ),
+        float_ops=tuple(
+            dict.fromkeys(op for r in reports.values() for op in r.float_ops)
+        ),
+        quantization=" and ".join(
+            dict.fromkeys(report.quantization for report in reports.values())
+        ),
+        kernels=tuple(
+            KernelRun(
+                kernels,
+                threads,
+                min(report.kernels[index].samples for report in reports.values()),
+                tuple(
+                    output
+                    for name, report in reports.items()
+                    for output in renamed(name, report.kernels[index].outputs)
+                ),
+            )
+            for index, (kernels, threads) in enumerate(runs)
+        ),
+    )
+
+
+def _verify_one(
+    file: str | os.PathLike[str] | bytes,
+    model: keras.Model,
+    data: Any,
+    signature: str | None,
+) -> VerificationReport:
     # What is looked at is what runs.
-    content, blob = inspect_bytes(file)
+    content, blob = inspect_bytes(file, signature)
     if isinstance(model, ServingModel):
         serving = model
     else:
-        serving = serve(model, **_normalisation(blob))
+        serving = serve(model, **_normalisation(blob, signature))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], content.inputs)
     specs = [_spec_of(spec, inputs, content.inputs) for spec in serving.input_specs]
     data = read_folder(read_once(data), specs, "data")
@@ -430,6 +527,7 @@ def verify(
         blob,
         {inputs[name]: array for name, array in samples.items()},
         [Run("xnnpack", 1, count), *(Run(*other, few) for other in _OTHERS)],
+        signature,
     )
     return VerificationReport(
         file=content.name,
@@ -566,10 +664,13 @@ def _check_target(name: str, target: Array, output: Array, count: int) -> None:
         )
 
 
-def _normalisation(file: bytes) -> dict[str, Any]:
+def _normalisation(file: bytes, signature: str | None) -> dict[str, Any]:
     """Returns what `export` put into the file before the model, as `serve` takes it."""
-    origin = read_metadata(file).provenance or {}
-    inside = origin.get("normalisation_inside")
+    origin: Any = read_metadata(file).provenance or {}
+    signatures = origin.get("signatures")
+    if isinstance(signatures, Mapping):
+        origin = signatures.get(signature)
+    inside = origin.get("normalisation_inside") if isinstance(origin, Mapping) else None
     if not isinstance(inside, Mapping):
         return {}
     return {name: inside.get(name) for name in ("mean", "std")}
