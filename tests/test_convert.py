@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.recipes import RECIPES
-from kdlite.lite import _converter, convert
+from kdlite.lite import _converter, convert, proof
 from kdlite.lite.convert import ConversionError, ExportResult, export
 from kdlite.lite.fork_server import ForkServers
 from kdlite.lite.metadata import read_metadata
@@ -359,7 +359,7 @@ def test_float_ops_are_an_error_that_names_them_unless_allowed(
     assert {op.name for op in inspect(path).float_ops} == {"NEG"}
     blob = path.read_bytes()
     monkeypatch.setattr(_converter.Converter, "run", lambda *args: blob)
-    monkeypatch.setattr(convert, "check_layers", lambda *args: None)
+    monkeypatch.setattr(proof, "check_layers", lambda *args: None)
     with pytest.raises(ConversionError, match="int8 means that every op") as caught:
         export(model, tmp_path / "other.tflite", "int8", calibration_data=data)
     assert re.search("stay in float: .*NEG .layer 'layer_norm'", str(caught.value))
@@ -377,7 +377,7 @@ def test_a_crash_of_the_converter_is_an_exception(tmp_path, monkeypatch) -> None
         [keras.Input((4, 3), name="x"), layers.LSTM(4), layers.Dense(2)], name="lstm"
     )
     data = np.random.default_rng(0).normal(size=(128, 4, 3))
-    monkeypatch.setattr(convert, "check_layers", lambda *args: None)
+    monkeypatch.setattr(proof, "check_layers", lambda *args: None)
     with pytest.raises(ConversionError, match="crashed.*model='lstm'"):
         export(model, tmp_path / "l.tflite", "int8", calibration_data=data)
     assert not list(tmp_path.iterdir())
@@ -405,7 +405,7 @@ def test_what_was_converted_before_changes_no_byte(tmp_path, monkeypatch) -> Non
     # A crash, an error, and another model between.
     looped = keras.Sequential([keras.Input((4, 3), name="x"), layers.LSTM(4)])
     with monkeypatch.context() as patch, pytest.raises(ConversionError):
-        patch.setattr(convert, "check_layers", lambda *args: None)
+        patch.setattr(proof, "check_layers", lambda *args: None)
         export(looped, tmp_path / "l.tflite", "int8", calibration_data=data)
     export(small_model(), tmp_path / "2.tflite")
     with monkeypatch.context() as patch:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from kdlite.lite import convert
+from kdlite.lite import convert, proof
 from kdlite.lite.convert import export
 from kdlite.lite.model_card import card_path, model_card
 from kdlite.lite.verify import VerificationError, VerificationReport
@@ -124,7 +124,7 @@ def quick(bare, monkeypatch) -> None:
         def run(self, kept) -> bytes:
             return bare
 
-    monkeypatch.setattr(convert, "Conversion", Made)
+    monkeypatch.setattr(proof, "Conversion", Made)
     monkeypatch.setattr(convert, "write_metadata", lambda blob, **told: blob)
 
 
@@ -183,7 +183,7 @@ def test_a_card_of_anyone_else_is_never_touched(model, quick, tmp_path) -> None:
 def test_without_the_file_there_is_no_card(model, quick, tmp_path, monkeypatch) -> None:
     (tmp_path / "old.tflite").write_text("old")
     wrong = ["output 'scores' is off"]
-    monkeypatch.setattr(convert, "problems", lambda *args: wrong)
+    monkeypatch.setattr(proof, "problems", lambda *args: wrong)
     with pytest.raises(VerificationError, match="is off"):
         export(model, tmp_path / "old.tflite", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old.tflite"]

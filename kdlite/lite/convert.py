@@ -267,14 +267,10 @@ def export(
         "overrides": overrides,
     }
     # All that can be found wrong is, before the first is converted.
-    proofs = {
-        name: Proof(
-            each,
-            demands,
-            **{key: of_signature(value, name, names) for key, value in given.items()},
-        )
-        for name, each in models.items()
-    }
+    proofs: dict[str, Proof] = {}
+    for name, each in models.items():
+        its = {key: of_signature(value, name, names) for key, value in given.items()}
+        proofs[name] = Proof(each, demands, **its)
     made = {name: proof.run() for name, proof in proofs.items()}
     origins = {name: proofs[name].provenance(made[name].kept) for name in made}
     (first, proof), *_ = proofs.items()

@@ -94,7 +94,7 @@ def check_layers(
             "A file runs every layer in inference mode, as model.predict does. "
             f"{_listed(forced)} of model {model.name!r} is called with training=True, "
             "which the file will not do.",
-            stacklevel=3,
+            stacklevel=4,
         )
     if not recipe.integer:
         return
