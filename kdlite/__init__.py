@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kdlite.lite.tflite_file import inspect
     from kdlite.lite.verify import VerificationError, verify
     from kdlite.pipeline import PipelineResult, distill_to_tflite
+    from kdlite.reporting.energy import track_energy
+    from kdlite.reporting.report import Report, report
     from kdlite.sizing import shrink, shrink_candidates
 
     __version__: str
@@ -46,6 +48,7 @@ __all__ = [
     "ForgettingError",
     "PipelineResult",
     "ReplayBuffer",
+    "Report",
     "SoftLabels",
     "TuneResult",
     "UpdateResult",
@@ -60,12 +63,14 @@ __all__ = [
     "losses",
     "quantize_aware",
     "read_metadata",
+    "report",
     "schedules",
     "shrink",
     "shrink_candidates",
     "summary",
     "teachers",
     "to_android",
+    "track_energy",
     "update",
     "tune",
     "verify",
@@ -79,6 +84,7 @@ _HOMES = {
     "ForgettingError": "kdlite.distill.update:ForgettingError",
     "PipelineResult": "kdlite.pipeline:PipelineResult",
     "ReplayBuffer": "kdlite.distill.replay:ReplayBuffer",
+    "Report": "kdlite.reporting.report:Report",
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
     "TuneResult": "kdlite.distill.trials:TuneResult",
     "UpdateResult": "kdlite.distill.update:UpdateResult",
@@ -92,12 +98,14 @@ _HOMES = {
     "losses": "kdlite.distill.losses:",
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",
+    "report": "kdlite.reporting.report:report",
     "schedules": "kdlite.distill.schedules:",
     "shrink": "kdlite.sizing:shrink",
     "shrink_candidates": "kdlite.sizing:shrink_candidates",
     "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
     "to_android": "kdlite.android:to_android",
+    "track_energy": "kdlite.reporting.energy:track_energy",
     "update": "kdlite.distill.update:update",
     "tune": "kdlite.distill.tune:tune",
     "verify": "kdlite.lite.verify:verify",

@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
 from kdlite.distill.augment import Augment, check_unmixed
@@ -27,8 +26,10 @@ from kdlite.distill.views import Views
 from kdlite.doctor import check_inputs
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.gates import Gate, Gates
+from kdlite.reporting.energy import check_country
+from kdlite.reporting.table import table
 from kdlite.sizing import STEPS, shrink_candidates
-from kdlite.stages import Stages, Training
+from kdlite.stages import About, Stages, Training
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class PipelineResult:
 
     def __str__(self) -> str:
         """The table of the report, and each gate."""
-        lines = [report_page.table(self.report)]
+        lines = [table(self.report)]
         lines += [f"gate: {gate}" for gate in self.gates]
         lines.append(f"files: {self.out}")
         return "\n".join(lines)
@@ -110,6 +111,11 @@ def distill_to_tflite(
     seeds: int = 1,
     baseline: bool = True,
     gates: Gates | None = None,
+    description: str = "",
+    author: str = "",
+    license: str = "",
+    intended_use: str = "",
+    country: str | None = None,
     out: str | Path = "out",
     overwrite: bool = False,
     verbose: str | int = "auto",
@@ -159,9 +165,18 @@ def distill_to_tflite(
         baseline: Whether to train the student without a teacher beside it.
         gates: What must be reached. By default int8 may lose at most 1 point; `ratio`
             and `max_bytes` are gates too.
+        description: What the student does: in the files, their model cards and the
+            Android app, as are the next two.
+        author: Who made it.
+        license: Under which terms.
+        intended_use: What it is for and what not, for the model cards.
+        country: Where the electricity comes from, three letters as in ISO 3166: has the
+            energy and the CO2 of training and inference estimated
+            (`pip install "kdlite[energy]"`).
         out: Folder to write: `teacher.keras`, `student.keras`, `student_int8.tflite`,
-            `student_float32.tflite`, `report.json`, `report.html`, and
-            `student_qat.keras`, the model that the int8 file was made from.
+            `student_float32.tflite`, a model card for each of these two, `report.json`,
+            `report.html`, and `student_qat.keras`, the model that the int8 file was
+            made from.
         overwrite: Whether to replace `out`, and to drop what an earlier run with other
             settings left half-done.
         verbose: As in Keras's `fit`; `"auto"` is a bar on a terminal, else a line an
@@ -173,6 +188,7 @@ def distill_to_tflite(
     Raises:
         ValueError: An input breaks a rule; found before anything is computed.
         FileExistsError: `out` exists, and `overwrite` is False.
+        ModuleNotFoundError: `country` is given, and CodeCarbon is not installed.
         RuntimeError: Another process is at the same `out`, or training diverged.
     """
     out = Path(out)
@@ -225,6 +241,8 @@ def distill_to_tflite(
             "`validation` nor `test`. Hold some samples back and pass them."
         )
     check_free(out, overwrite)
+    check_country(country)
+    about = About(description, author, license, intended_use)
     data = {
         name: _as_arrays(split, name)
         for name, split in (
@@ -274,6 +292,8 @@ def distill_to_tflite(
         "seeds": seeds,
         "baseline": baseline,
         "augmented": augment is not None,
+        **asdict(about),
+        "country": country,
         "teacher": model_fingerprint(teacher),
         "student": model_fingerprint(example),
         "trainable": [layer.trainable for layer in example._flatten_layers()],
@@ -283,16 +303,27 @@ def distill_to_tflite(
     _make_folder(work, out)
     with locked(work, "A run is"):
         _begin_or_go_on(work, settings, overwrite)
-        stages = Stages(work, teacher, data, names, training, augment, views, verbose)
+        stages = Stages(
+            work,
+            teacher,
+            data,
+            names,
+            training,
+            augment,
+            views,
+            verbose,
+            about,
+            country,
+        )
         stages.label()
         outcomes = []
         for seed in range(seeds):
             keras.utils.set_random_seed(seed)
             start = student if isinstance(student, keras.Model) else student()
             outcomes.append(stages.train_and_export(start, seed, baseline))
-        report = stages.measure(outcomes, gates or Gates())
-        best = max(outcomes, key=lambda outcome: outcome.validation_top1)
-        stages.write_files(best, report)
+        outcomes.sort(key=lambda outcome: outcome.validation_top1, reverse=True)
+        report, comparison = stages.measure(outcomes, gates or Gates())
+        stages.write_files(outcomes[0], report, comparison)
         _put_in_place(work / "final", out)
         shutil.rmtree(work)
     return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))

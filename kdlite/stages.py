@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite import report as report_page
 from kdlite.compress.qat import quantize_aware
 from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
@@ -24,15 +22,27 @@ from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import logits_model
 from kdlite.gates import Gates
 from kdlite.lite.convert import ConversionError, export
-from kdlite.lite.runtime import TFLiteModel, measure_latency
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.model_card import card_path
+from kdlite.outcomes import (
+    BATCH_PREDICT,
+    KINDS,
+    Curve,
+    Measured,
+    Outcome,
+    measure,
+    predict_file,
+    run_report,
+    store_energy,
+    with_notes,
+)
 from kdlite.progress import verbosity
+from kdlite.reporting.comparison import Comparison
+from kdlite.reporting.energy import track_energy
+from kdlite.reporting.page import page
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
-
-_BATCH_PREDICT = 500
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,13 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one seed gave."""
+class About:
+    """What the files are to say of themselves, and their model cards."""
 
-    seed: int
-    folder: Path
-    student: keras.Model
-    baseline: keras.Model | None
-    validation_top1: float
+    description: str = ""
+    author: str = ""
+    license: str = ""
+    intended_use: str = ""
 
 
 class Stages:
@@ -73,8 +82,12 @@ class Stages:
         augment: Augment | None,
         views: int,
         verbose: str | int,
+        about: About = About(),
+        country: str | None = None,
     ) -> None:
         self.work = work
+        self.about = about
+        self.country = country
         self.teacher = teacher
         self.data = data
         self.labels = labels
@@ -129,7 +142,11 @@ class Stages:
             plain = self._fit(plain, folder / "baseline", seed, distill=False)
         name = "validation" if "validation" in self.data else "test"
         verify_data = self.data[self.measured_on]
-        for kind, model in (("float32", student), ("int8", qat)):
+        accuracy = {
+            "teacher": _top1(self._teacher_scores(self.measured_on), verify_data[1])
+        }
+        # The int8 file is the one to hand on: MODEL_CARD.md is its card.
+        for kind, model in (("int8", qat), ("float32", student)):
             path = folder / f"student_{kind}.tflite"
             if not path.exists():
                 logger.info("seed %d: exporting %s", seed, path.name)
@@ -139,9 +156,11 @@ class Stages:
                     kind,
                     labels=list(self.labels),
                     verify_data=verify_data,
+                    accuracy=accuracy,
+                    **asdict(self.about),
                 )
         x, y = self.data[name]
-        top1 = _top1(_predict_file(folder / "student_int8.tflite", x), y)
+        top1 = _top1(predict_file(folder / "student_int8.tflite", x), y)
         return Outcome(seed, folder, student, plain, top1)
 
     def _fit(
@@ -192,18 +211,20 @@ class Stages:
         )
         _create_variables(trained, *(part[:1] for part in self.data["train"]))
         keras.utils.set_random_seed(seed)
-        trained.fit(
-            train,
-            epochs=epochs,
-            validation_data=self.data.get("validation"),
-            validation_batch_size=_BATCH_PREDICT,
-            verbose=self.verbose,
-            shuffle=False,
-            callbacks=[
-                _Curve(path.with_suffix(".csv")),
-                keras.callbacks.BackupAndRestore(str(backup)),
-            ],
-        )
+        begun_before = _epochs_done(backup) > 0
+        with track_energy(self.country) as tracker:
+            trained.fit(
+                train,
+                epochs=epochs,
+                validation_data=self.data.get("validation"),
+                validation_batch_size=BATCH_PREDICT,
+                verbose=self.verbose,
+                shuffle=False,
+                callbacks=[
+                    Curve(path.with_suffix(".csv")),
+                    keras.callbacks.BackupAndRestore(str(backup)),
+                ],
+            )
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):
             shutil.rmtree(backup, ignore_errors=True)  # not to go on from there
             raise RuntimeError(
@@ -211,6 +232,8 @@ class Stages:
                 f"training {path.name!r} with learning_rate={training.learning_rate}. "
                 "Lower the learning rate, or look at the range of the data."
             )
+        if not begun_before:  # what a stopped run took is not known
+            store_energy(path, tracker.used)
         _save_whole(model, whole)
         shutil.rmtree(backup, ignore_errors=True)
         return model
@@ -221,88 +244,48 @@ class Stages:
         if not path.exists():
             x, _ = self.data[split]
             scores = self.teacher.predict(
-                x, batch_size=_BATCH_PREDICT, verbose=1 if self.verbose == 1 else 0
+                x, batch_size=BATCH_PREDICT, verbose=1 if self.verbose == 1 else 0
             )
             temporary = path.with_suffix(".tmp.npy")
             np.save(temporary, scores)
             os.replace(temporary, path)
         return np.load(path)
 
-    def measure(self, outcomes: Sequence[Outcome], gates: Gates) -> dict[str, Any]:
-        """Takes every figure on the test data and judges the gates."""
-        x, y = self.data[self.measured_on]
-        teacher_scores = self._teacher_scores(self.measured_on)
-        per_seed = []
-        for outcome in outcomes:
-            scores: dict[str, Any] = {"seed": outcome.seed}
-            for name, logits in self._outputs(outcome, x).items():
-                scores[name] = {
-                    "top1": _top1(logits, y),
-                    "agreement": _top1(logits, teacher_scores.argmax(-1)),
-                }
-            per_seed.append(scores)
-        first = outcomes[0]
-        paths = {
-            "float32": first.folder / "student_float32.tflite",
-            "int8": first.folder / "student_int8.tflite",
-        }
-        teacher_file = self._export_teacher()
-        if teacher_file:
-            paths["teacher"] = teacher_file
-        latencies = measure_latency(list(paths.values()), threads=1)
-        costs = {
-            name: {
-                "macs": inspect(path).macs,
-                "bytes": path.stat().st_size,
-                "latency_ms": latency.p50_ms,
-            }
-            for (name, path), latency in zip(paths.items(), latencies, strict=True)
-        }
-        student_costs = {
-            "params": first.student.count_params(),
-            "macs": costs["float32"]["macs"],
-        }
-        report: dict[str, Any] = {
-            "teacher": {
-                "top1": _top1(teacher_scores, y),
-                "params": self.teacher.count_params(),
-                **costs.get("teacher", {}),
-            },
-            "baseline": None,
-            "student": {**_mean(per_seed, "student"), **student_costs},
-            "tflite": {
-                name: {
-                    **_mean(per_seed, name),
-                    "params": student_costs["params"],
-                    **costs[name],
-                }
-                for name in ("float32", "int8")
-            },
-            "seeds": per_seed,
-            "settings": {
-                **asdict(self.training),
-                "views": self.views,
-                "measured_on": self.measured_on,
-                "samples": {name: len(y) for name, (_, y) in self.data.items()},
-            },
-            "labels": list(self.labels),
-        }
-        if first.baseline is not None:
-            report["baseline"] = {**_mean(per_seed, "baseline"), **student_costs}
-        report["gates"] = [asdict(gate) for gate in gates.judge(report)]
-        return report
+    def measure(
+        self, outcomes: Sequence[Outcome], gates: Gates
+    ) -> tuple[dict[str, Any], Comparison]:
+        """Takes every figure on the test data and judges the gates.
 
-    def _outputs(self, outcome: Outcome, x: Array) -> dict[str, Array]:
-        outputs = {
-            "student": outcome.student.predict(x, batch_size=_BATCH_PREDICT, verbose=0)
+        Args:
+            outcomes: One a seed, the best first: it is the one shown.
+            gates: What must be reached.
+
+        Returns:
+            What `report.json` holds, and what its page is made of.
+        """
+        x, y = self.data[self.measured_on]
+        comparison = measure(
+            outcomes,
+            Measured(
+                self.measured_on,
+                x,
+                y,
+                self.labels,
+                self.teacher,
+                self._teacher_scores(self.measured_on),
+                self._export_teacher(),
+                self.country,
+            ),
+        )
+        settings = {
+            **asdict(self.training),
+            "views": self.views,
+            "measured_on": self.measured_on,
+            "samples": {name: len(y) for name, (_, y) in self.data.items()},
         }
-        if outcome.baseline is not None:
-            outputs["baseline"] = outcome.baseline.predict(
-                x, batch_size=_BATCH_PREDICT, verbose=0
-            )
-        for kind in ("float32", "int8"):
-            outputs[kind] = _predict_file(outcome.folder / f"student_{kind}.tflite", x)
-        return outputs
+        seeds = [outcome.seed for outcome in outcomes]
+        report = run_report(comparison, seeds, settings, gates)
+        return report, with_notes(comparison, report)
 
     def _export_teacher(self) -> Path | None:
         """The teacher's float file: what the student's is compared with."""
@@ -317,7 +300,9 @@ class Stages:
             return None
         return path
 
-    def write_files(self, best: Outcome, report: dict[str, Any]) -> None:
+    def write_files(
+        self, best: Outcome, report: dict[str, Any], comparison: Comparison
+    ) -> None:
         """Writes all files of the result into one folder, still beside `out`."""
         final = self.work / "final"
         shutil.rmtree(final, ignore_errors=True)
@@ -325,46 +310,12 @@ class Stages:
         self.teacher.save(final / "teacher.keras")
         best.student.save(final / "student.keras")
         shutil.copyfile(best.folder / "student_qat.keras", final / "student_qat.keras")
-        for kind in ("float32", "int8"):
-            shutil.copyfile(
-                best.folder / f"student_{kind}.tflite",
-                final / f"student_{kind}.tflite",
-            )
+        for kind in KINDS:
+            file = best.folder / f"student_{kind}.tflite"
+            for path in (file, card_path(file)):
+                shutil.copyfile(path, final / path.name)
         (final / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        x, y = self.data[self.measured_on]
-        curves = {
-            name: _read_curve(best.folder / f"{name}.csv")
-            for name in ("student", "baseline", "student_qat")
-            if (best.folder / f"{name}.csv").exists()
-        }
-        page = report_page.page(
-            report,
-            x=x,
-            y=y,
-            teacher=self._teacher_scores(self.measured_on),
-            student=best.student.predict(x, batch_size=_BATCH_PREDICT, verbose=0),
-            int8=_predict_file(final / "student_int8.tflite", x),
-            curves=curves,
-        )
-        (final / "report.html").write_text(page, encoding="utf-8")
-
-
-class _Curve(keras.callbacks.Callback):
-    """Writes a learning curve row by row: it goes on where training does."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Adds the epoch's figures."""
-        row = {"epoch": epoch, **(logs or {})}
-        # Closed after each row, unlike by CSVLogger: a kill loses none.
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(row)
+        (final / "report.html").write_text(page(comparison), encoding="utf-8")
 
 
 def _save_whole(model: keras.Model, path: Path) -> None:
@@ -410,28 +361,5 @@ def _create_variables(model: keras.Model, x: Array, y: Array) -> None:
     model.reset_metrics()
 
 
-def _predict_file(path: Path, x: Array) -> Array:
-    return np.asarray(TFLiteModel(path).predict(x, verbose="auto"))
-
-
 def _top1(scores: Array, y: Array) -> float:
     return float((scores.argmax(-1) == y).mean())
-
-
-def _mean(per_seed: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    top1 = [scores[name]["top1"] for scores in per_seed]
-    agreement = [scores[name]["agreement"] for scores in per_seed]
-    spread = float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0
-    return {
-        "top1": float(np.mean(top1)),
-        "top1_sd": spread,
-        "agreement": float(np.mean(agreement)),
-    }
-
-
-def _read_curve(path: Path) -> dict[str, list[float]]:
-    """A learning curve by column; of an epoch that was repeated the last row counts."""
-    with path.open(newline="") as file:
-        rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
-    columns = [key for key in next(iter(rows.values()), {}) if key != "epoch"]
-    return {key: [float(rows[epoch][key]) for epoch in sorted(rows)] for key in columns}

@@ -77,10 +77,10 @@ def test_the_package_says_that_it_is_typed() -> None:
 _BELOW_LITE = {"compress", "datasets", "fingerprint", "progress"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
-    *("doctor", "symptoms", "gates", "report", "android", "sizing", "teachers"),
+    *("doctor", "symptoms", "gates", "reporting", "android", "sizing", "teachers"),
     *_BELOW_REPORT,
 }
-_BELOW_CLI = {"pipeline", "demo", "stages", *_BELOW_PIPELINE}
+_BELOW_CLI = {"pipeline", "demo", "stages", "outcomes", *_BELOW_PIPELINE}
 MAY_IMPORT = {
     "fingerprint": set(),
     "progress": set(),
@@ -95,10 +95,11 @@ MAY_IMPORT = {
     "teachers": {"distill", "lite"},
     "symptoms": _BELOW_REPORT,
     "doctor": {"symptoms", *_BELOW_REPORT},
-    "report": _BELOW_REPORT,
+    "reporting": _BELOW_REPORT,
     "sizing": {"lite", *_BELOW_LITE},
     "android": _BELOW_REPORT,
-    "stages": _BELOW_PIPELINE,
+    "outcomes": {"gates", "reporting", *_BELOW_REPORT},
+    "stages": {"outcomes", *_BELOW_PIPELINE},
     "pipeline": {"stages", *_BELOW_PIPELINE},
     "demo": _BELOW_CLI,
     "arguments": set(),

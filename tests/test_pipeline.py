@@ -11,6 +11,7 @@ import tensorflow as tf
 from kdlite import pipeline, stages
 from kdlite.distill.label_store import locked
 from kdlite.gates import Gates
+from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.pipeline import distill_to_tflite
 
@@ -20,6 +21,10 @@ SETTINGS = {
     "epochs": 2,
     "qat_epochs": 1,
     "batch_size": 32,
+    "description": "Left or right",
+    "author": "A. N. Author",
+    "license": "MIT",
+    "intended_use": "For tests alone.",
     "verbose": 0,
 }
 
@@ -87,9 +92,11 @@ def result(data, teacher, tmp_path_factory):
 
 def test_writes_the_promised_files_and_nothing_else(result) -> None:
     assert sorted(path.name for path in result.out.iterdir()) == [
+        "MODEL_CARD.md",
         "report.html",
         "report.json",
         "student.keras",
+        "student_float32.MODEL_CARD.md",
         "student_float32.tflite",
         "student_int8.tflite",
         "student_qat.keras",
@@ -101,12 +108,21 @@ def test_writes_the_promised_files_and_nothing_else(result) -> None:
 def test_report_has_the_promised_keys(result) -> None:
     report = json.loads((result.out / "report.json").read_text())
     assert report == result.report
-    costs = {"params", "macs", "bytes", "latency_ms"}
-    assert set(report["teacher"]) == {"top1", *costs}
-    for kind in ("float32", "int8"):
-        assert set(report["tflite"][kind]) == {"top1", "top1_sd", "agreement", *costs}
+    costs = {"params", "macs", "bytes", "latency_ms", "memory_bytes"}
+    scores = {"top1", "top1_sd", "agreement", "ece", "nll"}
+    assert set(report["teacher"]) == {"top1", "ece", "nll", *costs}
+    assert set(report["tflite"]["float32"]) == {*scores, *costs}
+    assert set(report["tflite"]["int8"]) == {*scores, *costs, "training"}
     for name in ("student", "baseline"):
-        assert set(report[name]) == {"top1", "top1_sd", "agreement", "params", "macs"}
+        assert set(report[name]) == {*scores, "params", "macs", "training"}
+    assert report["student"]["training"]["kwh"] is None  # no country was given
+    both = report["tflite"]["int8"]["training"]["seconds"]
+    assert both > report["student"]["training"]["seconds"] > 0
+    assert {s["second"] for s in report["separations"]} == {
+        "student without teacher",
+        "teacher",
+        "student",
+    }
     assert len(report["seeds"]) == 1
     assert {gate["name"] for gate in report["gates"]} == {
         "size_ratio",
@@ -133,6 +149,34 @@ def test_figures_are_those_of_the_files(result, data, teacher) -> None:
     # 8x8 halved by the stride: 16 positions, a 3x3 kernel, 4 filters; then 64 x 3.
     assert report["student"]["macs"] == 16 * 9 * 4 + 64 * 3
     assert report["teacher"]["top1"] > 0.9 and report["student"]["top1"] > 0.6
+
+
+def test_page_is_made_of_the_same_figures(result) -> None:
+    text = result.html.read_text()
+    assert "http" not in text and "<script" not in text
+    for kind in ("float32", "int8"):
+        assert f"{result.report['tflite'][kind]['bytes']:,}" in text
+    assert f"{100 * result.report['tflite']['int8']['top1']:.2f}" in text
+    for heading in ("Gates", "Settings", "How it learned", "Energy and CO2"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "quantization-aware student" in text
+    assert len(text) < 2_000_000
+
+
+def test_files_say_who_made_them_and_for_what(result, data, teacher) -> None:
+    about = read_metadata(result.tflite)
+    assert (about.description, about.author) == ("Left or right", "A. N. Author")
+    assert about.license == "MIT"
+    card = (result.out / "MODEL_CARD.md").read_text()
+    assert "`student_int8.tflite`" in card and "For tests alone." in card
+    assert (
+        f"| teacher | top-1 | {100 * result.report['teacher']['top1']:.2f} % |" in card
+    )
+    assert (
+        f"file | top-1 | {100 * result.report['tflite']['int8']['top1']:.2f} %" in card
+    )
+    other = (result.out / "student_float32.MODEL_CARD.md").read_text()
+    assert "`student_float32.tflite`" in other
 
 
 def test_result_prints_table_and_gates(result) -> None:
@@ -232,9 +276,7 @@ def test_stopped_run_goes_on_and_ends_alike(
 
     # While the last files are written.
     with monkeypatch.context() as patched:
-        patched.setattr(
-            stages.report_page, "page", lambda *_, **__: (_ for _ in ()).throw(_Stop)
-        )
+        patched.setattr(stages, "page", lambda *_: (_ for _ in ()).throw(_Stop))
         with pytest.raises(_Stop):
             run(out)
     assert not out.exists()
@@ -283,6 +325,7 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"views": 2}, ValueError, "augment"),
         ({"learning_rate": float("nan")}, ValueError, "`learning_rate` must be finite"),
         ({"learning_rate": -1.0}, ValueError, "above 0.*learning_rate=-1.0"),
+        ({"country": "XX"}, ValueError, "`country` must be three letters.*'XX'"),
         ({"weight_decay": -1.0}, ValueError, "0 or more.*weight_decay=-1.0"),
         ({"hard_loss_weight": -1.0}, ValueError, "0 or more"),
         (

@@ -1,165 +1,317 @@
+"""`kdlite.report` on models, arrays and files of every kind of head."""
+
 from __future__ import annotations
 
-import copy
-from html.parser import HTMLParser
+import json
+import re
 
+import keras
 import numpy as np
 import pytest
 
-from kdlite import report
+import kdlite
+from kdlite.lite.convert import export
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.reporting import report as report_module
+from kdlite.reporting.energy import EnergyUse, track_energy
 
-CURVE = {"loss": [2.0, 1.0], "accuracy": [0.5, 0.8], "val_accuracy": [0.6, 0.7]}
+layers = keras.layers
+COUNT = 60
+Y = np.arange(COUNT) % 3
 
 
 @pytest.fixture(scope="module")
-def figures() -> dict:
-    costs = {"params": 40_000, "macs": 1_400_000}
-    return {
-        "teacher": {
-            "top1": 0.943,
-            "params": 1_158_378,
-            "macs": 41_500_000,
-            "bytes": 4_640_000,
-            "latency_ms": 2.0,
-        },
-        "baseline": {"top1": 0.91, "top1_sd": 0.001, "agreement": 0.93, **costs},
-        "student": {"top1": 0.92, "top1_sd": 0.002, "agreement": 0.95, **costs},
-        "tflite": {
-            kind: {
-                "top1": top1,
-                "top1_sd": 0.002,
-                "agreement": 0.95,
-                **costs,
-                "bytes": size,
-                "latency_ms": ms,
-            }
-            for kind, top1, size, ms in (
-                ("float32", 0.92, 170_000, 0.2),
-                ("int8", 0.919, 64_000, 0.05),
-            )
-        },
-        "seeds": [{"seed": 0}, {"seed": 1}],
-        "settings": {
-            "epochs": 2,
-            "measured_on": "test",
-            "samples": {"train": 600, "test": 90},
-        },
-        "labels": ["<b>coat", "bag", "shirt"],
-        "gates": [
-            {"name": "size_ratio", "required": 50, "measured": 72.5, "passed": True},
-            {"name": "speed_ratio", "required": 90, "measured": None, "passed": False},
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 90, (COUNT, 6, 6, 1))
+    images += 50.0 * Y[:, None, None, None]
+    return images.astype("float32")
+
+
+def network(name: str, outputs: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(len(name))
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1), name="image"),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dense(outputs, name="scores"),
         ],
+        name=name,
+    )
+
+
+@pytest.fixture(scope="module")
+def student(x) -> keras.Model:
+    model = network("student")
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, Y, epochs=2, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(student, x, tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "student.tflite"
+    export(student, path, verify_data=(x, Y), labels=["a", "b", "c"])
+    return path
+
+
+def told(wrong: int, seed: int = 0, y=Y, classes: int = 3) -> np.ndarray:
+    outputs = 4.0 * np.eye(classes)[y]
+    rows = np.random.default_rng(seed).permutation(len(y))[:wrong]
+    outputs[rows] = np.roll(outputs[rows], 1, axis=-1)
+    return outputs
+
+
+def contenders(made) -> dict:
+    return made.figures["outputs"][""]["contenders"]
+
+
+# --- models, arrays, files
+
+
+def test_models_arrays_and_files_side_by_side(student, file, x, tmp_path) -> None:
+    history = keras.callbacks.History()
+    history.history = {"loss": [2.0, 1.0], "val_accuracy": [0.5, 0.6]}
+    made = kdlite.report(
+        student=student,
+        teacher=told(2),
+        baseline=told(30),
+        files=[file],
+        test=(x, Y),
+        labels=["a", "<i>b</i>", "c"],
+        history={"student": history, "baseline": {"loss": [2.0, 1.5]}},
+        training={"student": EnergyUse(12.5, 0.25, 0.125, ("By a meter.",))},
+        title="Letters",
+        path=tmp_path / "page.html",
+    )
+    found = contenders(made)
+    assert list(found) == [
+        "teacher",
+        "student without teacher",
+        "student",
+        "student.tflite",
+    ]
+    top1 = (student.predict(x, verbose=0).argmax(-1) == Y).mean()
+    assert found["student"]["top1"] == pytest.approx(top1)
+    assert found["teacher"]["top1"] == pytest.approx(58 / 60)
+    by_file = np.asarray(TFLiteModel(file).predict(x)).argmax(-1)
+    teacher = told(2).argmax(-1)
+    assert found["student.tflite"]["agreement"] == (by_file == teacher).mean()
+    assert found["student"]["params"] == 36 * 3 + 3
+    assert found["student"]["macs"] == 36 * 3
+    costs = {"bytes", "latency_ms", "memory_bytes", "macs", "params"}
+    assert costs <= set(found["student.tflite"])
+    assert found["student.tflite"]["bytes"] == file.stat().st_size
+    json.dumps(made.to_dict(), allow_nan=False)
+    page = (tmp_path / "page.html").read_text()
+    assert "<title>Letters</title>" in page
+    assert "&lt;i&gt;b&lt;/i&gt;" in page and "<i>" not in page
+    assert "data:image/png;base64" in page  # the samples are images
+    assert "By a meter." in page and "250" in page  # Wh
+    assert "student without teacher" in str(made) and "page.html" in str(made)
+
+
+def test_lists_are_seeds(x, tmp_path) -> None:
+    made = kdlite.report(
+        student=[told(6), told(12, 1), told(9, 2)],
+        baseline=[told(20), told(26, 1), told(23, 2)],
+        test=(x, Y),
+        path=tmp_path / "r.html",
+    )
+    student = contenders(made)["student"]
+    assert student["top1"] == pytest.approx(1 - 9 / 60)
+    assert student["top1_sd"] == pytest.approx(3 / 60)
+    (test,) = made.figures["outputs"][""]["separations"]
+    assert test["verdict"] == "separates" and test["p_over_seeds"] < 0.01
+    assert "means over 3 seeds" in (tmp_path / "r.html").read_text()
+
+
+def test_several_outputs_each_have_their_own_part(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(
+        inputs,
+        {
+            "kind": layers.Dense(3, name="kind")(inputs),
+            "size": layers.Dense(1, name="size")(inputs),
+        },
+    )
+    x = rng.normal(size=(COUNT, 4)).astype("float32")
+    size = rng.normal(size=COUNT)
+    made = kdlite.report(
+        student=model,
+        teacher={"kind": told(3), "size": size[:, None]},
+        test=(x, {"kind": Y, "size": size}),
+        labels={"kind": ["a", "b", "c"]},
+        path=tmp_path / "r.html",
+    )
+    outputs = made.figures["outputs"]
+    assert {name: part["task"] for name, part in outputs.items()} == {
+        "kind": "classes",
+        "size": "values",
     }
-
-
-def test_table_says_what_was_gained_and_lost(figures) -> None:
-    text = report.table(figures)
-    lines = text.splitlines()
-    assert lines[1].split()[:3] == ["teacher,", "float32", "94.30"]
-    assert "91.90 ±0.20" in text
-    assert "4,640,000" in text and "1.40 M" in text
-    # 4,640,000 / 64,000, 2.0 / 0.05, 94.3 - 91.9 and 92.0 - 91.0.
-    assert "72 times smaller and 40 times faster" in text
-    assert "2.40 points below it" in text
-    assert "+1.00 points over the same student" in text
-    assert "2 seeds" in text and "measured on 90 test samples" in text
-    # All rows of the table proper are aligned.
-    assert len({len(line) for line in lines[1:2]}) == 1
+    assert "top1" in outputs["kind"]["contenders"]["student"]
+    assert "top1" not in outputs["size"]["contenders"]["student"]
+    page = (tmp_path / "r.html").read_text()
+    assert "<h3>kind</h3>" in page and "<h3>size</h3>" in page
+    assert "<code>" in page  # samples that are no images are text
 
 
 @pytest.mark.parametrize(
-    "ratio, word, text",
+    ("y", "outputs", "metric"),
     [
-        (66.5, "small", "66 times smaller"),
-        (1.36, "fast", "1.4 times faster"),
-        (0.8, "fast", "1.2 times slower"),
-        (0.5, "small", "2.0 times larger"),
+        (np.arange(COUNT) % 2, np.linspace(-1, 1, COUNT)[:, None], "accuracy"),
+        (np.eye(3, dtype=int)[Y] | 1, told(5), "mean_average_precision"),
+        (np.linspace(0, 9, COUNT), np.linspace(0, 8, COUNT)[:, None], "mae"),
+        (np.stack([Y, Y], 1), np.stack([told(3), told(9)], 1), "top1"),
+        (np.arange(COUNT) % 30, told(9, 0, np.arange(COUNT) % 30, 30), "top5"),
+    ],
+    ids=["binary", "labels", "values", "positions", "many classes"],
+)
+def test_every_head_has_metrics_that_suit_it(y, outputs, metric, tmp_path) -> None:
+    made = kdlite.report(
+        student=outputs,
+        teacher=outputs * 1.1,
+        baseline=outputs[::-1].copy(),
+        test=(np.zeros((COUNT, 5)), y),
+        path=tmp_path / "r.html",
+    )
+    found = contenders(made)["student"]
+    assert metric in found
+    if metric == "mae":
+        assert found.keys().isdisjoint({"top1", "accuracy", "ece", "agreement"})
+    page = (tmp_path / "r.html").read_text()
+    assert ("How sure, and how right" in page) == (metric != "mae")
+    assert "nan" not in re.sub(r"data:[^']*", "", page).lower().replace("finance", "")
+
+
+def test_models_that_always_agree_and_are_always_right(x, tmp_path) -> None:
+    kdlite.report(
+        student=told(0), teacher=told(0), test=(x, Y), path=tmp_path / "r.html"
+    )
+    page = (tmp_path / "r.html").read_text()
+    assert "On these samples all of them agree." in page
+    assert "does not separate" in page
+    assert "Not measured. With `country=`" in page
+
+
+def test_energy_of_inference_is_measured_with_a_country(
+    file, x, tmp_path, monkeypatch
+) -> None:
+    asked = []
+
+    def measured(work, country):
+        work()
+        asked.append(country)
+        return EnergyUse(4.0, 0.002, 0.001, ("Assumed.",)), 10
+
+    monkeypatch.setattr(report_module, "check_country", lambda country: country)
+    monkeypatch.setattr("kdlite.reporting.costs.energy_of", measured)
+    made = kdlite.report(
+        files={"phone": file}, test=(x, Y), country="FRA", path=tmp_path / "r.html"
+    )
+    # 10 turns of 60 samples took 2 Wh: 1,000 samples take 3.33 Wh.
+    used = contenders(made)["phone"]["per_1000_inferences"]
+    assert asked == ["FRA"] and used["kwh"] == pytest.approx(0.002 / 600 * 1000)
+    page = (tmp_path / "r.html").read_text()
+    assert "3.33" in page and "Estimates, not readings" in page and "Assumed." in page
+
+
+def test_trackers_and_seconds_are_training(x, tmp_path) -> None:
+    with track_energy(None) as tracker:
+        pass
+    made = kdlite.report(
+        student=told(3),
+        baseline=told(5),
+        test=(x, Y),
+        training={"student": 7, "baseline": tracker},
+        path=tmp_path / "r.html",
+    )
+    assert contenders(made)["student"]["training"]["seconds"] == 7.0
+    assert "training" in contenders(made)["student without teacher"]
+
+
+# --- what is wrong is said before anything is run
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"test": Y}, TypeError, r"`test` must be \(x, y\). Received: ndarray"),
+        ({"student": None}, ValueError, "something to report on.*no student"),
+        ({"student": "s.keras"}, TypeError, "`student` must be a keras.Model.*str"),
+        ({"student": []}, ValueError, "`student` must be a model or one a seed"),
+        ({"teacher": [told(0)] * 2}, ValueError, "`teacher` must be one model.*of 2"),
+        ({"student": told(0)[:5]}, ValueError, "those of the test samples.*5 rows"),
+        (
+            {"teacher": np.zeros((COUNT, 4))},
+            ValueError,
+            "same outputs.*4,.*of teacher.*3,",
+        ),
+        ({"files": 3}, TypeError, "`files` must be paths.*int"),
+        ({"files": {"a": []}}, ValueError, "`files` must name a path.*'a'"),
+        ({"files": ["none.tflite"]}, FileNotFoundError, "none.tflite"),
+        ({"labels": ["a", "b"]}, ValueError, "as many as one output.*2 labels"),
+        ({"labels": ["a", "a", "b"]}, ValueError, "Labels must differ"),
+        ({"task": {"other": "classes"}}, ValueError, "`task` must go by output"),
+        ({"task": "values"}, ValueError, "Targets must fit the output"),
+        ({"history": 5}, TypeError, "`history` must be what fit.. returned.*5"),
+        ({"history": {"loss": 5}}, TypeError, "`history` must be what fit.. returned"),
+        ({"training": 5}, TypeError, "`training` must be a mapping.*int"),
+        ({"training": {"me": 5}}, ValueError, "`training` must go by model.*'me'"),
+        ({"training": {"student": -1}}, ValueError, "seconds. Received: -1"),
+        ({"country": "XX"}, (ValueError, ModuleNotFoundError), "country='XX'"),
+        ({"path": "no/r.html"}, FileNotFoundError, "folder of `path` must exist"),
     ],
 )
-def test_ratios_are_said_as_they_are(ratio, word, text) -> None:
-    assert report._times(ratio, word) == text
+def test_wrong_arguments_are_named(x, tmp_path, monkeypatch, changes, error, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=text):
+        kdlite.report(**{"student": told(1), "test": (x, Y), **changes})
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_table_without_baseline_and_teacher_file(figures) -> None:
-    bare = copy.deepcopy(figures)
-    bare["baseline"] = None
-    bare["seeds"] = [{"seed": 0}]
-    for key in ("bytes", "latency_ms", "macs"):
-        del bare["teacher"][key]
-    text = report.table(bare)
-    assert "without teacher" not in text
-    assert "times smaller" not in text
-    assert "±" not in text
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        (
+            (np.zeros((0, 2)), Y),
+            "must be an array .samples, .... Received|at least one",
+        ),
+        (({"a": np.zeros(3), "b": np.zeros(4)}, Y), "as many samples each.*'a' .3,"),
+        (
+            (np.zeros((COUNT, 2)), Y[:9]),
+            "target for each sample.*9 targets.*60 samples",
+        ),
+        ((np.zeros((COUNT, 2)), Y + 7), "Class indices must be from 0 to 2"),
+    ],
+)
+def test_wrong_data_are_named(tmp_path, test, text) -> None:
+    with pytest.raises(ValueError, match=text):
+        kdlite.report(student=told(1), test=test, path=tmp_path / "r.html")
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-        self.headings = 0
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.headings += tag == "h2"
-        self.sources += [v for k, v in attrs if k in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
+def test_a_model_that_does_not_take_the_samples_is_named(student, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"take the test samples.*student.*\(60, 2\)"):
+        kdlite.report(
+            student=student, test=(np.zeros((COUNT, 2)), Y), path=tmp_path / "r.html"
+        )
 
 
-def page(figures, shape=(8, 8, 1), **changes) -> tuple[str, _Page]:
-    rng = np.random.default_rng(3)
-    y = rng.integers(0, 3, 90)
-    teacher = rng.normal(size=(90, 3)) + 3 * np.eye(3)[y]
-    student = teacher + rng.normal(size=(90, 3))
-    given = {
-        "x": rng.integers(0, 255, (90, *shape)).astype("uint8"),
-        "y": y,
-        "teacher": teacher,
-        "student": student,
-        "int8": student + rng.normal(scale=0.1, size=(90, 3)),
-        "curves": {"student": CURVE, "baseline": CURVE, "student_qat": CURVE},
-        **changes,
-    }
-    text = report.page(figures, **given)
-    parsed = _Page()
-    parsed.feed(text)
-    assert parsed.open == []
-    return text, parsed
+def test_a_page_is_replaced_only_if_asked(x, tmp_path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("old")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        kdlite.report(student=told(1), test=(x, Y), path=path)
+    assert path.read_text() == "old"
+    kdlite.report(student=told(1), test=(x, Y), path=path, overwrite=True)
+    assert path.read_text().startswith("<!doctype html>")
 
 
-def test_page_is_whole_and_fetches_nothing(figures) -> None:
-    text, parsed = page(figures)
-    assert parsed.headings == 7
-    assert parsed.sources and all(s.startswith("data:") for s in parsed.sources)
-    assert "<script" not in text
-    assert "http" not in text.replace("http-equiv", "")
-    # What users name is text, never markup.
-    assert "<b>coat" not in text and "&lt;b&gt;coat" in text
-    assert "not measured" in text and "missed" in text
-
-
-def test_page_counts_what_int8_changed(figures) -> None:
-    y = np.array([0, 1, 2] * 30)
-    student = np.eye(3)[y] * 5.0
-    int8 = student.copy()
-    int8[:4] = np.roll(int8[:4], 1, axis=-1)
-    text, _ = page(figures, y=y, student=student, int8=int8)
-    assert "int8 changed 4 of 90 predictions: 4 that were right became wrong" in text
-
-
-def test_page_without_curves_images_or_differences(figures) -> None:
-    same = np.eye(3)[np.array([0, 1, 2] * 30)]
-    text, parsed = page(
-        figures, shape=(5,), curves={}, teacher=same, student=same, int8=same
-    )
-    assert parsed.headings == 6
-    assert "always agree" in text
-
-
-def test_page_with_constant_outputs_and_many_classes(figures) -> None:
-    many = {**figures, "labels": [f"class {i}" for i in range(40)]}
-    flat = np.zeros((90, 40))
-    page(many, y=np.arange(90) % 40, teacher=flat, student=flat, int8=flat)
+def test_a_student_that_diverged_is_named(x, tmp_path) -> None:
+    outputs = told(1)
+    outputs[0] = np.nan
+    with pytest.raises(ValueError, match="finite. Received: 3 NaN.*student"):
+        kdlite.report(student=outputs, test=(x, Y), path=tmp_path / "r.html")
+    assert list(tmp_path.iterdir()) == []

@@ -12,14 +12,6 @@ from kdlite import stages
 from kdlite.distill.soft_labels import SoftLabels
 
 
-def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
-    path = tmp_path / "c.csv"
-    for epoch, loss in ((0, 3.0), (1, 9.0), (1, 2.0)):
-        # A new one each time, as after a stop.
-        stages._Curve(path).on_epoch_end(epoch, {"loss": loss})
-    assert stages._read_curve(path) == {"loss": [3.0, 2.0]}
-
-
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     optimizer = stages._optimizer(0.5, 1e-3, steps=10, epochs=4)
     schedule = optimizer._learning_rate
@@ -71,13 +63,3 @@ def test_training_that_diverges_leaves_nothing_to_go_on_from(tmp_path) -> None:
         run._fit(model, tmp_path / "student", 0, distill=True)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["labels"]
     assert not list(tmp_path.glob("*.keras"))
-
-
-def test_spread_over_seeds_is_the_sample_deviation() -> None:
-    per_seed = [
-        {"student": {"top1": top1, "agreement": 0.5}} for top1 in (0.90, 0.92, 0.94)
-    ]
-    figures = stages._mean(per_seed, "student")
-    assert figures["top1"] == pytest.approx(0.92)
-    assert figures["top1_sd"] == pytest.approx(0.02)
-    assert stages._mean(per_seed[:1], "student")["top1_sd"] == 0.0

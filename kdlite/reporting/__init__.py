@@ -1,0 +1,1 @@
+"""What a distillation gave: measured, tested, drawn, and told on one page."""

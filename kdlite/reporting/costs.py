@@ -1,0 +1,119 @@
+"""What models and files cost: numbers, bytes, time, memory, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kdlite.compress.summary import summary
+from kdlite.lite.benchmark import benchmark
+from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.tflite_file import inspect
+from kdlite.reporting.energy import EnergyUse, energy_of
+
+#: How many samples make one turn while energy is measured.
+INFERENCES = 100
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model or file costs; None where it does not apply or was not measured.
+
+    Attributes:
+        params: Numbers that it holds.
+        macs: Multiply-accumulates for one sample.
+        bytes: Its size as a file.
+        latency_ms: The median run of a file, one sample, one thread, on this computer.
+        memory_bytes: By how much running it raised the peak of a process.
+        training: Time and energy of its training.
+        inference: Time and energy of 1,000 samples, one after the other.
+    """
+
+    params: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+    training: EnergyUse | None = None
+    inference: EnergyUse | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what is known, as JSON takes it."""
+        told: dict[str, Any] = {
+            "params": self.params,
+            "macs": self.macs,
+            "bytes": self.bytes,
+            "latency_ms": self.latency_ms,
+            "memory_bytes": self.memory_bytes,
+            "training": self.training and self.training.to_dict(),
+            "per_1000_inferences": self.inference and self.inference.to_dict(),
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+
+def model_cost(model: keras.Model) -> Cost:
+    """Counts what a Keras model holds and computes.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        Parameters, and multiply-accumulates where each layer's are known.
+
+    Example:
+        >>> dense = keras.layers.Dense(2, use_bias=False)
+        >>> model_cost(keras.Sequential([keras.Input((3,)), dense])).macs
+        6
+    """
+    try:
+        counted = summary(model)
+        macs = None if counted.unknown else counted.macs
+    except (TypeError, ValueError):  # subclassed, or not built
+        macs = None
+    return Cost(params=model.count_params() if model.built else None, macs=macs)
+
+
+def file_costs(
+    paths: Mapping[str, Path], x: Any, country: str | None = None
+) -> dict[str, Cost]:
+    """Measures files side by side.
+
+    Args:
+        paths: Files by name.
+        x: Some samples, for their energy.
+        country: As `track_energy` takes it; None leaves energy out.
+
+    Returns:
+        By name bytes, multiply-accumulates, latency, memory and energy.
+
+    Raises:
+        ValueError: If a file cannot be run.
+
+    Example:
+        ``file_costs({"int8": Path("student.tflite")}, x_test[:100])["int8"].bytes``
+    """
+    timed = benchmark(list(paths.values()), threads=1).files
+    costs = {}
+    for (name, path), times in zip(paths.items(), timed, strict=True):
+        content = inspect(path)
+        costs[name] = Cost(
+            params=content.parameters,
+            macs=content.macs,
+            bytes=times.size_bytes,
+            latency_ms=times.latency.p50_ms,
+            memory_bytes=times.memory_bytes,
+            inference=None if country is None else _inference(path, x, country),
+        )
+    return costs
+
+
+def _inference(path: Path, x: Any, country: str) -> EnergyUse:
+    """What 1,000 samples take, one after the other."""
+    model = TFLiteModel(path)
+    used, turns = energy_of(lambda: model.predict(x), country)
+    first = next(iter(x.values())) if isinstance(x, Mapping) else x
+    return used.times(1000 / (turns * len(first)))

@@ -1,0 +1,379 @@
+"""Sections of the page that show: plots, matrices, samples."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdlite.reporting.comparison import Comparison, Contender, pareto
+from kdlite.reporting.examples import Group, differing, picture, text_of
+from kdlite.reporting.markup import figure, figures_in_a_row, paragraph, section, table
+from kdlite.reporting.plots import Plots
+from kdlite.reporting.scores import METRICS, Task
+
+Array = np.ndarray[Any, Any]
+
+_TABLE_CLASSES = 20  # a confusion matrix of more is a picture
+_WORST = 10
+_POINTS = 300
+_NAN = "-"
+
+
+def focus(comparison: Comparison) -> Contender:
+    """Returns the contender that the page is about: the last file, else the student."""
+    for role in ("file", "student", "teacher"):
+        if found := comparison.of(role):
+            return found[-1]
+    return comparison.contenders[-1]
+
+
+def trade_off(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
+    """Accuracy over size and over latency, with the Pareto front."""
+    metric = METRICS[task.headline]
+    factor = 100 if metric.share else 1
+    baseline = comparison.of("baseline")
+    level = baseline[0].mean(task.name, task.headline) if baseline else None
+    figures = []
+    for key, unit, scale in (
+        ("bytes", "file size, KiB", 1 / 1024),
+        ("latency_ms", "latency, ms", 1.0),
+    ):
+        values, merits = {}, {}
+        for contender in comparison.contenders:
+            cost = getattr(contender.cost, key)
+            merit = contender.mean(task.name, task.headline)
+            if not cost or merit is None:
+                continue
+            sd = contender.sd(task.name, task.headline) or 0.0
+            values[contender.name] = (cost * scale, factor * merit, factor * sd)
+            merits[contender.name] = (cost, merit if metric.up else -merit)
+        if len(values) < 2:
+            continue
+        front = pareto(merits)
+        words = f"{metric.title} over {unit}: " + "; ".join(
+            f"{name} {merit:.4g} at {cost:.4g}"
+            for name, (cost, merit, _) in values.items()
+        )
+        figures.append(
+            figure(
+                plots.points(
+                    values,
+                    front,
+                    (unit, metric.heading),
+                    words,
+                    None if level is None else factor * level,
+                ),
+                f"On the Pareto front of {unit.split(',')[0]}: {', '.join(front)}.",
+            )
+        )
+    if not figures:
+        return []
+    better = "Up" if metric.up else "Down"
+    words = f"{better} and to the left is better; the line is the Pareto front."
+    if level is not None:
+        words += " The dashed line is the student without a teacher."
+    return [figures_in_a_row(figures, large=True), paragraph(words)]
+
+
+def curves(comparison: Comparison, plots: Plots) -> str:
+    """Learning curves of each quantity that is watched, held out ones first."""
+    history = comparison.history
+    keys = {key for curves in history.values() for key in curves}
+    first = [k for k in sorted(keys) if k.startswith("val_")] + sorted(
+        k for k in keys if not k.startswith("val_") and f"val_{k}" not in keys
+    )
+    first.sort(key=lambda key: ("loss" in key, not key.startswith("val_"), key))
+    if "loss" in keys and "loss" not in first:
+        first.append("loss")
+    figures = []
+    for key in first[:4]:
+        shown = {name: told[key] for name, told in history.items() if told.get(key)}
+        ends = "; ".join(f"{name} {_ends(values)}" for name, values in shown.items())
+        figures.append(
+            figure(
+                plots.lines(shown, "epoch", key.replace("_", " "), f"{key}: {ends}"),
+                f"{key.replace('_', ' ')}: {ends}",
+            )
+        )
+    return section("How it learned", figures_in_a_row(figures)) if figures else ""
+
+
+def _ends(values: Sequence[float]) -> str:
+    known = [value for value in values if np.isfinite(value)]
+    return f"from {known[0]:.4g} to {known[-1]:.4g}" if known else "not known"
+
+
+def calibration(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
+    """Reliability of each contender."""
+    figures = []
+    for contender in comparison.contenders:
+        bins = contender.scores[task.name][0].reliability
+        if bins is None:
+            continue
+        total = max(1, bins.counts.sum())
+        sure = float((bins.confidence * bins.counts).sum() / total)
+        right = float((bins.accuracy * bins.counts).sum() / total)
+        words = (
+            f"{contender.name}: {100 * sure:.1f} % sure on average, "
+            f"{100 * right:.1f} % right; calibration error {100 * bins.ece:.2f} %"
+        )
+        figures.append(
+            figure(plots.reliability(contender.name, bins, words), f"{words}.")
+        )
+    if not figures:
+        return []
+    return [
+        figures_in_a_row(figures),
+        paragraph(
+            "A model that is as often right as it is sure lies on the dashed line; "
+            "below it, it is too sure. The bars say how many predictions are how sure."
+        ),
+    ]
+
+
+def wrong(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
+    """The worst classes, the confusion, or values said over right ones."""
+    about = focus(comparison)
+    scores = about.scores[task.name][0]
+    parts = [_worst(task, about)]
+    if scores.confusion is not None:
+        parts += _confusion(task, about, scores.confusion, plots)
+    if task.kind == "values":
+        parts.append(_scatter(comparison, task, plots))
+    return [part for part in parts if part]
+
+
+def _worst(task: Task, about: Contender) -> str:
+    scores = about.scores[task.name][0]
+    key = {"values": "mae", "labels": "f1"}.get(task.kind, "recall")
+    sign = -1 if key == "mae" else 1
+    parts = [part for part in scores.parts if part.count]
+    parts.sort(key=lambda part: sign * part.figures[key])
+    if len(parts) < 2:
+        return ""
+    header = [
+        "",
+        "samples",
+        *(METRICS[k].heading if k in METRICS else f"{k}, %" for k in parts[0].figures),
+    ]
+    taken = scores.confusion is not None and len(task.labels) > 2
+    header += ["most often taken for"] if taken else []
+    rows = []
+    for part in parts[:_WORST]:
+        row = [part.name, f"{part.count:,}"]
+        for name, value in part.figures.items():
+            share = name != "mae"
+            row.append(
+                _NAN
+                if np.isnan(value)
+                else f"{100 * value:.1f}"
+                if share
+                else f"{value:.4g}"
+            )
+        if taken and scores.confusion is not None:
+            wrong = scores.confusion[task.labels.index(part.name)].copy()
+            wrong[task.labels.index(part.name)] = 0
+            most = int(wrong.argmax())
+            row.append(
+                f"{task.labels[most]} ({wrong[most]:,})" if wrong[most] else _NAN
+            )
+        rows.append(row)
+    what = {"values": "values", "labels": "labels"}.get(task.kind, "classes")
+    return table(header, rows, f"The worst {what} of {about.name}")
+
+
+def _confusion(task: Task, about: Contender, counts: Array, plots: Plots) -> list[str]:
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if len(task.labels) > _TABLE_CLASSES:
+        right = float(np.trace(counts) / max(1, counts.sum()))
+        words = f"Confusion of {about.name}: {100 * right:.1f} % on the diagonal"
+        return [figures_in_a_row([figure(plots.heat(share, words), f"{words}.")])]
+    head = "".join(
+        f'<th scope="col">{html.escape(label)}</th>' for label in task.labels
+    )
+    rows = []
+    for i, label in enumerate(task.labels):
+        cells = []
+        for j in range(len(task.labels)):
+            value = 100 * share[i, j]
+            told = (
+                ""
+                if counts[i, j] == 0
+                else f"{value:.0f}"
+                if value >= 10
+                else f"{value:.1f}"
+            )
+            # The square root keeps the rare confusions, which are the news, visible.
+            cells.append(f'<td style="--v: {np.sqrt(share[i, j]):.2f}">{told}</td>')
+        rows.append(
+            f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>'
+        )
+    caption = html.escape(
+        f"Confusion of {about.name}: rows are true classes, columns predicted ones, in "
+        "per cent of the row"
+    )
+    return [
+        f'<div class="wide" tabindex="0" role="region" aria-label="{caption}">'
+        f'<table class="heat"><caption>{caption}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    ]
+
+
+def _scatter(comparison: Comparison, task: Task, plots: Plots) -> str:
+    last = len(task.target) - 1
+    shown = np.linspace(0, last, min(_POINTS, last + 1)).astype(int)
+    figures = []
+    for i, label in enumerate(task.labels[:4]):
+        told = {
+            c.name: task.rows(c.outputs[task.name])[shown, i]
+            for c in comparison.contenders
+            if c.role in ("student", "file")
+        } or {
+            c.name: task.rows(c.outputs[task.name])[shown, i]
+            for c in comparison.contenders
+        }
+        words = f"What was said over what is right, value {label}, {len(shown)} samples"
+        figures.append(
+            figure(plots.scatter(task.target[shown, i], told, words), f"{words}.")
+        )
+    return figures_in_a_row(figures)
+
+
+def changed(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
+    """What each file changed beside the model that it was made from."""
+    students = comparison.of("student") or comparison.of("teacher")
+    files = comparison.of("file")
+    if not students or not files:
+        return []
+    before = students[-1]
+    was = task.rows(before.outputs[task.name])
+    rows, moved = [], {}
+    for file in files:
+        now = task.rows(file.outputs[task.name])
+        moved[file.name] = float(np.sqrt(((now - was) ** 2).mean()))
+        row = [file.name]
+        if task.kind != "values":
+            a = before.scores[task.name][0].per_sample
+            b = file.scores[task.name][0].per_sample
+            other = (
+                before.scores[task.name][0].decided != file.scores[task.name][0].decided
+            )
+            row += [
+                f"{int(other.sum()):,} of {other.size:,}",
+                f"{int((b < a).sum()):,}",
+                f"{int((b > a).sum()):,}",
+            ]
+        row += [f"{moved[file.name]:.3g}", f"{float(np.abs(now - was).max()):.3g}"]
+        rows.append(row)
+    header = [""]
+    if task.kind != "values":
+        header += ["decisions changed", "samples worse", "samples better"]
+    header += ["output apart, RMS", "at most"]
+    most = max(moved, key=lambda name: moved[name])
+    parts = [table(header, rows, f"Beside {before.name}, sample by sample")]
+    if moved[most] > 0:
+        parts.append(
+            figures_in_a_row(_change_plots(comparison, task, plots, before, most))
+        )
+    return parts
+
+
+def _change_plots(
+    comparison: Comparison, task: Task, plots: Plots, before: Contender, name: str
+) -> list[str]:
+    file = next(c for c in comparison.contenders if c.name == name)
+    was, now = (task.rows(c.outputs[task.name]) for c in (before, file))
+    spread = float(was.max() - was.min()) or 1.0
+    words = f"{name}: how far its outputs are from those of {before.name}"
+    figures = [
+        figure(
+            plots.histogram(
+                100 * (now - was).ravel() / spread,
+                "difference, % of the outputs' range",
+                "outputs",
+                name,
+                words,
+            ),
+            f"{words}.",
+        )
+    ]
+    if task.kind == "classes":
+        top = np.sort(was, axis=-1)
+        margin = top[:, -1] - top[:, -2]
+        changed = now.argmax(-1) != was.argmax(-1)
+        # As far as decisions changed, and some way on where they did not.
+        reach = 1.5 * margin[changed].max() if changed.any() else margin.max()
+        edges = np.linspace(0, float(min(reach, margin.max())) or 1.0, 21)
+        total, _ = np.histogram(margin, edges)
+        other, _ = np.histogram(margin[changed], edges)
+        words = f"{name}: decisions changed, by how sure {before.name} was"
+        figures.append(
+            figure(
+                plots.bars(
+                    edges,
+                    100 * other / np.maximum(total, 1),
+                    ("first minus second output", "decisions changed, %"),
+                    name,
+                    words,
+                ),
+                f"{words}.",
+            )
+        )
+    return figures
+
+
+def examples(comparison: Comparison, task: Task) -> list[str]:
+    """Samples on which teacher, student and files differ."""
+    groups = differing(comparison, task)
+    if groups is None:
+        return []
+    if not groups:
+        return [paragraph("On these samples all of them agree.")]
+    return [_group(comparison, task, group) for group in groups]
+
+
+def _group(comparison: Comparison, task: Task, group: Group) -> str:
+    cards = []
+    for index in group.samples:
+        image = picture(comparison.inputs, index)
+        right = task.told(task.target[index]) if task.positions == 1 else ""
+        alt = html.escape(f"Sample {index}, {right}".rstrip(", "))
+        if image:
+            shown = f'<img class="sample" alt="{alt}" src="{image}">'
+        else:
+            shown = f"<code>{html.escape(text_of(comparison.inputs, index))}</code>"
+        lines = []
+        for contender in group.contenders:
+            said, sign = _said(task, contender, index)
+            sign = f'<span class="{sign}">{sign}</span>' if sign else ""
+            lines.append(
+                f"<li>{html.escape(contender.name)}: "
+                f"<b>{html.escape(said)}</b> {sign}</li>"
+            )
+        head = f"right: <b>{html.escape(right)}</b> " if right else ""
+        cards.append(
+            f"<figure>{shown}<figcaption>{head}<small>(sample {index})</small>"
+            f"<ul>{''.join(lines)}</ul></figcaption></figure>"
+        )
+    return (
+        f"<h4>{html.escape(group.title)}</h4>"
+        f'<div class="examples">{"".join(cards)}</div>'
+    )
+
+
+def _said(task: Task, contender: Contender, index: int) -> tuple[str, str]:
+    """What a contender says of a sample, and whether that is right."""
+    scores = contender.scores[task.name][0]
+    if task.positions > 1:
+        good = scores.per_sample[index]
+        if task.kind == "values":
+            return f"{-good:.4g} off on average", ""
+        return f"{100 * good:.1f} % of {task.positions:,} positions right", ""
+    said = scores.decided[index]
+    if task.kind == "values":
+        return task.told(said), ""
+    good = np.all(said == task.target[index])
+    return task.told(said), "right" if good else "wrong"

@@ -1,0 +1,274 @@
+"""The page in a browser: whole, readable in both themes, on paper and on a phone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from kdlite.reporting.comparison import Comparison, contend
+from kdlite.reporting.costs import Cost
+from kdlite.reporting.energy import EnergyUse
+from kdlite.reporting.examples import picture, text_of
+from kdlite.reporting.markup import PAGE
+from kdlite.reporting.page import page, summary
+from kdlite.reporting.scores import read_task
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+LABELS = ["coat & <hat>", "bag", "shirt"]
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    task = read_task("", (3,), y, LABELS)
+    teacher = rng.normal(size=(300, 3)) + 4 * np.eye(3)[y]
+    student = [teacher + rng.normal(size=(300, 3)) for _ in range(3)]
+    base = [teacher + rng.normal(scale=2.0, size=(300, 3)) for _ in range(3)]
+    int8 = [outputs + rng.normal(scale=0.4, size=(300, 3)) for outputs in student]
+    used = EnergyUse(12.0, 0.01, 0.004, ("Estimated for a test.",))
+    decided = {"": task.decided(teacher)}
+
+    def of(name, role, runs, cost):
+        runs = [{"": outputs} for outputs in runs]
+        return contend(name, role, runs, {"": task}, decided, cost)
+
+    small = Cost(params=40_000, macs=1_400_000, training=used)
+    return Comparison(
+        title="A report",
+        tasks={"": task},
+        contenders=(
+            of("teacher", "teacher", [teacher], Cost(10**6, 4 * 10**7, 4 * 10**6, 2.0)),
+            of("student without teacher", "baseline", base, small),
+            of("student", "student", student, small),
+            of("int8 file", "file", int8, Cost(40_000, 10**6, 64_000, 0.05, 10**6)),
+        ),
+        inputs=rng.integers(0, 256, (300, 8, 8, 1)).astype("uint8"),
+        history={"student": {"loss": [2.0, 1.0], "val_accuracy": [0.5, 0.8]}},
+        notes={"Gates": [["gate", "limit"], ["<b>size</b>", "50"]]},
+    )
+
+
+@pytest.fixture(scope="module")
+def text(comparison) -> str:
+    return page(comparison)
+
+
+class _Parsed(HTMLParser):
+    """All elements of a page, with a check that each is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def test_page_is_whole_and_fetches_nothing(text) -> None:
+    parsed = _Parsed(text)
+    assert "http" not in text and "<script" not in text and "@import" not in text
+    sources = [a.get("src") or a.get("href") or "" for _, a in parsed.found]
+    assert all(s.startswith(("data:", "#")) for s in sources if s)
+    assert len(text) < 2_000_000
+    # What users name is text, never markup.
+    assert "<hat>" not in text and "<b>size" not in text
+
+
+def test_sections_are_those_that_there_is_something_for(text, comparison) -> None:
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert headings == [
+        "What was gained, and what it cost",
+        "Does the difference separate?",
+        "Against size and latency",
+        "How it learned",
+        "How sure, and how right",
+        "Where it is wrong",
+        "What the files changed",
+        "Where they differ",
+        "Energy and CO2",
+        "Gates",
+    ]
+
+
+def test_those_who_do_not_see_or_point_have_all_of_it(text) -> None:
+    parsed = _Parsed(text)
+    assert parsed.all("html")[0]["lang"] == "en"
+    assert all(image["alt"] for image in parsed.all("img"))
+    plots = parsed.all("svg")
+    assert len(plots) > 6 and all(svg["aria-label"] for svg in plots)
+    assert all(cell.get("scope") in ("row", "col") for cell in parsed.all("th"))
+    assert len(parsed.all("caption")) == len(parsed.all("table"))
+    wide = [a for a in parsed.all("div") if a.get("class") == "wide"]
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in wide)
+    ids = [a["id"] for _, a in parsed.found if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_colour_of_the_page_is_one_of_the_theme(text) -> None:
+    used = set(re.findall(r"var\((--[\w-]+)", text)) - {"--v"}
+    for theme in themes():
+        assert used <= set(theme)
+
+
+def themes() -> list[dict[str, str]]:
+    """Light, dark and paper: the variables of each."""
+    blocks = re.findall(r":root \{\{(.*?)\}\}", PAGE, re.DOTALL)
+    return [dict(re.findall(r"(--\w+): (#\w{6})", block)) for block in blocks]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2, 1.4.3: the ratio of relative luminances."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [
+            p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", themes(), ids=["light", "dark", "paper"])
+def test_text_and_signs_stand_out_in_every_theme(theme) -> None:
+    for ground in ("--paper", "--card"):
+        for name in ("--ink", "--soft", "--good", "--bad"):
+            assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground)
+        for name in ("--faint", *(f"--s{i}" for i in range(8))):
+            assert contrast(theme[name], theme[ground]) >= 3, (name, ground)
+
+
+def test_summary_is_about_the_file(comparison) -> None:
+    words = summary(comparison)
+    assert words.startswith("int8 file: top-1 ")
+    assert "64,000 bytes, 62 times smaller" in words and "40 times faster" in words
+
+
+# --- samples
+
+
+def test_pictures_keep_their_scale_and_are_small() -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    def opened(sample):
+        data = picture(sample[None], 0).partition("base64,")[2]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+    grey = np.full((4, 4, 1), 128, np.uint8)
+    assert (opened(grey) == 128).all()
+    assert (opened(grey / np.float32(255)) == 128).all()
+    spread = opened(np.array([[[-1.0], [0.0]], [[1.0], [1.0]]]))
+    assert spread.min() == 0 and spread.max() == 255
+    assert max(opened(np.zeros((300, 500, 3), np.uint8)).shape) <= 112
+    assert picture(np.zeros((2, 7)), 0) is None
+
+
+def test_samples_that_are_no_images_are_words() -> None:
+    assert text_of(np.array(["good <b>film</b>"]), 0) == "good <b>film</b>"
+    assert text_of(np.arange(40.0).reshape(1, 40), 0).endswith("11, ... (40,)")
+
+
+# --- in a browser
+
+
+@pytest.fixture
+def browser(tmp_path, text):
+    if CHROMIUM is None:
+        if os.environ.get("KDLITE_BROWSER_REQUIRED"):
+            pytest.fail("there is no chromium, and KDLITE_BROWSER_REQUIRED is set")
+        pytest.skip("there is no chromium: apt-get install chromium")
+
+    def run(*flags: str, script: str = "") -> str:
+        (tmp_path / "page.html").write_text(text.replace("</body>", f"{script}</body>"))
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                *flags,
+                f"file://{tmp_path / 'page.html'}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ground"), [(1, (255, 255, 255)), (0, (20, 23, 27))]
+)
+def test_rendered_light_and_dark(browser, tmp_path, scheme, ground) -> None:
+    from PIL import Image
+
+    shot = tmp_path / "shot.png"
+    browser(
+        f"--screenshot={shot}",
+        "--window-size=1000,3000",
+        f"--blink-settings=preferredColorScheme={scheme}",
+    )
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert tuple(pixels[2, 2]) == ground
+    # Words and plots are there: much of the page is other than its ground, and some of
+    # it in the colours of the series.
+    other = np.abs(pixels - ground).sum(-1) > 60
+    assert 0.02 < other.mean() < 0.6
+    theme = themes()[0 if scheme else 1]
+    for name in ("--s0", "--s3"):
+        colour = [int(theme[name][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - colour).sum(-1) < 6).sum() > 40, name
+
+
+def test_nothing_is_wider_than_a_phone(browser) -> None:
+    # Tables scroll within themselves; the page itself does not.
+    script = """<script>
+    const frame = document.documentElement;
+    frame.style.width = "390px"; frame.style.overflow = "hidden";
+    document.body.style.maxWidth = "390px";
+    const wide = [...document.querySelectorAll("body *")].filter(e =>
+      !e.closest(".wide > *") && !e.closest("svg *") &&
+      e.getBoundingClientRect().right > 391);
+    const names = wide.map(e => e.tagName + "." + e.className);
+    frame.dataset.wide = names.join(" ") || "none";
+    </script>"""
+    dom = browser("--dump-dom", "--window-size=500,900", script=script)
+    assert re.search(r'data-wide="(.*?)"', dom)[1] == "none"
+
+
+def test_printed_on_paper(browser, tmp_path) -> None:
+    pdf = tmp_path / "page.pdf"
+    browser(f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
+    data = pdf.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert 1 < len(re.findall(rb"/Type\s*/Page\b", data)) < 12

@@ -1,0 +1,33 @@
+"""Against SciPy, which kdlite itself does without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdlite.reporting.significance import mcnemar, paired_t
+
+
+@pytest.mark.parametrize("samples", [1, 7, 40, 900, 20_000])
+@pytest.mark.parametrize("second", [0.55, 0.8, 0.95])
+def test_mcnemar_is_the_binomial_test_of_what_differs(rng, samples, second) -> None:
+    a, b = rng.random(samples) < 0.8, rng.random(samples) < second
+    only, other = int((a & ~b).sum()), int((~a & b).sum())
+    expected = stats.binomtest(only, only + other).pvalue if only + other else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar(b, a) == mcnemar(a, b)
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 5, 8, 9, 100, 3001])
+@pytest.mark.parametrize("shift", [0.0, -0.2, 3.0])
+def test_paired_t_is_scipys(rng, pairs, shift) -> None:
+    first, second = rng.normal(shift, 1, pairs), rng.normal(0, 1, pairs)
+    expected = stats.ttest_rel(first, second).pvalue
+    assert paired_t(first - second) == pytest.approx(expected, abs=1e-12)
+
+
+def test_differences_without_spread() -> None:
+    assert paired_t(np.zeros(3)) == 1.0
+    assert paired_t(np.full(3, 0.25)) == 0.0
+    assert mcnemar(np.ones(4, bool), np.ones(4, bool)) == 1.0
