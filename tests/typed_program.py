@@ -154,6 +154,19 @@ def whole_way(teacher: Any, student: Any) -> bool:
         epochs=np.int64(3).item(),
         out="out",
     )
+    with kdlite.track_energy("FRA") as tracker:
+        student.predict(data.test.x)
+    page = kdlite.report(
+        teacher=teacher,
+        student=[student, student],
+        files={"int8": result.tflite},
+        test=tuple(data.test),
+        labels=data.class_names,
+        history={"student": {"loss": [2.0, 1.0]}},
+        training={"student": tracker.used},
+    )
+    assert_type(page, kdlite.Report)
+    assert_type(page.path, Path)
     assert_type(result, kdlite.PipelineResult)
     assert_type(result.tflite, Path)
     assert_type(kdlite.__version__, str)

@@ -103,7 +103,8 @@ header p {{ font-size: 1.1rem; color: var(--soft); }}
 .wide {{ overflow-x: auto; margin: .8rem 0 1.2rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }}
-caption {{ text-align: left; color: var(--soft); padding: 0 0 .3rem; }}
+caption {{ text-align: left; color: var(--soft); padding: 0 0 .3rem;
+  max-width: calc(100vw - 2rem); }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; font-weight: normal; }}
 thead th {{ color: var(--soft); vertical-align: bottom; white-space: normal;
@@ -135,15 +136,18 @@ code {{ font-size: .85rem; display: block; margin-bottom: .4rem; }}
 .wrong {{ color: var(--bad); }}
 @media (max-width: 30rem) {{
   body {{ font-size: 15px; }} th, td {{ padding: .3rem .45rem; }}
+  .examples {{ grid-template-columns: repeat(2, 1fr); }} figure {{ padding: .5rem; }}
   h1 {{ font-size: 1.6rem; }} tbody th {{ white-space: normal; min-width: 7rem; }}
 }}
 @media print {{
-  body {{ font-size: 10.5px; max-width: none; padding: 0; }}
+  :root {{ font-size: 10.5px; }}
+  body {{ font-size: 1rem; max-width: none; padding: 0; }}
   h2, h3, h4 {{ break-after: avoid; }} h2 {{ margin-top: 1.4rem; }}
   figure, tr {{ break-inside: avoid; }} .wide {{ overflow: visible; }}
   th, td {{ padding: .2rem .4rem; }}
   table.heat td, table.heat thead th {{ min-width: 0; padding: .2rem; }}
-  .plots, .plots.large {{ grid-template-columns: repeat(2, 1fr); }}
+  .plots {{ grid-template-columns: repeat(3, 1fr); }}
+  .plots.large {{ grid-template-columns: repeat(2, 1fr); }}
   .examples {{ grid-template-columns: repeat(4, 1fr); }} .sample {{ width: 4rem; }}
 }}
 </style>

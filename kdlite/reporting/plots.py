@@ -141,7 +141,7 @@ class Plots:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.margins(x=0.15, y=0.2)
 
-        return self._svg(draw, labels, words)
+        return self._svg(draw, labels, words, size=(4.6, 3.2))
 
     def lines(
         self, curves: Mapping[str, Sequence[float]], x: str, y: str, words: str
@@ -312,7 +312,7 @@ class Plots:
         draw: Any,
         labels: tuple[str, str],
         words: str,
-        size: tuple[float, float] = (4.6, 3.2),
+        size: tuple[float, float] = (3.7, 2.8),
     ) -> str:
         import matplotlib
         from matplotlib.figure import Figure

@@ -67,7 +67,7 @@ class Report:
 
 def report(
     *,
-    test: tuple[Any, Any],
+    test: tuple[Any, ...],
     student: Any = None,
     teacher: Any = None,
     baseline: Any = None,
