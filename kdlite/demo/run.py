@@ -76,6 +76,13 @@ def run_demo(
             size_ratio=50,
             speed_ratio=10,
         ),
+        description="Which of ten kinds of clothing a 28x28 grey picture shows.",
+        author="kdlite demo",
+        license="Apache-2.0",
+        intended_use=(
+            "To try kdlite and its Android app. It knows Fashion-MNIST's pictures, "
+            "white on black, and no others: not for photographs, and not for a product."
+        ),
         out=out,
         overwrite=overwrite,
         verbose=verbose,

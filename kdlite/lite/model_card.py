@@ -198,7 +198,8 @@ def _paired(
 
 
 def _tensor_row(tensor: TensorInfo, about: TensorMetadata) -> tuple[str, ...]:
-    parts = [f"{about.color_space} {about.content}".strip(), about.description]
+    what = "" if about.content == "features" else about.content  # says nothing
+    parts = [f"{about.color_space} {what}".strip(), about.description]
     if about.minimum and about.maximum:
         parts.append(f"from {_numbers(about.minimum)} to {_numbers(about.maximum)}")
     if about.mean and about.std:

@@ -140,7 +140,7 @@ code {{ font-size: .85rem; display: block; margin-bottom: .4rem; }}
   h1 {{ font-size: 1.6rem; }} tbody th {{ white-space: normal; min-width: 7rem; }}
 }}
 @media print {{
-  :root {{ font-size: 10.5px; }}
+  html {{ font-size: 10.5px; }}
   body {{ font-size: 1rem; max-width: none; padding: 0; }}
   h2, h3, h4 {{ break-after: avoid; }} h2 {{ margin-top: 1.4rem; }}
   figure, tr {{ break-inside: avoid; }} .wide {{ overflow: visible; }}

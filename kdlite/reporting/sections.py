@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 _TABLE_CLASSES = 20  # a confusion matrix of more is a picture
 _WORST = 10
 _POINTS = 300
+_CURVES = 6
 _NAN = "-"
 
 
@@ -79,31 +80,34 @@ def trade_off(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
 
 
 def curves(comparison: Comparison, plots: Plots) -> str:
-    """Learning curves of each quantity that is watched, held out ones first."""
+    """Learning curves: metrics, held out ones where there are any, then losses."""
     history = comparison.history
-    keys = {key for curves in history.values() for key in curves}
-    first = [k for k in sorted(keys) if k.startswith("val_")] + sorted(
-        k for k in keys if not k.startswith("val_") and f"val_{k}" not in keys
+    told: dict[str, dict[str, Sequence[float]]] = {}
+    for key in sorted({key for columns in history.values() for key in columns}):
+        shown = {
+            name: columns[key] for name, columns in history.items() if key in columns
+        }
+        twin = "loss" not in key and any(f"val_{key}" in c for c in history.values())
+        if any(shown.values()) and not twin:
+            told[key] = shown
+    first = {"val_loss": 1, "loss": 2}
+    order = sorted(
+        told, key=lambda key: (first.get(key, 3) if "loss" in key else 0, key)
     )
-    first.sort(key=lambda key: ("loss" in key, not key.startswith("val_"), key))
-    if "loss" in keys and "loss" not in first:
-        first.append("loss")
     figures = []
-    for key in first[:4]:
-        shown = {name: told[key] for name, told in history.items() if told.get(key)}
-        ends = "; ".join(f"{name} {_ends(values)}" for name, values in shown.items())
-        figures.append(
-            figure(
-                plots.lines(shown, "epoch", key.replace("_", " "), f"{key}: {ends}"),
-                f"{key.replace('_', ' ')}: {ends}",
-            )
-        )
+    for key in order[:_CURVES]:
+        title = key.replace("_", " ")
+        ends = "; ".join(f"{name} {_ends(v)}" for name, v in told[key].items())
+        drawn = plots.lines(told[key], "epoch", title, f"{title}: {ends}")
+        figures.append(figure(drawn, f"{title}: {ends}."))
     return section("How it learned", figures_in_a_row(figures)) if figures else ""
 
 
 def _ends(values: Sequence[float]) -> str:
-    known = [value for value in values if np.isfinite(value)]
-    return f"from {known[0]:.4g} to {known[-1]:.4g}" if known else "not known"
+    known = [f"{value:.4g}" for value in values if np.isfinite(value)]
+    if len(known) < 2:
+        return known[0] if known else "not known"
+    return f"from {known[0]} to {known[-1]}"
 
 
 def calibration(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
