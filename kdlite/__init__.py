@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdlite import datasets, teachers
     from kdlite.android import to_android
+    from kdlite.compress import tfmot
     from kdlite.compress.qat import quantize_aware
     from kdlite.compress.summary import summary
     from kdlite.distill import augment, losses, schedules
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kdlite.doctor import check
     from kdlite.lite.convert import ExportResult, export
     from kdlite.lite.metadata import read_metadata
+    from kdlite.lite.size_report import size_report
     from kdlite.lite.tflite_file import inspect
     from kdlite.lite.verify import VerificationError, verify
     from kdlite.pipeline import PipelineResult, distill_to_tflite
@@ -67,8 +69,10 @@ __all__ = [
     "schedules",
     "shrink",
     "shrink_candidates",
+    "size_report",
     "summary",
     "teachers",
+    "tfmot",
     "to_android",
     "track_energy",
     "update",
@@ -102,8 +106,10 @@ _HOMES = {
     "schedules": "kdlite.distill.schedules:",
     "shrink": "kdlite.sizing:shrink",
     "shrink_candidates": "kdlite.sizing:shrink_candidates",
+    "size_report": "kdlite.lite.size_report:size_report",
     "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
+    "tfmot": "kdlite.compress.tfmot:",
     "to_android": "kdlite.android:to_android",
     "track_energy": "kdlite.reporting.energy:track_energy",
     "update": "kdlite.distill.update:update",
