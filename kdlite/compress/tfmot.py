@@ -345,7 +345,7 @@ def _checked_twin(student: Any) -> Twin:
         )
     missing = [
         name
-        for name in ("tensorflow_model_optimization", "tf_keras")
+        for name in ("tensorflow_model_optimization", "tf_keras", "distutils")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
