@@ -116,6 +116,16 @@ def compress(teacher: Any, x: Array) -> Any:
     return kdlite.quantize_aware(kdlite.shrink(teacher, ratio=10), recipe="int8")
 
 
+def prune(student: Any, soft: kdlite.SoftLabels, x: Array, y: Array) -> int:
+    data = soft.attach((x, y))
+    pruned = kdlite.tfmot.prune(student, data, {"block*": 0.75}, epochs=2)
+    clustered = kdlite.tfmot.cluster(pruned, data, 16, keep_zeros=True, verbose=0)
+    qat = kdlite.tfmot.quantize_aware(clustered, data, keep_clusters=True)
+    weighed = kdlite.size_report(kdlite.export(qat, "qat.tflite", "int8").path)
+    assert_type(weighed.weights[0].zeros, float)
+    return weighed.compressed_bytes
+
+
 def export(student: Any, x: Array, y: Array) -> kdlite.ExportResult:
     made = kdlite.export(
         student,
