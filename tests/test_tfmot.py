@@ -450,13 +450,19 @@ def test_what_tfmot_refuses_is_named_before_the_first_step(soft) -> None:
         tfmot.quantize_aware(model, soft)
 
 
-def test_a_twin_that_computes_otherwise_is_refused(student) -> None:
-    batches = twin_training.Batches(
-        data(), twin := tfmot.Twin(student), tfmot.Training(seed=0, batch_size=32)
-    )
+@pytest.mark.parametrize("form", ["functional", "sequential"])
+def test_a_twin_that_computes_otherwise_is_refused(form, student) -> None:
+    if form == "sequential":
+        student = keras.Sequential(
+            [keras.Input((8, 8, 4)), layers.Flatten(), layers.Dense(3)]
+        )
+    twin = tfmot.Twin(student)
+    options = tfmot.Training(seed=0, batch_size=32)
+    batches = twin_training.Batches(data(), twin, options)
     outputs = np.array(student(batches.probe[0], training=False))
-    twin_training._check_equal(twin, batches, outputs + 0.9e-5)
-    for wrong in (outputs + 1.1e-5, outputs * np.nan):
+    scale = max(1.0, np.abs(outputs).max())
+    twin_training._check_equal(twin, batches, outputs + 0.9e-5 * scale)
+    for wrong in (outputs + 1.1e-5 * scale, outputs * np.nan):
         with pytest.raises(ValueError, match="must be equal within 1e-05 of the larg"):
             twin_training._check_equal(twin, batches, wrong)
 
@@ -532,12 +538,14 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys) -> None:
         if "kdlite.tfmot" in block
     )
     exec(compile(block, "compression.md", "exec"), {"__name__": "example"})
-    assert capsys.readouterr().out.startswith("pcqat.tflite: ")
+    printed = capsys.readouterr().out
+    assert printed.count("Epoch 1/") == 3
+    assert "\npcqat.tflite: " in printed
 
 
 @pytest.mark.slow
 def test_zeros_are_kept_where_there_are_some(student, soft) -> None:
-    pruned = tfmot.prune(student, soft, {"pw": 0.5, "hidden": 0.75})
+    pruned = tfmot.prune(student, soft, {"block/pw": 0.5, "hidden": 0.75})
     kept = {"conv": 0.0, "dw": 0.0, "pw": 0.5, "hidden": 0.75, "head": 0.0}
     assert shares(pruned) == kept
     clustered = tfmot.cluster(pruned, soft, CLUSTERS, keep_zeros=True)

@@ -180,6 +180,7 @@ class Twin:
 
     Attributes:
         student: The student.
+        functional: Its graph, with the structure of the inputs.
         layers: The twin's layers.
         calls: Their calls, in order.
         inputs: Numbers of the input tensors, with shape and dtype.
@@ -212,10 +213,10 @@ class Twin:
         self.calls: list[TwinCall] = []
         self._known: dict[tuple[int, str], int] = {}
         self._count = len(graph.shapes)
-        functional = graph.functional
+        self.functional = graph.functional
         self.inputs = [
             (number, x.shape[1:], x.dtype)
-            for number, x in zip(graph.inputs, functional.inputs, strict=True)
+            for number, x in zip(graph.inputs, self.functional.inputs, strict=True)
         ]
         tensors = {number: number for number in graph.inputs}
         for call in graph.calls:

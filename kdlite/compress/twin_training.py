@@ -7,7 +7,6 @@ import logging
 import math
 import operator
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -43,8 +42,7 @@ class Training(TypedDict, total=False):
         soft_loss_weight: Weight of `T^2 KL(teacher || student)`; 0.9.
         batch_size: Of arrays; 32. A `tf.data.Dataset` has its own.
         seed: Of the order of arrays, and of the twin's dropout; 0.
-        verbose: 1 shows a progress bar for each epoch, 2 a line, 0 nothing, "auto" the
-            bar on a terminal.
+        verbose: 1 or "auto" shows a progress bar for each epoch, 2 a line, 0 nothing.
         time_limit_s: Seconds that all of it may take; None for no limit.
     """
 
@@ -213,7 +211,8 @@ class Batches:
 
     def structured(self, flat: list[Array]) -> Any:
         """Returns inputs as the student takes them."""
-        return keras.tree.pack_sequence_as(self._twin.student.input, flat)
+        structure = self._twin.functional._inputs_struct
+        return keras.tree.pack_sequence_as(structure, flat)
 
     def _batch(self, element: Any) -> dict[str, Any]:
         parts = element if isinstance(element, tuple) else (element,)
@@ -223,7 +222,7 @@ class Batches:
             x, soft = x["inputs"], np.asarray(x["soft_labels"], "float32")
         y, weight = [*rest, None, None][:2]
         flat = self._inputs(x)
-        shape = self._twin.student.outputs[0].shape
+        shape = self._twin.functional.outputs[0].shape
         logits = (len(flat[0]), *shape[1:])
         if soft is not None:
             _check_logits("Soft labels", soft.shape, logits)
@@ -236,7 +235,7 @@ class Batches:
         }
 
     def _inputs(self, x: Any) -> list[Array]:
-        inputs = self._twin.student.inputs
+        inputs = self._twin.functional.inputs
         if isinstance(x, Mapping):
             names = [tensor.name for tensor in inputs]
             if missing := [name for name in names if name not in x]:
@@ -420,9 +419,7 @@ class _Progress:
     """One epoch as `fit` shows it."""
 
     def __init__(self, epoch: int, options: Training, steps: int) -> None:
-        verbose = options["verbose"]
-        if verbose == "auto":
-            verbose = 1 if sys.stdout.isatty() else 0
+        verbose = 1 if options["verbose"] == "auto" else options["verbose"]
         self._bar = None
         if verbose:
             io_utils.print_msg(f"Epoch {epoch + 1}/{options['epochs']}")
