@@ -55,6 +55,27 @@ def parser() -> argparse.ArgumentParser:
             "--overwrite", action="store_true", help="replace what is there"
         )
 
+    def described(sub: argparse.ArgumentParser) -> None:
+        for name, words in (
+            ("description", "what the model does"),
+            ("author", "who made it"),
+            ("license", "under which terms"),
+        ):
+            told = f"{words}, in the metadata and the model card"
+            sub.add_argument(f"--{name}", default="", help=told)
+        sub.add_argument(
+            "--intended-use",
+            default="",
+            help="what it is for and what not, in the model card",
+        )
+
+    def measured(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--country",
+            help="where the electricity comes from, such as FRA: estimate energy and "
+            "CO2 (pip install 'kdlite[energy]')",
+        )
+
     demo = command(
         "demo",
         "Distil Fashion-MNIST to an int8 .tflite, with a report.",
@@ -74,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train the teacher anew, an hour or more",
     )
+    measured(demo)
     overwritable(demo)
 
     distill = command(
@@ -131,6 +153,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not train the same student without a teacher beside it",
     )
+    described(distill)
+    measured(distill)
     distill.add_argument(
         "-o", "--out", type=Path, required=True, help="folder to write"
     )
@@ -238,12 +262,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="allow operations for which an app needs the Select TF ops library",
     )
-    for name, words in (
-        ("description", "what the model does"),
-        ("author", "who made it"),
-        ("license", "under which terms"),
-    ):
-        export.add_argument(f"--{name}", default="", help=f"{words}, in the metadata")
+    described(export)
     export.add_argument(
         "--time-limit-s", type=float, default=600.0, help="(%(default)s)"
     )

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = coloured(name, "yellow", sys.stderr)
         print(f"\n{name} stopped. {_after_a_stop(args)}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError) as err:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as err:
         if args.verbose > 1:
             raise
         name = coloured(name, "red", sys.stderr)
@@ -147,6 +147,7 @@ def _demo(args: argparse.Namespace) -> Any:
         quick=args.quick,
         seeds=args.seeds,
         retrain_teacher=args.train_teacher,
+        country=args.country,
         overwrite=args.overwrite,
     )
 
@@ -192,6 +193,11 @@ def _distill(args: argparse.Namespace) -> Any:
         soft_loss_weight=args.soft_loss_weight,
         quantization=args.quantization,
         baseline=args.baseline,
+        description=args.description,
+        author=args.author,
+        license=args.license,
+        intended_use=args.intended_use,
+        country=args.country,
         out=args.out,
         overwrite=args.overwrite,
     )
@@ -262,6 +268,7 @@ def _export(args: argparse.Namespace) -> Any:
         description=args.description,
         author=args.author,
         license=args.license,
+        intended_use=args.intended_use,
         time_limit_s=args.time_limit_s,
         memory_limit_bytes=args.memory_limit_bytes,
         overwrite=args.overwrite,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -388,3 +389,24 @@ def test_every_recipe_can_be_asked_for(capsys) -> None:
     with pytest.raises(SystemExit):
         cli.main(["export", "--help"])
     assert f"{{{','.join(RECIPES)}}}" in capsys.readouterr().out
+
+
+def test_energy_without_its_extra_is_wrong_use(tmp_path, monkeypatch, capsys) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "codecarbon" else find(name, *more),
+    )
+    out = tmp_path / "out"
+    assert cli.main(["demo", "--country", "FRA", "--out", str(out)]) == 2
+    assert "kdlite[energy]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_says_what_the_model_is_for(folder, tmp_path) -> None:
+    model, path = str(folder / "model.keras"), str(tmp_path / "m.tflite")
+    told = ["--intended-use", "For tests.", "--author", "A. N. Author"]
+    assert cli.main(["export", model, "-o", path, *told]) == 0
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "For tests." in card and "| author | A. N. Author |" in card

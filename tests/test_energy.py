@@ -80,5 +80,6 @@ def test_uses_are_scaled_and_added() -> None:
     assert use.times(2) == EnergyUse(4.0, 1.0, 0.2, ("Estimated.",))
     assert use.plus(use).kwh == 1.0
     assert use.plus(EnergyUse(1.0)) == EnergyUse(3.0, None, None, ("Estimated.",))
+    assert EnergyUse(3600.0, 0.5).watts == 500.0 and EnergyUse(1.0).watts is None
     assert EnergyUse(2.0).times(3) == EnergyUse(6.0)
     assert "estimated 0.5 kWh" in str(use)

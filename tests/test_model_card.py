@@ -51,7 +51,8 @@ def exported(model, data, tmp_path_factory):
         intended_use="For *tests*, never for cheques.",
         accuracy={"teacher": 0.9421},
     )
-    return result, (path.parent / "MODEL_CARD.md").read_text()
+    assert result.card == path.parent / "MODEL_CARD.md"
+    return result, result.card.read_text()
 
 
 def test_the_card_says_what_the_file_is(exported, model) -> None:

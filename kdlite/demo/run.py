@@ -16,6 +16,7 @@ from kdlite.demo.models import build_student
 from kdlite.demo.teacher import load_teacher, train_teacher
 from kdlite.gates import Gates
 from kdlite.pipeline import PipelineResult, check_free, distill_to_tflite
+from kdlite.reporting.energy import check_country
 
 # The quick run shows that all works, not how well: a part of the data, few epochs.
 _QUICK_SAMPLES = {"train": 4_000, "validation": 500, "test": 1_000}
@@ -27,6 +28,7 @@ def run_demo(
     quick: bool = False,
     seeds: int = 1,
     retrain_teacher: bool = False,
+    country: str | None = None,
     overwrite: bool = False,
     verbose: str | int = "auto",
 ) -> PipelineResult:
@@ -38,6 +40,7 @@ def run_demo(
         seeds: Repetitions of student and baseline.
         retrain_teacher: Whether to train the teacher anew (an hour or more) instead of
             loading the one that comes with kdlite.
+        country: Has energy and CO2 estimated, see `distill_to_tflite`.
         overwrite: Whether to replace `out`.
         verbose: As in Keras's `fit`.
 
@@ -46,6 +49,7 @@ def run_demo(
     """
     # Again in `distill_to_tflite`, but that would be after the teacher's hour.
     check_free(Path(out), overwrite)
+    check_country(country)
     data = fashion_mnist()
     kept = Path(f"{out}.teacher")
     teacher = _trained_anew(data, kept) if retrain_teacher else load_teacher()
@@ -83,6 +87,7 @@ def run_demo(
             "To try kdlite and its Android app. It knows Fashion-MNIST's pictures, "
             "white on black, and no others: not for photographs, and not for a product."
         ),
+        country=country,
         out=out,
         overwrite=overwrite,
         verbose=verbose,

@@ -61,6 +61,7 @@ class ExportResult:
         overrides: By layer "float16" or "float32", for those that are more exact than
             the recipe: as asked for, or found by `auto_mixed`.
         verification: How it compares with the Keras model.
+        card: Its model card, beside it.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class ExportResult:
     outputs: tuple[Any, ...]
     overrides: Mapping[str, str]
     verification: VerificationReport
+    card: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
@@ -86,6 +88,7 @@ class ExportResult:
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
             "overrides": dict(self.overrides),
+            "card": str(self.card),
             "verification": self.verification.to_dict(),
         }
 
@@ -335,7 +338,8 @@ def export(
         intended_use=intended_use,
         accuracy=accuracy,
     )
-    put_in_place(path, blob, overwrite, {card_path(path): card.encode()})
+    place = card_path(path)
+    put_in_place(path, blob, overwrite, {place: card.encode()})
     logger.info("wrote %s, %d bytes", path, len(blob))
     return ExportResult(
         path=path,
@@ -348,4 +352,5 @@ def export(
         outputs=content.all_outputs,
         overrides=kept,
         verification=report,
+        card=place,
     )

@@ -35,6 +35,13 @@ class EnergyUse:
     co2_kg: float | None = None
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def watts(self) -> float | None:
+        """The mean power, or None where it is not known."""
+        if self.kwh is None or not self.seconds:
+            return None
+        return 3.6e6 * self.kwh / self.seconds
+
     def times(self, factor: float) -> EnergyUse:
         """Returns what so many times the work takes."""
         return EnergyUse(
@@ -51,7 +58,7 @@ class EnergyUse:
             self.seconds + other.seconds,
             (self.kwh or 0) + (other.kwh or 0) if known else None,
             (self.co2_kg or 0) + (other.co2_kg or 0) if known else None,
-            (*self.assumptions, *other.assumptions),
+            tuple(dict.fromkeys((*self.assumptions, *other.assumptions))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,15 +206,17 @@ def _tracker(country: str) -> Any:
 
 
 def _assumptions(data: Any) -> tuple[str, ...]:
-    parts = [f"processor {data.cpu_model or 'unknown'}, {data.cpu_power:.1f} W"]
-    parts.append(f"memory {data.ram_power:.1f} W")
+    hardware = [
+        f"processor {data.cpu_model or 'unknown'}",
+        f"{data.ram_total_size:.0f} GB of memory",
+    ]
     if data.gpu_count:
-        parts.append(f"GPU {data.gpu_model}, {data.gpu_power:.1f} W")
+        hardware.append(f"GPU {data.gpu_model}")
     told = [
         f"Estimated by CodeCarbon {data.codecarbon_version} for this process alone: "
         "from energy counters where the system lets them be read, else from rated "
         "power and load.",
-        f"Power on average: {'; '.join(parts)}. No cooling and no network (PUE "
+        f"Hardware: {', '.join(hardware)}. No cooling and no network (PUE "
         f"{data.pue:g}).",
     ]
     if data.energy_consumed > 0:

@@ -143,7 +143,7 @@ code {{ font-size: .85rem; display: block; margin-bottom: .4rem; }}
   html {{ font-size: 10.5px; }}
   body {{ font-size: 1rem; max-width: none; padding: 0; }}
   h2, h3, h4 {{ break-after: avoid; }} h2 {{ margin-top: 1.4rem; }}
-  figure, tr {{ break-inside: avoid; }} .wide {{ overflow: visible; }}
+  figure, tr, .wide {{ break-inside: avoid; }} .wide {{ overflow: visible; }}
   th, td {{ padding: .2rem .4rem; }}
   table.heat td, table.heat thead th {{ min-width: 0; padding: .2rem; }}
   .plots {{ grid-template-columns: repeat(3, 1fr); }}

@@ -293,9 +293,13 @@ def _energy(comparison: Comparison) -> str:
         cells = [contender.name]
         for used in (cost.training, cost.inference):
             if used is None or used.kwh is None or used.co2_kg is None:
-                cells += [_NAN, _NAN]
+                cells += [_NAN] * 3
             else:
-                cells += [f"{1000 * used.kwh:.3g}", f"{1000 * used.co2_kg:.3g}"]
+                cells += [
+                    f"{1000 * used.kwh:.3g}",
+                    f"{1000 * used.co2_kg:.3g}",
+                    f"{used.watts or 0:.1f}",
+                ]
                 assumptions += [
                     text for text in used.assumptions if text not in assumptions
                 ]
@@ -315,8 +319,10 @@ def _energy(comparison: Comparison) -> str:
         "",
         "training, Wh",
         "training, g CO2",
+        "training, mean W",
         "1,000 inferences, Wh",
         "1,000 inferences, g CO2",
+        "1,000 inferences, mean W",
     ]
     return section(
         title,
