@@ -78,6 +78,8 @@ def cell(name: str, column: str) -> dict[str, Any]:
             ended = {"end": kind, "text": str(err)}
         except kdlite.VerificationError as err:
             ended = {"end": "wrong", "text": str(err)}
+        except Exception as err:  # a fault of kdlite, of which there are to be none
+            ended = {"end": "crash", "text": f"{type(err).__name__}: {err}"}
         else:
             ended = {
                 "end": "verified",
@@ -136,25 +138,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="models whose name has this")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
+    parser.add_argument("--by-column", action="store_true", help="one after the other")
     parser.add_argument("--work", type=Path, default=Path("matrix.json"))
     parser.add_argument("--again", action="store_true", help="what ended badly")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     done = json.loads(args.work.read_text()) if args.work.exists() else {}
-    for name in ZOO:
-        for column in args.columns:
-            key = f"{name} | {column}"
-            ended = done.get(key, {"end": ""})["end"]
-            if args.only.lower() not in name.lower() or ended in GOOD:
-                continue
-            if ended and not args.again:
-                continue
-            done[key] = cell(name, column)
-            args.work.write_text(json.dumps(done, indent=1))
-            ended = done[key]
-            told = ended.get("text", "").splitlines()[:1] or [ended.get("decibels")]
-            print(f"{key}: {ended['end']}, {ended['seconds']} s, {told[0]}", flush=True)
+    names = [name for name in ZOO if args.only.lower() in name.lower()]
+    cells = [(name, column) for name in names for column in args.columns]
+    if args.by_column:
+        cells = [(name, column) for column in args.columns for name in names]
+    for name, column in cells:
+        key = f"{name} | {column}"
+        before = done.get(key, {"end": ""})["end"]
+        if before in GOOD or (before and not args.again):
+            continue
+        done[key] = ended = cell(name, column)
+        args.work.write_text(json.dumps(done, indent=1))
+        told = ended.get("text", "").splitlines()[:1] or [ended.get("decibels")]
+        print(f"{key}: {ended['end']}, {ended['seconds']} s, {told[0]}", flush=True)
     if args.write:
         before, _, rest = DOCUMENT.read_text().partition(_BEGIN)
         after = rest.partition(_END)[2]

@@ -44,6 +44,29 @@ def test_the_table_has_what_was_run_and_each_sentence_once() -> None:
     assert [row.split(" | ")[0][2:] for row in rows] == ["model", *names[:2]]
 
 
+# One of each kind of model, of recipe and of end: what can be had in half a minute.
+@pytest.mark.parametrize(
+    ("name", "column", "end"),
+    [
+        ("twelve heads", "int8, uint8 io", "verified"),
+        ("detection: boxes and scores", "int8, int8 io", "verified"),
+        ("text: Embedding", "int4", "verified"),
+        ("two towers", "mixed", "verified"),
+        ("ViT block", "weight_only", "verified"),
+        ("inverted residual", "int16x8", "verified"),
+        ("LSTM", "dynamic", "verified"),
+        ("GRU", "int8", "refused"),
+        ("decoder: nearest", "int16x8", "refused"),
+        ("ConvNeXt block", "int8", "refused"),
+        ("argmax inside", "float16", "refused"),
+        ("text: TextVectorization", "float32", "refused"),
+    ],
+)
+def test_a_cell_of_each_kind(name, column, end) -> None:
+    ended = conversion_matrix.cell(name, column)
+    assert ended["end"] == end, ended.get("text")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("column", conversion_matrix.COLUMNS)
 @pytest.mark.parametrize("name", ZOO)

@@ -92,6 +92,34 @@ def several_outputs() -> dict[str, Any]:
     return {"student": network("box", 4), "teacher": network("frame", 16)}
 
 
+def torch_file() -> dict[str, Any]:
+    """What torch.onnx.export writes of a small network: channels first, any batch."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    weights = {"conv": (8, 3, 3, 3), "kernel": (8, 10), "bias": (10,)}
+    nodes = [
+        helper.make_node("Conv", ["image", "conv"], ["features"]),
+        helper.make_node("Relu", ["features"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "kernel", "bias"], ["logits"]),
+    ]
+    values = {"image": ["batch", 3, 32, 32], "logits": ["batch", 10]}
+    image, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in values.items()
+    )
+    stored = [
+        numpy_helper.from_array(rng.normal(size=shape).astype("float32"), name)
+        for name, shape in weights.items()
+    ]
+    graph = helper.make_graph(nodes, "network", [image], [logits], stored)
+    opset = helper.make_opsetid("", 17)
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), "teacher.onnx")
+    return {}
+
+
 def tuning_files() -> dict[str, Any]:
     x, y = samples()
     kdlite.SoftLabels.build(taught(dense(16)), x[:90], "labels", verbose=0)
@@ -127,6 +155,7 @@ GIVEN: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "distributed": [one_device],
     "doctor": [doctor_files],
     "losses": [several_outputs, tuning_files],
+    "pytorch": [torch_file],
     "updating": [updated_teacher],
 }
 WITH_EXAMPLES = [page for page in PAGES if any(examples(page.read_text()))]
