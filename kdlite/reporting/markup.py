@@ -104,7 +104,7 @@ header p {{ font-size: 1.1rem; color: var(--soft); }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }}
 caption {{ text-align: left; color: var(--soft); padding: 0 0 .3rem;
-  max-width: calc(100vw - 2rem); }}
+  width: max-content; max-width: min(100vw - 2rem, 46rem); }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; font-weight: normal; }}
 thead th {{ color: var(--soft); vertical-align: bottom; white-space: normal;

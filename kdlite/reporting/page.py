@@ -21,6 +21,18 @@ from kdlite.reporting.sections import (
 )
 
 _NAN = "-"
+_TESTS = (
+    "Over samples: on those of the run that is shown, which tells two trained models "
+    "apart; the exact McNemar test (1947) where a sample is right or wrong, else a "
+    "paired t test, and none where a sample has several decisions, which depend on "
+    "each other. Over seeds: a paired t test, which tells two ways of training apart, "
+    "and counts more where there is one. A difference separates where p is below "
+    "0.05; of many differences one in twenty does by chance."
+)
+_RELIABILITY = (
+    "A model that is as often right as it is sure lies on the dashed line; below it, "
+    "it is too sure. The bars say how many predictions are how sure."
+)
 
 
 def page(comparison: Comparison) -> str:
@@ -43,10 +55,16 @@ def page(comparison: Comparison) -> str:
             _cost_table(comparison, plots),
             bullets(_notes(comparison)),
         ),
-        *_each(comparison, "Does the difference separate?", _separations),
+        *_each(comparison, "Does the difference separate?", _separations, words=_TESTS),
         *_each(comparison, "Against size and latency", trade_off, plots),
         curves(comparison, plots),
-        *_each(comparison, "How sure, and how right", calibration, plots),
+        *_each(
+            comparison,
+            "How sure, and how right",
+            calibration,
+            plots,
+            words=_RELIABILITY,
+        ),
         *_each(comparison, "Where it is wrong", wrong, plots),
         *_each(comparison, "What the files changed", changed, plots),
         *_each(comparison, "Where they differ", examples),
@@ -125,7 +143,9 @@ def times(ratio: float, word: str) -> str:
 # --- parts of the page
 
 
-def _each(comparison: Comparison, title: str, make: Any, *more: Any) -> list[str]:
+def _each(
+    comparison: Comparison, title: str, make: Any, *more: Any, words: str = ""
+) -> list[str]:
     """One section, with a part for each output that has something to say."""
     parts = []
     for task in comparison.tasks.values():
@@ -133,6 +153,8 @@ def _each(comparison: Comparison, title: str, make: Any, *more: Any) -> list[str
         if made and len(comparison.tasks) > 1:
             parts.append(f"<h3>{html.escape(task.name)}</h3>")
         parts += made
+    if parts and words:
+        parts.append(paragraph(words))
     return [section(title, *parts)] if parts else []
 
 
@@ -248,18 +270,6 @@ def _separations(comparison: Comparison, task: Task) -> list[str]:
         )
     if not rows:
         return []
-    how = (
-        "exact McNemar test (1947)"
-        if task.kind in ("classes", "binary")
-        else "paired t test"
-    )
-    by_samples = (
-        f"Over samples: {how} on the samples of the run that is shown, which tells "
-        "two trained models apart."
-        if task.positions == 1
-        else "Over samples: not tested, as decisions within a sample depend on each "
-        "other."
-    )
     return [
         table(
             [
@@ -271,11 +281,6 @@ def _separations(comparison: Comparison, task: Task) -> list[str]:
             ],
             rows,
             "How likely chance alone gives a difference as large",
-        ),
-        paragraph(
-            f"{by_samples} Over seeds: paired t test, which tells two ways of training "
-            "apart, and counts more where there is one. A difference separates where p "
-            "is below 0.05; of many differences one in twenty does by chance."
         ),
     ]
 
@@ -310,7 +315,7 @@ def _energy(comparison: Comparison) -> str:
         return section(
             title,
             paragraph(
-                "Not measured. With `country=` (three letters, where the electricity "
+                "Not measured. With country=... (three letters, where the electricity "
                 'comes from) and pip install "kdlite[energy]", CodeCarbon estimates '
                 "both."
             ),

@@ -127,15 +127,7 @@ def calibration(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
         figures.append(
             figure(plots.reliability(contender.name, bins, words), f"{words}.")
         )
-    if not figures:
-        return []
-    return [
-        figures_in_a_row(figures),
-        paragraph(
-            "A model that is as often right as it is sure lies on the dashed line; "
-            "below it, it is too sure. The bars say how many predictions are how sure."
-        ),
-    ]
+    return [figures_in_a_row(figures)] if figures else []
 
 
 def wrong(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
