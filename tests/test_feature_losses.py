@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import kdlite
+from kdlite import losses
 from kdlite.distill.adapters import Adapter
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.losses import (
@@ -27,8 +28,10 @@ from kdlite.distill.losses import (
     SoftTargets,
     VariationalInformation,
 )
+from kdlite.distill.mean_teacher import MeanTeacher
 from kdlite.distill.schedules import Linear
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
+from kdlite.distill.teachers import Ensemble
 
 N, BATCH, CLASSES = 16, 8, 3
 
@@ -670,11 +673,6 @@ class TestErrors:
             fit(distiller, {INPUTS_KEY: x, SOFT_LABELS_KEY: soft}, y)
         with pytest.raises(TypeError, match="layers of a Keras model. Received: teach"):
             Distiller(network(2), feature_losses="auto")
-        both = kdlite.teachers.Ensemble([teacher, network(5, seed=8)])
-        with pytest.raises(
-            TypeError, match="Fix: give the keras.Model itself, or leave"
-        ):
-            Distiller(network(2), both, feature_losses=pairs)
 
     def test_another_teacher(self, teacher):
         pairs = {("first", "first"): Hint()}
@@ -698,3 +696,32 @@ class TestErrors:
         distiller = compiled(Distiller(network(2), teacher, feature_losses=pairs))
         with pytest.raises(ValueError, match="its own forward pass"):
             distiller.compute_loss(x, y, tf.zeros((N, CLASSES)), training=True)
+
+
+class TestWhatIsNoPairOfLayers:
+    @pytest.mark.parametrize(
+        "loss",
+        [SoftTargets(), losses.LogitMSE(), losses.DIST(), losses.Regression()],
+        ids=lambda loss: type(loss).__name__,
+    )
+    def test_losses_on_outputs_are_refused(self, loss):
+        for given in (loss, (loss, 0.5)):
+            with pytest.raises(
+                TypeError, match=rf"features of layers. .*{type(loss).__name__} for \("
+            ):
+                Distiller(
+                    *(network(2), network(3)),
+                    feature_losses={("first", "first"): given},
+                )
+
+    def test_a_mean_teacher_has_the_layers_of_its_student(self):
+        pairs = Distiller(
+            network(2), MeanTeacher(0.9), feature_losses="auto"
+        ).feature_losses
+        assert pairs and all(ours == theirs for ours, theirs in pairs)
+
+    def test_a_teacher_without_layers_of_its_own_is_named(self):
+        ensemble = Ensemble([network(2), network(3)], name="both")
+        for given in ("auto", {("first", "first"): losses.Hint()}):
+            with pytest.raises(TypeError, match="both.*, Ensemble, which has none"):
+                Distiller(network(2), ensemble, feature_losses=given)

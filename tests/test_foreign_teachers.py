@@ -11,6 +11,7 @@ from keras import layers
 from kdlite import SoftLabels
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.foreign_teachers import Function
+from kdlite.distill.losses import Regression
 from kdlite.distill.taps import LogitsModel
 from kdlite.distill.teachers import Ensemble
 
@@ -129,3 +130,24 @@ class TestFunction:
         with pytest.raises(ValueError, match=r"number of classes. .*with \(.*5\)"):
             soft_loss(student, five, x)
         assert all(map(np.array_equal, before, student.get_weights()))
+
+    @pytest.mark.parametrize("kind", ["logits", "probabilities", "values"])
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+    def test_what_is_not_finite_teaches_nobody(self, x, kind, wrong):
+        def scores(batch):
+            said = np.full((len(batch), CLASSES), 1 / CLASSES)
+            said[1, 0] = wrong
+            return said
+
+        student = model()
+        before = student.get_weights()
+        needs = {} if kind != "values" else {"soft_loss": Regression(bounded=False)}
+        teacher = Function(scores, (CLASSES,), kind, name="broken")
+        distiller = Distiller(student, teacher, **needs)
+        distiller.compile("sgd")
+        with pytest.raises(
+            tf.errors.OpError, match="NaN or infinity from teacher 'broken' for 1 of 4"
+        ):
+            distiller.fit(x, batch_size=4, verbose=0)
+        for ours, theirs in zip(before, student.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)

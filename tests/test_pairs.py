@@ -570,6 +570,47 @@ class TestErrors:
         ):
             Distiller(maker(2, "s"), maker(3, "t"), {"a": Regression()})
 
+    @pytest.mark.parametrize("activation", [None, "sigmoid", "tanh"])
+    def test_a_single_unit_is_told_of_what_is_for_it(self, activation):
+        def single(name):
+            return keras.Sequential(
+                [keras.Input((FEATURES,)), layers.Dense(1, activation=activation)],
+                name=name,
+            )
+
+        arguments = {"soft_loss": None}
+        if activation == "tanh":  # which can be anything
+            arguments |= {"student_outputs": "logits", "teacher_outputs": "logits"}
+        with pytest.raises(ValueError) as error:
+            Distiller(single("s"), single("t"), **arguments)
+        assert "MultiLabelSoftTargets" in str(error.value)
+        if activation != "sigmoid":
+            assert "kdlite.losses.Regression" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("loss", "one"), [(SoftTargets(), "class"), (Regression(), "value")]
+    )
+    def test_a_map_of_the_wrong_size_is_told_in_the_heads_words(self, loss, one):
+        inputs = keras.Input((FEATURES,))
+        models = [keras.Model(inputs, layers.Dense(n)(inputs)) for n in (2, 2, 3)]
+        with pytest.raises(ValueError, match=f"entry for each {one} of the student"):
+            Distiller(*models[:2], loss, class_map=[0, 1, 2])
+        with pytest.raises(ValueError, match=f"entry for each {one} of the student"):
+            Distiller(*models[:2], loss, class_map=[0, 2])
+        with pytest.raises(ValueError, match=f"says for each {one} of the student"):
+            Distiller(*models[1:], loss)
+
+    @pytest.mark.parametrize("dtype", ["int64", "uint8"])
+    def test_a_class_map_may_be_an_array(self, dtype):
+        inputs = keras.Input((FEATURES,))
+        models = [keras.Model(inputs, layers.Dense(3)(inputs)) for _ in range(2)]
+        distiller = Distiller(*models, class_map=np.array([2, 0, 1], dtype))
+        (class_map,) = distiller.get_config()["class_map"].values()
+        assert class_map == [2, 0, 1]
+        for wrong in (np.array([0.0, 1.0, 2.0]), np.zeros((3, 3), int), "201"):
+            with pytest.raises(TypeError, match="class"):
+                Distiller(*models, class_map=wrong)
+
     def test_labels_that_a_loss_uses_must_be_told_apart(self, x, y, teacher):
         by_name = {name: y[name] for name in ("class", "box")}
         distiller = compiled(

@@ -79,6 +79,18 @@ def test_a_teacher_is_asked_for_its_logits() -> None:
     np.testing.assert_allclose(buffer.logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_it_says_how_much_it_holds() -> None:
+    x, y, logits = pool([20, 20])
+    y[:3] = -1
+    buffer = ReplayBuffer.build(logits, (x, y), 40)
+    told = (
+        f"40 samples of {x.shape[1:]} {x.dtype}, 37 labelled, {logits.shape[1]} class"
+    )
+    assert told in repr(buffer) and told in str(buffer)
+    held = buffer.x.nbytes + buffer.y.nbytes + buffer.logits.nbytes
+    assert buffer.nbytes == held and f"{held / 1024:,.0f} KiB" in repr(buffer)
+
+
 def test_saved_and_loaded(tmp_path) -> None:
     x, y, logits = pool([20, 20])
     buffer = ReplayBuffer.build(logits, (x, y), 10)
@@ -88,6 +100,12 @@ def test_saved_and_loaded(tmp_path) -> None:
     for name in ("x", "y", "logits"):
         np.testing.assert_array_equal(getattr(again, name), getattr(buffer, name))
     assert [file.name for file in tmp_path.iterdir()] == ["replay.npz"]
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="must not exist.*overwrite=True"):
+        ReplayBuffer.build(logits, (x, y), 4).save(path)
+    assert path.read_bytes() == before
+    ReplayBuffer.build(logits, (x, y), 4).save(path, overwrite=True)
+    assert len(ReplayBuffer.load(path)) == 4
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="must be an .npz with x, y and logits"):
         ReplayBuffer.load(path)

@@ -118,6 +118,41 @@ class TestBuild:
             assert np.abs(viewed.logits(view) - oracle(X)).max() > 1e-2
         assert np.abs(viewed.logits(0) - viewed.logits(1)).max() > 1e-2
 
+    @pytest.mark.parametrize("where", ["plain", "viewed"])
+    def test_places_are_those_of_samples(self, where, plain, viewed):
+        soft = {"plain": plain, "viewed": viewed}[where]
+        every = soft.logits()
+        for places in ([3, 0, 3], np.array([1], "uint8"), slice(2, 9, 3), 4):
+            np.testing.assert_array_equal(soft.logits(places=places), every[places])
+        assert soft.logits(places=[]).shape == (0, CLASSES)
+        for wrong in ([-1], [0, N], -1, np.int64(N), np.array([[0, N + 5]])):
+            with pytest.raises(ValueError, match=rf"counted from 0. .* of {N} samples"):
+                soft.logits(places=wrong)
+        for wrong in ([0.0], np.ones(N, bool), ["a"]):
+            with pytest.raises(
+                TypeError, match="`places` must be integers, or a slice"
+            ):
+                soft.logits(places=wrong)
+
+    @pytest.mark.parametrize("head", ["logits", "probabilities"])
+    def test_it_is_told_what_the_logits_were_read_from(self, head, tmp_path):
+        class Opaque(keras.Model):
+            def call(self, x):
+                x = keras.ops.reshape(keras.ops.cast(x, "float32"), (-1, X[0].size))
+                return keras.ops.softmax(x[:, :CLASSES] / 100)
+
+        teacher = Opaque()
+        teacher.build((None, *X.shape[1:]))
+        read = LogitsModel(teacher, outputs=head)
+        soft = SoftLabels.build(read, X, tmp_path)
+        assert (
+            soft.to_dict()["outputs"] == SoftLabels.load(tmp_path).to_dict()["outputs"]
+        )
+        assert soft.to_dict()["outputs"] == head
+        other = {"logits": "probabilities", "probabilities": "logits"}[head]
+        with pytest.raises(ValueError, match=rf"of another head \(of {other}, stored"):
+            SoftLabels.build(LogitsModel(teacher, outputs=other), X, tmp_path)
+
     def test_a_softmax_head_is_not_stored(self, tmp_path, oracle, teacher):
         softmax = linear("softmax")
         softmax.set_weights(teacher.get_weights())

@@ -410,6 +410,26 @@ def test_temperature_for_the_scale_of_the_logits(sharpness, loss, code) -> None:
     assert found(tiny(), teacher, samples(), soft_loss=again) == []
 
 
+@pytest.mark.parametrize(
+    ("bias", "temperature", "code"),
+    [
+        ([0.0, 0.0, 0.0], 4.0, "temperature-high"),
+        ([50.0, 0.0, 0.0], 4.0, "temperature-low"),
+    ],
+)
+def test_no_temperature_is_advised_where_a_teacher_says_the_same_of_all(
+    bias, temperature, code
+) -> None:
+    teacher = linear(1e-4)
+    teacher.set_weights([teacher.get_weights()[0], np.array(bias)])
+    loss = kdlite.losses.SoftTargets(temperature)
+    x, _ = samples()  # without labels, by which it would be found out otherwise
+    checkup = check(tiny(), teacher, x, soft_loss=loss, quantization=None)
+    (finding,) = [f for f in checkup.findings if f.code == code]
+    assert "which no temperature mends. Was it trained" in finding.fix
+    assert "temperature=" not in finding.fix
+
+
 def offset_teacher() -> keras.Model:
     """Knows inputs in 0..1, whose sum is 2.3: of others it says the first class."""
     teacher = linear()

@@ -509,3 +509,28 @@ class TestTFLite:
         ensemble.save(tmp_path / "e.keras")
         with pytest.raises(ValueError, match="no Keras model is not loaded with Keras"):
             keras.models.load_model(tmp_path / "e.keras")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: x[:, :2],
+        lambda x: keras.ops.reshape(x, (-1, FEATURES, 1, 1)),
+        lambda x: [x, x],
+        layers.Flatten(data_format="channels_first"),
+        lambda x: "text",
+    ],
+)
+def test_a_transform_of_the_wrong_shape_is_named(x, transform):
+    if isinstance(transform, layers.Flatten):
+        transform = keras.Sequential([transform, layers.RepeatVector(2)])
+    teacher = model(name="wide")
+    made = Transformed(teacher, transform)
+    with pytest.raises(
+        ValueError, match=r"What the transform returns must be .*'wide' raised"
+    ):
+        made(x)
+    distiller = Distiller(model(), teacher, teacher_transform=transform)
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match="What the transform returns must be what the"):
+        distiller.fit(x, verbose=0)

@@ -34,7 +34,7 @@ from kdlite.distill.taps import (
     LogitsModel,
     logits_model,
 )
-from kdlite.distill.targets import check_labels_for
+from kdlite.distill.targets import check_label_form, check_labels_for
 from kdlite.distill.teachers import Transformed
 
 Tensor = Any
@@ -64,10 +64,10 @@ class Distiller(Resumable):
     takes losses, weights and metrics by output as ever, and `soft_loss` and
     `soft_loss_weight` may be given by output too: a dict by their names (the keys of a
     dict, else the layers' names) or a list in their order, with `None` for an output
-    that the teacher has no say in. A single one is for all. The soft losses are added
-    up. The teacher's outputs are those of the same names, or in the same places of two
-    lists, or what `output_map` says; its classes are the student's, or what `class_map`
-    says.
+    that the teacher has no say in, which a dict may also leave out. A single one is for
+    all. The soft losses are added up. The teacher's outputs are those of the same
+    names, or in the same places of two lists, or what `output_map` says; its classes
+    are the student's, or what `class_map` says.
 
     The teacher's word comes from one of two places:
 
@@ -106,7 +106,8 @@ class Distiller(Resumable):
         hard_loss_weight: Weight $w_h \ge 0$ of the loss on the labels: a number, or one
             of `kdlite.schedules`, or a Keras `LearningRateSchedule`.
         soft_loss_weight: Weight $w_s \ge 0$ of the loss on the teacher's outputs, like
-            the other; or a dict by output.
+            the other; or a dict by output. Neither follows from the other: with 0.0
+            here the loss is 0.1 times the hard one, unless that weight is given too.
         feature_losses: What the student learns from layers of the teacher: a dict from
             `(student layer, teacher layer)` to a loss, or to `(loss, weight)` with a
             number or a schedule (1.0 without). A name is a layer's path, as in
@@ -125,7 +126,8 @@ class Distiller(Resumable):
             they differ.
         class_map: For each class of the student the teacher's: an index, several that
             are merged into one, or `None` where the teacher has none; a list, a
-            `kdlite.ClassMap` (from names), or a dict of these by output.
+            `kdlite.ClassMap` (from names), or a dict of these by output. For
+            `Regression` it is of values, whose order may differ as well.
         teacher_transform: A function of a batch of the student's inputs, or a Keras
             layer: what it returns is what the teacher sees, the same augmented image at
             another resolution, say. The teacher, which has one output, is then a
@@ -491,6 +493,7 @@ class Distiller(Resumable):
                 "Fix: distiller.compile(optimizer, loss=...), or give data without y "
                 "to learn from the teacher alone."
             )
+        check_label_form(self.loss, y, y_pred)
         loss = self._compile_loss(y, y_pred, sample_weight)
         size = _batch_size(y_pred)
         self._hard_loss_tracker.update_state(whole(loss), sample_weight=size)

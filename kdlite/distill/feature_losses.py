@@ -19,9 +19,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 from kdlite.distill.adapters import Adapter
 from kdlite.distill.feature_taps import FeatureTaps, symbolically
 from kdlite.distill.losses.features import FeatureLoss
-from kdlite.distill.losses.outputs import weighted_loss
+from kdlite.distill.losses.outputs import OutputLoss, weighted_loss
 from kdlite.distill.losses.teacher_loss import trained_layers
 from kdlite.distill.matching import match_stages
+from kdlite.distill.mean_teacher import MeanTeacher
 from kdlite.distill.replicas import whole
 from kdlite.distill.schedules import (
     checked_number,
@@ -214,7 +215,9 @@ class FeatureLosses(Mapping[Layers, FeaturePair]):
         self, losses: Given | Literal["auto"], student: keras.Model, teacher: Any = None
     ) -> None:
         if losses == "auto":
-            losses = match_stages(student, _keras_model(teacher))
+            # A mean teacher has the student's layers: it is a copy.
+            of_teacher = student if isinstance(teacher, MeanTeacher) else teacher
+            losses = match_stages(student, _keras_model(of_teacher))
             for layers, loss in losses.items():
                 logger.info("%s learns from %s by %s", *layers, type(loss).__name__)
         self._pairs = _made(losses)
@@ -370,10 +373,17 @@ def _keras_model(teacher: Any) -> keras.Model:
     model = teacher.model if isinstance(teacher, LogitsModel) else teacher
     if isinstance(model, Transformed):  # the one that sees what it is shown
         return _keras_model(model.teacher)
-    if not isinstance(model, keras.Model) or isinstance(model, Teacher):
+    if not isinstance(model, keras.Model):
         raise TypeError(
             f"Feature losses read the layers of a Keras model. Received: teacher="
             f"{teacher!r}. Fix: give the keras.Model itself, or leave out "
+            f"feature_losses."
+        )
+    if isinstance(model, Teacher):
+        raise TypeError(
+            f"Feature losses read the layers of a Keras model that is built of layers. "
+            f"Received: teacher={teacher!r}, {type(model).__name__}, which has none of "
+            f"its own. Fix: give one of the models that it is made of, or leave out "
             f"feature_losses."
         )
     return model
@@ -438,6 +448,13 @@ def _loss_and_weight(layers: Layers, value: Any) -> tuple[Loss, Weight]:
             f"A feature loss must be a keras.distillation.DistillationLoss, or a pair "
             f"of one and its weight. Received: {value!r} for {layers}. Fix: "
             f"kdlite.losses.Hint(), or (kdlite.losses.Hint(), 0.5)."
+        )
+    if isinstance(loss, OutputLoss):
+        raise TypeError(
+            f"A feature loss compares features of layers. Received: "
+            f"{type(loss).__name__} for {layers}, which is over {loss.needs} of "
+            f"outputs. Fix: soft_loss={type(loss).__name__}(), or one on features, "
+            f"such as kdlite.losses.Hint()."
         )
     return loss, weight
 

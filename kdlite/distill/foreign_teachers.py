@@ -145,6 +145,14 @@ class NumpyTeacher(ForeignTeacher):
                 f"Received: {array.shape}. Fix: output_shape= the shape of one sample."
             )
         array = array.astype(np.float32)
+        # As in `SoftLabels.build`: a student of NaN is NaN from the first step on.
+        if not np.isfinite(array).all():
+            wrong = int((~np.isfinite(array.reshape(count, -1))).any(1).sum())
+            raise ValueError(
+                f"A teacher must return finite numbers. Received: NaN or infinity from "
+                f"teacher '{self.name}' for {wrong} of {count} samples. Fix: look at "
+                f"what it is shown, its type and range, and at its own weights."
+            )
         squashed = self.returns in ("probabilities", "sigmoid")
         tolerance = SUM_TOLERANCE + array.shape[-1] * self._smallest
         if (squashed and (array.min() < 0.0 or array.max() > 1.0)) or (

@@ -41,6 +41,8 @@ class Origin:
         dtype: Of the stored logits.
         top_k: How many logits of each sample are stored; `None`: all.
         shard: `[i, n]`: every n-th sample from the i-th on, i from 1; `None`: all.
+        outputs: What the teacher returned, of which the logits were read, as
+            `LogitsModel.outputs`; `None`: not told, by an earlier version.
     """
 
     teacher: str
@@ -52,6 +54,7 @@ class Origin:
     dtype: str = "float32"
     top_k: int | None = None
     shard: list[int] | None = None
+    outputs: str | None = None
 
     @property
     def form(self) -> LabelForm:
@@ -90,6 +93,10 @@ class Origin:
             mine, theirs = getattr(self, name), getattr(stored, name)
             if mine != theirs:
                 changed.append(f"another {name} ({name}={mine}, stored {theirs})")
+        if stored.outputs not in (None, self.outputs):
+            changed.append(
+                f"logits of another head (of {self.outputs}, stored {stored.outputs})"
+            )
         return changed
 
     def check(self) -> None:
@@ -104,6 +111,8 @@ class Origin:
         if not (self.augment is None or isinstance(self.augment, str)):
             raise ValueError
         if not (_is_count(self.views, 1) and _is_count(self.seed, 0)):
+            raise ValueError
+        if not (self.outputs is None or isinstance(self.outputs, str)):
             raise ValueError
         if self.top_k is not None and not _is_count(self.top_k, 1):
             raise ValueError

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdlite.distill.class_map import ClassMap
@@ -97,16 +98,19 @@ class OutputPair:
         received += f"{teacher}."
         if self.head.needs == "class logits" and 1 in (student[-1], teacher[-1]):
             raise ValueError(
-                f"A loss over classes is over two or more. {received} Fix: give two "
-                f"logits, or kdlite.losses.MultiLabelSoftTargets for a single one."
+                f"A loss over classes is over two or more. {received} Fix: two logits "
+                f"for two classes; for a single unit kdlite.losses.Regression if it is "
+                f"a number, MultiLabelSoftTargets if it is a logit or a sigmoid."
             )
         if self.class_map is not None:
             self._check_mapped(self.class_map, student[-1], teacher[-1], received)
         elif not compatible_shapes(student[-1:], teacher[-1:]):
+            values = self.head.needs == "values"
+            one, several = ("value", "values") if values else ("class", "classes")
             raise ValueError(
-                f"Student and teacher must have the same number of classes. {received} "
-                f"Fix: class_map=[...], which says for each class of the student the "
-                f"teacher's."
+                f"Student and teacher must have the same number of {several}. "
+                f"{received} Fix: class_map=[...], which says for each {one} of the "
+                f"student the teacher's."
             )
         if not compatible_shapes(student[:-1], teacher[:-1]):
             raise ValueError(
@@ -122,11 +126,14 @@ class OutputPair:
         received: str,
     ) -> None:
         entries, least = len(class_map.entries), class_map.least_classes
+        one, several = "class", "classes"
+        if self.head.needs == "values":  # whose order may differ as well
+            one, several = "value", "values"
         if classes not in (None, entries) or (teachers or least) < least:
             raise ValueError(
-                f"`class_map` has an entry for each class of the student, of classes "
+                f"`class_map` has an entry for each {one} of the student, of {several} "
                 f"that the teacher has. {received} {entries} entries, the largest "
-                f"{least - 1}. Fix: one entry for each class, counted from 0."
+                f"{least - 1}. Fix: one entry for each {one}, counted from 0."
             )
         if self.head.needs == "class logits" and len(class_map.known) < 2:
             raise ValueError(
@@ -515,6 +522,8 @@ def _names_of(soft_loss: Structure) -> tuple[str, ...]:
 def _class_map(value: Any) -> ClassMap | None:
     if value is None or isinstance(value, ClassMap):
         return value
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise TypeError(
             f"`class_map` must be a list with an entry for each class of the student, "

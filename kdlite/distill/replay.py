@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 _BATCH = 256
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReplayBuffer:
     """Old samples, their labels and the logits of the teacher of then.
 
@@ -43,9 +43,9 @@ class ReplayBuffer:
         True
     """
 
-    x: Array = field(repr=False)
-    y: Array = field(repr=False)
-    logits: Array = field(repr=False)
+    x: Array
+    y: Array
+    logits: Array
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not belong together."""
@@ -155,13 +155,36 @@ class ReplayBuffer:
         """Number of classes of the teacher of then."""
         return int(self.logits.shape[1])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in memory."""
+        return int(self.x.nbytes + self.y.nbytes + self.logits.nbytes)
+
+    def __repr__(self) -> str:
+        """Says how many samples of what there are."""
+        labelled = int((self.y != UNLABELLED).sum())
+        return (
+            f"ReplayBuffer({len(self)} samples of {self.x.shape[1:]} {self.x.dtype}, "
+            f"{labelled} labelled, {self.classes} classes, "
+            f"{self.nbytes / 1024:,.0f} KiB)"
+        )
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes the buffer as an `.npz` of plain arrays, whole or not at all.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The file.
+            overwrite: Whether one that is there may be replaced.
+
+        Raises:
+            FileExistsError: If there is something at `path` and `overwrite` is False.
         """
         path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"`path` must not exist. Received: {str(path)!r}. Fix: another name, "
+                f"or overwrite=True to replace it."
+            )
         temporary = path.with_name(f"{path.name}.tmp.npz")
         np.savez_compressed(temporary, x=self.x, y=self.y, logits=self.logits)
         os.replace(temporary, path)

@@ -213,6 +213,7 @@ class SoftLabels:
             dtype=dtype,
             top_k=top_k,
             shard=None if shard is None else list(shard),
+            outputs=logits.outputs,
         )
         with LabelWriter(path, origin, overwrite) as writer:
             label(writer, logits, samples, looks, batch_size, verbose)
@@ -403,22 +404,44 @@ class SoftLabels:
 
         Args:
             view: Its number, from 0 to `views - 1`.
-            places: The samples' places in the data set, as numpy takes them; `None`:
-                all, in its order.
+            places: The samples' places in the data set, integers from 0 on, or a
+                slice; `None`: all, in its order.
 
         Returns:
             float32 `(samples, ..., classes)`; if that is how they are stored, all are
             mapped from disk, read-only, else they are in memory.
 
         Raises:
-            ValueError: If there is no such view.
+            TypeError: If `places` are not integers.
+            ValueError: If there is no such view or sample.
         """
         if not 0 <= _checked_int("view", view, least=0) < self.views:
             raise ValueError(
                 f"`view` must be one of those stored. Received: view={view}, stored "
                 f"0 to {self.views - 1}."
             )
-        return self._store.rows(slice(None) if places is None else places, view)
+        if places is None:
+            places = slice(None)
+        elif not isinstance(places, slice):
+            places = self._checked_places(places)
+        return self._store.rows(places, view)
+
+    def _checked_places(self, places: Any) -> Array:
+        numbers = np.asarray(places)
+        if numbers.dtype.kind not in "iu" and numbers.size:
+            raise TypeError(
+                f"`places` must be integers, or a slice. Received: {numbers.dtype} of "
+                f"shape {numbers.shape}. Fix: np.flatnonzero(mask) makes places of a "
+                f"mask."
+            )
+        wrong = numbers[(numbers < 0) | (numbers >= len(self))]
+        if wrong.size:
+            raise ValueError(
+                f"`places` are those of samples in the data set, counted from 0. "
+                f"Received: {int(wrong.flat[0])}, of {len(self):,} samples. Fix: "
+                f"places from 0 to {len(self) - 1}."
+            )
+        return numbers.astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what these labels are, as plain JSON."""
@@ -433,6 +456,7 @@ class SoftLabels:
             "shard": self._origin.shard,
             "bytes": self._store.nbytes,
             "teacher": self.teacher_fingerprint,
+            "outputs": self._origin.outputs,
         }
 
     def __len__(self) -> int:

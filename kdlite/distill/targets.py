@@ -84,13 +84,83 @@ def check_labels_for(loss: Any, y: Any, classes: int | None) -> None:
         classes: Number of classes, or `None`: then nothing is known.
 
     Raises:
+        TypeError: If labels are texts.
         ValueError: If an index is of no class, and not the one that `loss` leaves out.
     """
-    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-    if classes is None or not (sparse or loss == "sparse_categorical_crossentropy"):
+    for leaf in keras.tree.flatten(y):
+        if isinstance(leaf, np.ndarray):
+            _check_numbers(leaf.dtype)
+    if classes is None or not _takes_indices(loss):
         return
     if not isinstance(y, np.ndarray) and not keras.ops.is_tensor(y):
         return
     labels = keras.ops.convert_to_numpy(y)
     if labels.dtype.kind in "iu":
         check_label_range(labels, classes, getattr(loss, "ignore_class", None))
+
+
+def check_label_form(loss: Any, y: Any, y_pred: Any) -> None:
+    """Checks that labels have the form that a loss over classes takes.
+
+    Keras compares ranks and speaks of `target` and `output`; what to do, and that it is
+    mixing that makes rows of labels, it cannot know.
+
+    Args:
+        loss: The loss as `compile()` got it.
+        y: A batch of labels.
+        y_pred: The student's outputs.
+
+    Raises:
+        TypeError: If labels are texts.
+        ValueError: If there are rows of class shares where indices are needed, or
+            indices where rows are.
+    """
+    for leaf in keras.tree.flatten(y):
+        _check_numbers(leaf.dtype)
+    if keras.tree.is_nested(y) or keras.tree.is_nested(y_pred):
+        return
+    labels, outputs = tuple(y.shape), tuple(y_pred.shape)
+    if not labels or not outputs or outputs[-1] in (None, 1):
+        return
+    rows = len(labels) == len(outputs) and labels[-1] not in (None, 1)
+    if _takes_indices(loss) and rows:
+        raise ValueError(
+            f"This loss takes one class index a sample. Received: labels {labels} for "
+            f"outputs {outputs}, rows of class shares, as Mixup and CutMix make them. "
+            f"Fix: keras.losses.CategoricalCrossentropy(from_logits=...), or "
+            f"y.argmax(-1) of one-hot rows."
+        )
+    if (
+        _takes_rows(loss)
+        and not rows
+        and len(labels) in (len(outputs), len(outputs) - 1)
+    ):
+        raise ValueError(
+            f"This loss takes a row of class shares a sample. Received: labels "
+            f"{labels} for outputs {outputs}, class indices. Fix: "
+            f"keras.losses.SparseCategoricalCrossentropy(from_logits=...), or "
+            f"keras.utils.to_categorical(y)."
+        )
+
+
+def _takes_indices(loss: Any) -> bool:
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    return sparse or loss == "sparse_categorical_crossentropy"
+
+
+def _takes_rows(loss: Any) -> bool:
+    rows = (
+        keras.losses.CategoricalCrossentropy,
+        keras.losses.CategoricalFocalCrossentropy,
+    )
+    names = ("categorical_crossentropy", "categorical_focal_crossentropy")
+    return isinstance(loss, rows) or (isinstance(loss, str) and loss in names)
+
+
+def _check_numbers(dtype: Any) -> None:
+    numpys = isinstance(dtype, np.dtype) and dtype.kind in "USO"
+    if numpys or getattr(dtype, "name", "") == "string":  # TensorFlow's
+        raise TypeError(
+            f"Labels must be numbers. Received: y of {dtype}. Fix: class indices, such "
+            f"as names, y = np.unique(y, return_inverse=True) makes of names."
+        )

@@ -120,7 +120,8 @@ class Transformed(Teacher):
             The teacher's output, `(batch, ..., classes)`.
 
         Raises:
-            ValueError: If the transform fails.
+            ValueError: If the transform fails, or returns what the teacher does not
+                take.
         """
         is_layer = isinstance(self.transform, keras.layers.Layer)
         try:
@@ -133,7 +134,21 @@ class Transformed(Teacher):
                 f"{called(self.transform)} raised {type(err).__name__}: {err} Fix: def "
                 f"transform(x), with operations of TensorFlow or keras.ops."
             ) from err
-        return self.teacher(seen, training=False)
+        try:
+            return self.teacher(seen, training=False)
+        except Exception as err:
+            given, shapes = (
+                keras.tree.map_structure(
+                    lambda leaf: getattr(leaf, "shape", type(leaf)), structure
+                )
+                for structure in (inputs, seen)
+            )
+            raise ValueError(
+                f"What the transform returns must be what the teacher takes. Received: "
+                f"{called(self.transform)} makes {shapes} of inputs {given}, at which "
+                f"teacher '{self._reader.name}' raised {type(err).__name__}: {err} "
+                f"Fix: return what the teacher was trained on, its size and channels."
+            ) from err
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make it again; of a function its version."""

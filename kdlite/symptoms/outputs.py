@@ -37,6 +37,8 @@ _LEAST_LEFT = 0.25
 # The softened logits' standard deviation at which every class gets about 1 / C: most
 # probabilities are within a tenth of it.
 _LEAST_SPREAD = 0.1
+# A teacher whose probabilities move less over the samples says the same of all.
+_LEAST_MOVED = 0.01
 # Mean mass off the first choice to aim at: the teacher is heard, and not flat.
 _GOOD_SOFT_MASS = 0.1
 # Gradients of KL are differences of probabilities: this is rounding.
@@ -258,13 +260,23 @@ def temperature(case: Case) -> Finding | None:
     else:
         return None
     better = _temperature_of(logits)
+    fix = (
+        f"temperature={better:.2g} would leave the classes but the first "
+        f"{_soft_mass(logits, better):.0%}."
+    )
+    moved = float(np.ptp(_softmax(case.logits("teacher").astype("float64")), 0).max())
+    if moved < _LEAST_MOVED:
+        fix = (
+            f"Look at the teacher: its probabilities differ by at most {moved:.1g} "
+            "from sample to sample, which no temperature mends. Was it trained, and do "
+            "its inputs have the range it was trained on?"
+        )
     return Finding(
         code,
         "warning",
         f"Logits of {case.name('teacher')} vary by {spread:.3g} over the classes; at "
         f"temperature {value:g} {said}.",
-        f"temperature={better:.2g} would leave the classes but the first "
-        f"{_soft_mass(logits, better):.0%}.",
+        fix,
     )
 
 
