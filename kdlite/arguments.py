@@ -184,6 +184,20 @@ def parser() -> argparse.ArgumentParser:
         "--top-k", type=int, metavar="K", help="store the K likeliest classes (all)"
     )
     label.add_argument(
+        "--feature",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="a layer whose features are stored too, such as backbone/block3; "
+        "repeatable",
+    )
+    label.add_argument(
+        "--max-feature-bytes",
+        type=_size,
+        default=4_000_000_000,
+        help="most bytes of these, such as 500MB (%(default)s)",
+    )
+    label.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",

@@ -231,6 +231,8 @@ def _label(args: argparse.Namespace) -> Any:
         dtype=args.dtype,
         top_k=args.top_k,
         shard=args.shard,
+        features=args.feature,
+        max_feature_bytes=args.max_feature_bytes,
     )
 
 

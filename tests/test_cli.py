@@ -298,6 +298,17 @@ def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
     )
 
 
+def test_label_stores_features_too(folder, tmp_path, capsys) -> None:
+    out = str(tmp_path / "labels")
+    command = ["label", str(folder / "model.keras"), "-o", out]
+    command += ["--data", str(folder / "inputs.npz"), "--feature", "classes"]
+    assert cli.main([*command, "--max-feature-bytes", "500"]) == 2
+    assert "900 bytes for 150 samples" in capsys.readouterr().err
+    assert cli.main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["features"] == {"classes": {"shape": [3], "bytes": 900}}
+
+
 def test_label_in_shards(folder, tmp_path, capsys) -> None:
     from kdlite.distill.soft_labels import SoftLabels
 

@@ -29,6 +29,7 @@ from kdlite.distill.schedules import (
     unit_of,
 )
 from kdlite.distill.taps import (
+    FEATURES_KEY,
     INPUTS_KEY,
     SOFT_LABELS_KEY,
     LogitsModel,
@@ -76,7 +77,8 @@ class Distiller(Resumable):
     - the data, when there is no teacher: `x` is the dict `{"inputs": <the student's
       inputs>, "soft_labels": <teacher logits>}`, with `y` and `sample_weight` in their
       usual places, as `kdlite.SoftLabels.attach` makes it. For several outputs the soft
-      labels are in their structure, or a dict by their names.
+      labels are in their structure, or a dict by their names. A third key,
+      `"features"`, brings features of the teacher by its layers' paths.
 
     Logs: `loss`, `hard_loss`, `soft_loss` (both before weighting) and the metrics of
     `compile()`; for several outputs the losses of each, such as `box_soft_loss`;
@@ -114,10 +116,11 @@ class Distiller(Resumable):
             `"backbone/block3"`; `FeatureTaps` says more, also for subclassed models. A
             loss is one of `kdlite.losses` on features, or any `DistillationLoss`.
             `"auto"` matches layers by stage, see `match_stages`. Such losses are read
-            in the same forward passes, are logged each (`hint_loss`), and need a Keras
-            model as the teacher, which need not have the student's outputs if
-            `soft_loss` is `{output: None}`. Where widths or sizes differ an adapter is
-            built, trained and saved with the distiller; `student` has no part of it.
+            in the same forward passes, are logged each (`hint_loss`), and need stored
+            features, or a Keras model as the teacher, which need not have the student's
+            outputs if `soft_loss` is `{output: None}`. Where widths or sizes differ an
+            adapter is built, trained and saved with the distiller; `student` has no
+            part of it.
         student_outputs: What a student without a graph (a subclassed model) returns:
             `"logits"`, `"probabilities"` (behind a softmax), `"sigmoid"` or `"values"`,
             or a dict of these by output. `None` finds out from the graph.
@@ -422,6 +425,7 @@ class Distiller(Resumable):
             lambda: self.student(own, training=training),
             training=bool(training),
             ask=lambda: self._teachers_word(inputs),
+            stored=self._stored_features(inputs),
         )
 
     def compute_loss(
@@ -469,6 +473,7 @@ class Distiller(Resumable):
         if training:
             weights = self._loss_weights.of_outputs
             losses += [_product(weights[name], v) for name, v in soft_losses.items()]
+            taught = self._stored_features(x) or taught
             losses += self._feature_losses.weighted(y_pred, taught, sample_weight)
         if hard_loss is not None:
             weight = self.hard_loss_weight
@@ -545,9 +550,9 @@ class Distiller(Resumable):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the student's inputs and the soft labels that came with them."""
         keys = {INPUTS_KEY, SOFT_LABELS_KEY}
-        if not isinstance(x, dict) or set(x) != keys:
+        if not isinstance(x, dict) or set(x) - {FEATURES_KEY} != keys:
             return x, None
-        own_keys = _input_names(self.student) == keys
+        own_keys = _input_names(self.student) == set(x)
         teacher = self._teacher_outputs
         if teacher is None and not own_keys:
             return x[INPUTS_KEY], x[SOFT_LABELS_KEY]
@@ -565,6 +570,13 @@ class Distiller(Resumable):
                 f"give the data without soft labels."
             )
         return x, None
+
+    def _stored_features(self, x: Tensor) -> dict[str, Tensor]:
+        """The teacher's features that came with soft labels."""
+        if self._split(x)[1] is None:
+            return {}
+        features: dict[str, Tensor] = x.get(FEATURES_KEY, {})
+        return features
 
     # --- what is logged
 

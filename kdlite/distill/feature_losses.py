@@ -284,7 +284,11 @@ class FeatureLosses(Mapping[Layers, FeaturePair]):
         return found
 
     def run_student(
-        self, run: Callable[[], Tensor], training: bool, ask: Callable[[], Any]
+        self,
+        run: Callable[[], Tensor],
+        training: bool,
+        ask: Callable[[], Any],
+        stored: Features | None = None,
     ) -> Tensor:
         """Runs the student once, its features read where they are needed.
 
@@ -293,21 +297,24 @@ class FeatureLosses(Mapping[Layers, FeaturePair]):
             training: Whether it is a training step.
             ask: Runs the teacher, for the shapes of its features if they are not known:
                 once, before training.
+            stored: The teacher's features, where the data bring them.
 
         Returns:
             The student's outputs, on which `values` finds the features.
         """
-        unknown = self._teacher is not None and not all(p.built for p in self.values())
+        taught = self._teacher is not None or bool(stored)
+        unknown = taught and not all(pair.built for pair in self.values())
         if not self or not (training or unknown):
             return run()
         with self._student.recording() as features:
             outputs = run()
         if unknown:
-            with self.read_teacher() as taught:
-                ask()
+            with self.read_teacher() as said:
+                if not stored:
+                    ask()
             student, teacher = (
                 {name: tuple(tensor.shape) for name, tensor in side.items()}
-                for side in (features, taught)
+                for side in (features, self._checked_stored(stored) or said)
             )
             self._build(student, teacher)
         # As Keras keeps a mask: the features are the outputs' own, whichever thread or
@@ -327,6 +334,18 @@ class FeatureLosses(Mapping[Layers, FeaturePair]):
             return
         with self._teacher.recording() as features:
             yield features
+
+    def _checked_stored(self, taught: Features | None) -> Features:
+        """The features of the teacher, where each that is needed is there."""
+        missing = [pair[1] for pair in self if taught and pair[1] not in taught]
+        if missing:
+            raise ValueError(
+                f"Feature losses need features of the layers that they name. Received: "
+                f"{missing[0]!r}, with stored features of {sorted(taught or ())}. Fix: "
+                f"SoftLabels.build(..., features=({missing[0]!r}, ...)), which adds "
+                f"them to the labels that are there."
+            )
+        return taught or {}
 
     def weighted(
         self, outputs: Tensor, taught: Features, sample_weight: Tensor
@@ -356,11 +375,13 @@ class FeatureLosses(Mapping[Layers, FeaturePair]):
             )
         if not taught:
             raise ValueError(
-                f"Feature losses need the teacher itself: soft labels do not hold its "
-                f"features. Received: {len(self)} feature losses, teacher=None. Fix: "
-                f"distiller.teacher = teacher, with data without soft labels, or "
-                f"leave out feature_losses."
+                f"Feature losses need the teacher itself, or its features in the data. "
+                f"Received: {len(self)} feature losses, teacher=None and soft labels "
+                f"alone. Fix: SoftLabels.build(..., features="
+                f"{tuple(pair[1] for pair in self)}), or distiller.teacher = teacher "
+                f"with data without soft labels."
             )
+        taught = self._checked_stored(taught)
         weights = _of_samples(sample_weight)
         return [
             ops.convert_to_tensor(pair.weight)

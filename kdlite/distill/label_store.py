@@ -42,6 +42,7 @@ except ImportError:  # not on this system: two builds at once are not told apart
 Array = np.ndarray[Any, Any]
 
 LOCK = "lock"
+FEATURES = "features"  # a folder of stores, each of a layer of the teacher
 _OWN_FILES = {MANIFEST, f"{MANIFEST}.tmp", LOCK, SAMPLES, *FORM_FILES}
 _SECONDS_BETWEEN_COMMITS = 5.0
 _READ_BYTES = 1 << 22
@@ -324,8 +325,8 @@ def check_place(path: Path) -> None:
     """
     foreign = not path.is_dir() and path.exists()
     if path.is_dir():
-        shards = {folder.name for folder in shard_folders(path)}
-        foreign = not {file.name for file in path.iterdir()} <= _OWN_FILES | shards
+        folders = {folder.name for folder in shard_folders(path)} | {FEATURES}
+        foreign = not {file.name for file in path.iterdir()} <= _OWN_FILES | folders
     if foreign:
         raise FileExistsError(
             f"Soft labels are stored in a folder of their own. Received: path={path}, "

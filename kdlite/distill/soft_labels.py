@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ from kdlite.distill.samples import (
     Samples,
     check_same_samples,
     first_samples,
+)
+from kdlite.distill.stored_features import (
+    FEATURE_DTYPE,
+    check_same_labels,
+    check_size,
+    feature_folder,
+    feature_folders,
+    feature_models,
 )
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.training_batches import training_batches
@@ -75,6 +84,7 @@ class SoftLabels:
         views: Number of views of each sample.
         classes: Number of classes, the logits' last axis.
         teacher_fingerprint: Of the teacher, see `kdlite.fingerprint.model_fingerprint`.
+        features: Paths of the teacher's layers whose features are stored too.
 
     Example:
         >>> import keras, numpy as np, tempfile
@@ -93,6 +103,10 @@ class SoftLabels:
         self.views = self._origin.views
         self.classes = self._logits_shape[-1] if len(self) else 0
         self.teacher_fingerprint = self._origin.teacher
+        self._features: dict[str, SoftLabels] = {}
+        for layer, folder in feature_folders(path).items():
+            self._features[layer] = SoftLabels.load(folder)
+            check_same_labels(layer, self._features[layer]._origin, self._origin)
 
     @classmethod
     def build(
@@ -110,6 +124,8 @@ class SoftLabels:
         dtype: str = "float32",
         top_k: int | None = None,
         shard: tuple[int, int] | None = None,
+        features: Sequence[str] = (),
+        max_feature_bytes: float = 4e9,
     ) -> SoftLabels:
         """Runs the teacher over a data set and stores its logits.
 
@@ -148,6 +164,13 @@ class SoftLabels:
             shard: `(i, n)` labels every n-th sample, from the i-th on, i from 1, into
                 the folder `shard-i-of-n` in that at `path`: for n workers, each with
                 another i and the whole data set. `SoftLabels.merge` puts them together.
+            features: Paths of layers of the teacher, as in `feature_losses`, whose
+                features are stored as well, in float16, one folder and one more run of
+                the teacher for each; `Distiller` then needs no teacher for losses on
+                them.
+            max_feature_bytes: Most bytes of all features; what they will take is
+                computed before anything is labelled, where the number of samples is
+                known.
 
         Returns:
             The soft labels; of a shard those of its samples, to be merged before use.
@@ -184,6 +207,7 @@ class SoftLabels:
         if top_k is not None:
             top_k = _checked_int("top_k", top_k, least=1)
         LabelForm(dtype, top_k)
+        root = path
         check_place(path)
         if shard is not None:
             shard = _checked_shard(shard)
@@ -215,8 +239,21 @@ class SoftLabels:
             shard=None if shard is None else list(shard),
             outputs=logits.outputs,
         )
+        models = feature_models(logits, features)
+        room = (few, views, max_feature_bytes)
+        if samples.count is not None:
+            check_size(models, samples.count, *room)
         with LabelWriter(path, origin, overwrite) as writer:
             label(writer, logits, samples, looks, batch_size, verbose)
+        if samples.count is None and shard is None:
+            check_size(models, len(cls.load(path)), *room)
+        for layer, model in models.items():
+            cls.build(
+                *(model, dataset, feature_folder(root, layer), augment, views),
+                *(batch_size, overwrite, seed, verbose),
+                dtype=FEATURE_DTYPE,
+                shard=shard,
+            )
         return cls.load(path)
 
     @classmethod
@@ -289,6 +326,8 @@ class SoftLabels:
         """
         path = Path(path)
         merge_shards(path, overwrite)
+        for folder in feature_folders(path).values():
+            merge_shards(folder, overwrite)
         return cls.load(path)
 
     def attach(
@@ -305,8 +344,9 @@ class SoftLabels:
 
         Elements are `({"inputs": x, "soft_labels": logits}, y, sample_weight)`, without
         `y` or `sample_weight` if the data set has none; logits are float32,
-        `(batch, ..., classes)`. Where samples are mixed, `y` are rows of class shares,
-        as `kdlite.augment.Mixup` says.
+        `(batch, ..., classes)`. Stored features come beside them, as `"features"`, a
+        dict by the layers' paths of float32 `(batch, ...)`. Where samples are mixed,
+        `y` are rows of class shares, as `kdlite.augment.Mixup` says.
 
         Each iteration is one epoch: a new order, and for each sample another of its K
         views, so that K epochs use each once. Both depend on `seed` and the epoch
@@ -377,6 +417,10 @@ class SoftLabels:
             rows=self._rows,
             logits_shape=self._logits_shape,
             known=self._store.samples,
+            features={
+                layer: (stored._rows, stored._logits_shape)
+                for layer, stored in self._features.items()
+            },
         )
 
     def _check_augment(self, looks: Views, samples: Samples) -> None:
@@ -443,6 +487,11 @@ class SoftLabels:
             )
         return numbers.astype(np.int64)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Paths of the teacher's layers whose features are stored too."""
+        return tuple(self._features)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns what these labels are, as plain JSON."""
         return {
@@ -457,6 +506,13 @@ class SoftLabels:
             "bytes": self._store.nbytes,
             "teacher": self.teacher_fingerprint,
             "outputs": self._origin.outputs,
+            "features": {
+                layer: {
+                    "shape": list(stored._logits_shape),
+                    "bytes": stored._store.nbytes,
+                }
+                for layer, stored in self._features.items()
+            },
         }
 
     def __len__(self) -> int:
@@ -464,11 +520,14 @@ class SoftLabels:
 
     def __str__(self) -> str:
         views = f" x {self.views} views" if self.views > 1 else ""
-        return (
+        text = (
             f"Soft labels of {len(self):,} samples{views}, {self.classes} classes, by "
             f"teacher {self.teacher_fingerprint[:12]}: "
             f"{self._store.nbytes / 1024:,.0f} KiB in {self.path}"
         )
+        for layer, stored in self._features.items():
+            text += f", {stored._store.nbytes / 1024:,.0f} KiB of features of {layer!r}"
+        return text
 
     def __repr__(self) -> str:
         return (

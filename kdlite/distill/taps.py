@@ -32,6 +32,8 @@ Tensor = Any
 #: `({INPUTS_KEY: student inputs, SOFT_LABELS_KEY: logits}, y, sample_weight)`.
 INPUTS_KEY = "inputs"
 SOFT_LABELS_KEY = "soft_labels"
+#: A third, where features of the teacher are stored too: a dict by the layers' paths.
+FEATURES_KEY = "features"
 
 
 class LogitsModel:

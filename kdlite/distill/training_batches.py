@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import tensorflow as tf
 from kdlite.distill.augment import mixed_targets
 from kdlite.distill.epochs import Epochs
 from kdlite.distill.samples import Samples, Structure, Witness, gathered, length
-from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY
+from kdlite.distill.taps import FEATURES_KEY, INPUTS_KEY, SOFT_LABELS_KEY
 from kdlite.distill.views import Views
 
 Tensor = Any
@@ -32,6 +32,7 @@ def training_batches(
     rows: Callable[[Array, Array], Array],
     logits_shape: Sequence[int],
     known: Array,
+    features: Mapping[str, tuple[Callable[[Array, Array], Array], Sequence[int]]],
 ) -> tf.data.Dataset:
     """Joins samples, their views and their labels, one epoch an iteration.
 
@@ -45,6 +46,7 @@ def training_batches(
             logits, float32 `(batch, ..., classes)`.
         logits_shape: Of one sample.
         known: Fingerprints of all samples.
+        features: By the teacher's layer what `rows` and `logits_shape` are for it.
     """
     mixing = looks.mixing
     witness = Witness(samples.spec, known, complete=True)
@@ -71,6 +73,14 @@ def training_batches(
 
     def made(epoch: Tensor, places: Tensor, *streamed: Structure) -> Structure:
         views = epochs.view(epoch, places)
+
+        def stored(
+            rows: Callable[[Array, Array], Array], shape: Sequence[int]
+        ) -> Tensor:
+            values = tf.numpy_function(rows, [places, views], tf.float32)
+            values.set_shape([*places.shape, *shape])
+            return values
+
         if mixing is None:
             (parts,) = streamed or (samples.at(places),)
             parts = seen(places, views, parts)
@@ -79,9 +89,10 @@ def training_batches(
         else:
             partners = samples.at(looks.partners(places, views, samples.count))
             parts = mixed(places, views, samples.at(places), partners)
-        logits = tf.numpy_function(rows, [places, views], tf.float32)
-        logits.set_shape([*places.shape, *logits_shape])
-        return epoch[0], ({INPUTS_KEY: parts[0], SOFT_LABELS_KEY: logits}, *parts[1:])
+        x = {INPUTS_KEY: parts[0], SOFT_LABELS_KEY: stored(rows, logits_shape)}
+        if features:
+            x[FEATURES_KEY] = {name: stored(*each) for name, each in features.items()}
+        return epoch[0], (x, *parts[1:])
 
     count = len(known)
     buffer = _buffer(samples, count)
