@@ -186,6 +186,7 @@ def test_pictures_keep_their_scale_and_are_small() -> None:
     assert spread.min() == 0 and spread.max() == 255
     assert max(opened(np.zeros((300, 500, 3), np.uint8)).shape) <= 112
     assert picture(np.zeros((2, 7)), 0) is None
+    assert (opened(np.full((2, 2, 1), np.nan)) == 0).all()
 
 
 def test_samples_that_are_no_images_are_words() -> None:

@@ -186,6 +186,23 @@ def test_every_head_has_metrics_that_suit_it(y, outputs, metric, tmp_path) -> No
     assert "nan" not in re.sub(r"data:[^']*", "", page).lower().replace("finance", "")
 
 
+def test_labels_that_are_never_there_have_no_precision(tmp_path) -> None:
+    y = np.zeros((COUNT, 3), int)
+    made = kdlite.report(
+        student=told(2),
+        teacher=told(3),
+        test=(np.zeros((COUNT, 2)), y),
+        task="labels",
+        path=tmp_path / "r.html",
+    )
+    assert "mean_average_precision" not in contenders(made)["student"]
+    assert made.figures["outputs"][""]["separations"] == []
+    json.dumps(made.to_dict(), allow_nan=False)
+    assert made.summary.startswith("student.") and "label_accuracy" in str(
+        sorted(contenders(made)["student"])
+    )
+
+
 def test_models_that_always_agree_and_are_always_right(x, tmp_path) -> None:
     kdlite.report(
         student=told(0), teacher=told(0), test=(x, Y), path=tmp_path / "r.html"

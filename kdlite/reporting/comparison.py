@@ -68,7 +68,7 @@ class Contender:
             # It agrees with itself, and is not one of several seeds.
             for metric in ("agreement", "teacher_distance"):
                 told.pop(metric, None)
-        else:
+        elif task.headline in told:
             told[f"{task.headline}_sd"] = self.sd(task.name, task.headline) or 0.0
         return {**told, **self.cost.to_dict()}
 
@@ -272,7 +272,12 @@ class Comparison:
         before = self.of("student") or self.of("teacher")
         for file in self.of("file"):
             pairs += [(file, other) for other in before]
-        return tuple(separation(task, a, b) for a, b in pairs)
+        # Average precision, for one, is not known where no label is ever there.
+        return tuple(
+            separation(task, a, b)
+            for a, b in pairs
+            if a.values(task.name, task.headline) and b.values(task.name, task.headline)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON takes them, by output and contender."""

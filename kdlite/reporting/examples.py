@@ -128,6 +128,7 @@ def picture(inputs: Any, index: int) -> str | None:
 def _png(sample: Array) -> str:
     from PIL import Image
 
+    sample = np.nan_to_num(sample, posinf=0.0, neginf=0.0)
     low, high = float(sample.min()), float(sample.max())
     if low >= 0 and high > 1 and high <= 255:
         low, high = 0.0, 255.0
