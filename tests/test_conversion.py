@@ -190,8 +190,10 @@ POSITIVE = np.random.default_rng(1).uniform(0, 1, (120, 6)).astype("float32")
 def test_what_fails_says_where(tmp_path) -> None:
     with pytest.raises(VerificationError) as caught:
         export(spread_out(), tmp_path / "m.tflite", "int8", calibration_data=POSITIVE)
-    assert "Most of the error enters in narrow, " in str(caught.value)
-    assert "overrides={'narrow': 'float32'" in str(caught.value)
+    assert "Most of the error enters in narrow. " in str(caught.value)
+    # What it reads is where the range is; "first" and "scores" add next to nothing.
+    kept = {"narrow": "float32", "wide": "float32"}
+    assert f"overrides={kept!r}" in str(caught.value)
     assert len(caught.value.layers) == 4
     assert not list(tmp_path.iterdir())
 
@@ -221,6 +223,9 @@ def test_layers_to_keep_are_found(tmp_path, engine, kind) -> None:
     [
         ("float32", True, ValueError, "can mix.*'float32'"),
         ("int8", {"speed": 1}, ValueError, "some of 'top1_agreement'.*'speed'"),
+        # What is kept in float has no steps to be held to.
+        ("int8", {"max_steps": 2}, ValueError, "'max_drop_points'.*'max_steps'"),
+        ("int8", {"max_drop_points": 1}, ValueError, "top-1 only.*verify_data=.x, y"),
         ("int8", 0.99, TypeError, "must be True, or what must be.*auto_mixed=0.99"),
     ],
 )

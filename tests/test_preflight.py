@@ -63,6 +63,17 @@ def test_what_16_bits_cannot(layer, op) -> None:
         check(model_of(layer), "int16x8")
 
 
+def test_recurrences_have_no_ranges_by_aeq() -> None:
+    model = model_of(layers.GRU(3, unroll=True, name="odd"), shape=(4, 2))
+    check(model, "int8")
+    check(model, "dynamic", engine="aeq")
+    for quantization in ("int8", "int4", "int16x8"):
+        with pytest.raises(
+            ConversionError, match=r"'odd' \(GRU, unrolled\). Use engine='tflite'"
+        ):
+            check(model, quantization, engine="aeq")
+
+
 def test_bilinear_upsampling_is_fine() -> None:
     check(model_of(layers.UpSampling2D(interpolation="bilinear")), "int16x8")
 

@@ -179,6 +179,21 @@ def test_regression_has_an_error_and_no_agreement(rng) -> None:
     assert report.file_metric == pytest.approx(np.abs(wanted + 0.5 - y).mean())
 
 
+def test_values_that_move_by_less_than_a_step_are_told(rng) -> None:
+    # One of two values has a range that the steps of the other cannot show.
+    wanted = rng.normal(size=(50, 2)) * [100.0, 0.01]
+    told = np.round(wanted)
+    report = compare("y", told, wanted, step=1.0)
+    assert report.varying == 0.5 and report.within_one_step == 1.0
+    assert "50% of its values are the same for all samples in the file" in str(report)
+    assert compare("y", wanted, wanted).varying == 1.0
+    # What is constant in Keras too, but for float arithmetic, is left out.
+    steady = wanted * [1.0, 0.0] + [0.0, 3.0]
+    assert compare("y", np.round(steady), steady, step=1.0).varying == 1.0
+    assert compare("y", np.ones(4), np.arange(4.0)).varying == 0.0
+    assert compare("y", np.ones(1), np.ones(1)).varying == 1.0
+
+
 def test_outputs_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"outputs of one shape.*\(2, 3\).*\(2, 4\)"):
         compare("y", np.zeros((2, 3)), np.zeros((2, 4)))

@@ -193,9 +193,9 @@ def export(
             them.
         auto_mixed: Whether to search the layers to keep in float (in float16 with
             `engine="aeq"`) where the file would not be exact enough: as few as are
-            found, the noisiest first. Or what it must reach besides, as
-            `VerificationReport.require` takes it: `{"top1_agreement": 0.99}`. Some ten
-            conversions.
+            found, the noisiest first. Or what it must reach besides,
+            `{"top1_agreement": 0.99}` or `{"max_drop_points": 0.5}`, as
+            `VerificationReport.require` takes it. Some ten conversions.
         engine: What quantizes: `"tflite"`, TensorFlow's converter, or `"aeq"`,
             ai-edge-quantizer (`pip install "kdlite[aeq]"`). None: the converter where
             it knows the recipe.

@@ -32,12 +32,15 @@ class LayerError:
         op: The operation.
         noise: The mean square of the error, over the variance of the result.
         added: The part of `noise` that its inputs did not have.
+        reads: The layers that its inputs come from: where an operation is to be exact,
+            so must be what it reads.
     """
 
     layer: str
     op: str
     noise: float
     added: float
+    reads: tuple[str, ...] = ()
 
     @property
     def snr_db(self) -> float:
@@ -46,7 +49,7 @@ class LayerError:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
-        return {**asdict(self), "snr_db": self.snr_db}
+        return {**asdict(self), "reads": list(self.reads), "snr_db": self.snr_db}
 
     def __str__(self) -> str:
         return (
@@ -88,10 +91,17 @@ def layer_errors(
     }
     by_op = layers_of(file.content, model)
     noise: dict[int, float] = {}
+    layer_of: dict[int, str] = {}
     found = []
     for op in file.content.ops:
         if op.subgraph or not op.outputs:
             continue
+        layer = next(iter(by_op[op]), "")
+        reads = tuple(dict.fromkeys(layer_of[i] for i in op.inputs if i in layer_of))
+        if op.name in _EDGES and reads:
+            layer = reads[0]
+        if layer:
+            layer_of[op.outputs[0]] = layer
         inputs = [noise.get(index, 0.0) for index in op.inputs]
         before = max(inputs, default=0.0)
         index = op.outputs[0]
@@ -104,28 +114,39 @@ def layer_errors(
         error = float(np.mean((told[index] - result) ** 2))
         noise[index] = error / variance
         if op.name not in _EDGES:
-            layer = next(iter(by_op[op]), "")
             added = max(0.0, noise[index] - before)
-            found.append(LayerError(layer, op.name, noise[index], added))
+            others = tuple(name for name in reads if name != layer)
+            found.append(LayerError(layer, op.name, noise[index], added, others))
     return tuple(found)
 
 
-def noisiest(errors: Sequence[LayerError]) -> list[str]:
+def noisiest(errors: Sequence[LayerError], least: float = 0.0) -> list[str]:
     """Returns the layers by how much noise they add, the most first.
 
     Args:
         errors: Of `layer_errors`.
+        least: Leave out layers that add less than this share of what the first adds.
 
     Returns:
-        Their names, each once.
+        Their names, each once; behind each those that it reads, since what an operation
+        adds is often what a rounded input does not tell.
 
     Example:
         >>> a, b = LayerError("a", "ADD", 0.2, 0.1), LayerError("b", "MUL", 0.9, 0.7)
-        >>> noisiest([a, b])
-        ['b', 'a']
+        >>> noisiest([a, b]), noisiest([a, b], least=0.5)
+        (['b', 'a'], ['b'])
     """
     ordered = sorted(errors, key=lambda error: -error.added)
-    return list(dict.fromkeys(error.layer for error in ordered if error.layer))
+    most = ordered[0].added if ordered else 0.0
+    return list(
+        dict.fromkeys(
+            layer
+            for error in ordered
+            if error.added >= least * most
+            for layer in (error.layer, *error.reads)
+            if layer
+        )
+    )
 
 
 def _before(file: TFLiteModel, index: int) -> str:

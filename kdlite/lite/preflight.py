@@ -110,6 +110,18 @@ def check_layers(
             "quantization='dynamic', which keeps its weights in 8 bits, or build it "
             "with unroll=True."
         )
+    unrolled = [
+        f"{layer.name!r} ({type(layer).__name__}, unrolled)"
+        for layer in model._flatten_layers()
+        if engine == "aeq" and isinstance(layer, layers.RNN)
+    ]
+    if unrolled:
+        raise ConversionError(
+            f"{recipe.name} by engine='aeq' needs layers without recurrence, of which "
+            "ai-edge-quantizer measures no ranges. Received: "
+            f"model={model.name!r} with {_listed(unrolled)}. Use engine='tflite' with "
+            "quantization='int8' or 'int16x8', or quantization='dynamic'."
+        )
     numbers = [
         repr(tensor.name)
         for tensor in keras.tree.flatten(getattr(model, "inputs", None) or [])

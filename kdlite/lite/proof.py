@@ -168,6 +168,12 @@ class Proof:
         engine = checked_engine(demands.engine, recipe, trained, demands.io)
         self._asked = checked_overrides(overrides, model, recipe, trained, engine)
         self._wanted = checked_auto_mixed(demands.auto_mixed, recipe, trained, engine)
+        if "max_drop_points" in self._wanted and verify_data is None:
+            raise ValueError(
+                "`auto_mixed` can hold a file to points of top-1 only where the right "
+                "classes are known. Received: max_drop_points without verify_data. "
+                "Give verify_data=(x, y)."
+            )
         if not trained:
             check_layers(serving.model, recipe, engine, demands.float_ops, self._asked)
         samples = None

@@ -33,7 +33,9 @@ _STEP_TOLERANCE = 0.01
 # Float arithmetic in another order moves a value by some millionths of the largest.
 _FLOAT_TOLERANCE = 1e-4
 _BATCH = 256
-_MOST_LAYERS = 3
+_MOST_LAYERS = 6
+# The share of the worst that counts.
+_MUCH = 0.25
 # Kernels and threads that a file is run with as well, on so many samples.
 _OTHERS = (("xnnpack", 4), ("built-in", 1), ("built-in", 4), ("reference", 1))
 _FEW = 16
@@ -64,12 +66,12 @@ class VerificationError(RuntimeError):
             f"where {'; '.join(self.problems)}. Look at the layers and at the data "
             f"that ranges were found with. The comparison:\n{report}"
         )
-        if worst := noisiest(layers)[:_MOST_LAYERS]:
+        if worst := noisiest(layers, _MUCH)[:_MOST_LAYERS]:
             kept = dict.fromkeys(worst, "float32")
             text += (
-                f"\nMost of the error enters in {', '.join(worst)}. Keep these exact, "
-                f"overrides={kept!r}, or let auto_mixed=True choose. The layers:\n"
-                + "\n".join(f"  {error}" for error in layers)
+                f"\nMost of the error enters in {worst[0]}. Keep exact what adds much, "
+                f"and what that reads, overrides={kept!r}, or let auto_mixed=True "
+                "choose. The layers:\n" + "\n".join(f"  {error}" for error in layers)
             )
         super().__init__(text)
 
@@ -96,6 +98,9 @@ class OutputReport:
             targets of the output's own shape; empty without targets.
         keras_metric: The metric of the Keras model.
         file_metric: The metric of the file.
+        varying: Of the values along the last axis that differ between samples in Keras,
+            the share that does in the file; 1 where there are none. Below 1, a value
+            moves by less than a step: an output of its own has steps of its own.
     """
 
     name: str
@@ -111,6 +116,7 @@ class OutputReport:
     metric: str
     keras_metric: float | None
     file_metric: float | None
+    varying: float = 1.0
 
     @property
     def largest_steps(self) -> float | None:
@@ -138,6 +144,11 @@ class OutputReport:
             lines[0] += f", top-1 agreement {self.top1_agreement:.2%}"
         if self.nan_count:
             lines.append(f"  {self.nan_count} NaN")
+        if self.varying < 1:
+            lines.append(
+                f"  {1 - self.varying:.0%} of its values are the same for all samples "
+                "in the file, and not in Keras: they move by less than a step"
+            )
         if self.keras_metric is not None and self.file_metric is not None:
             lines.append(
                 f"  {self.metric}: Keras {self.keras_metric:.4f}, "
@@ -620,7 +631,20 @@ def compare(
         metric=metric,
         keras_metric=keras_metric,
         file_metric=file_metric,
+        varying=_varying(told, wanted),
     )
+
+
+def _varying(told: Array, wanted: Array) -> float:
+    """The share of the values that vary in Keras which do so in the file."""
+    if told.ndim > 1:
+        told, wanted = (x.reshape(-1, x.shape[-1]) for x in (told, wanted))
+    with np.errstate(invalid="ignore"):
+        # By more than float arithmetic moves them.
+        floor = _FLOAT_TOLERANCE * np.abs(wanted).max(axis=0)
+        by_keras, by_file = np.ptp(wanted, axis=0), np.ptp(told, axis=0)
+        varies = by_keras > floor
+        return float(np.mean((by_file != 0)[varies])) if varies.any() else 1.0
 
 
 def _agreement(told: Array, wanted: Array) -> float | None:
