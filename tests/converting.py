@@ -18,7 +18,10 @@ from kdlite.lite.serving import serve
 def converted(
     model: keras.Model, quantization: str = "float32", io=tf.float32, integer=True
 ) -> bytes:
-    """Converts a model; `integer`: it is an error if an operation stays in float."""
+    """Converts a model; `integer`: it is an error if an operation stays in float.
+
+    "qat": its ranges are in the model.
+    """
     serving = serve(model)
     specs = serving.input_specs
     with tempfile.TemporaryDirectory() as folder:

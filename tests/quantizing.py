@@ -8,6 +8,8 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from kdlite.compress.qat import freeze_batch_norm
+from kdlite.compress.recipes import recipe as find_recipe
+from kdlite.lite.stored_types import as_trained
 
 
 def randomize(model, rng):
@@ -29,8 +31,11 @@ def calibrate(model, *batches):
         model(batch, training=True)
 
 
-def convert(model, folder, io=tf.int8):
+def convert(model, folder, io=None, recipe="int8"):
     """Converts a plain model; no calibration data, one signature of batch 1."""
+    recipe = find_recipe(recipe)
+    if io is None:
+        io = tf.int16 if recipe.activation_bits == 16 else tf.int8
     module = tf.Module()
     module.state = [variable.value for variable in model.variables]
     names = [f"in_{k}" for k in range(len(model.inputs))]
@@ -50,7 +55,7 @@ def convert(model, folder, io=tf.int8):
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = io
-    return converter.convert()
+    return as_trained(converter.convert(), recipe)
 
 
 def operations(content):

@@ -305,7 +305,7 @@ def test_a_file_of_other_bits_than_asked_for_is_refused(tmp_path) -> None:
     aware.compile("sgd", "mse")
     aware.fit(POSITIVE, np.zeros((120, 3)), verbose=0)
     with pytest.raises(
-        ValueError, match="made for int8.*int4.*Use quantization='int8'"
+        ValueError, match="this for int8.*int4.*Use quantization='int8'"
     ):
         export(aware, tmp_path / "m.tflite", "int4")
     assert not list(tmp_path.iterdir())

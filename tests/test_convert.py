@@ -740,7 +740,7 @@ def test_wrong_models(small, trained, tmp_path, no_conversion) -> None:
         export(small, path, allow_float_ops="NEG")
     with pytest.raises(TypeError, match="`labels` must be a list.*Received: str"):
         export(small, path, labels="ab")
-    with pytest.raises(ValueError, match="made for int8.*quantization='float32'"):
+    with pytest.raises(ValueError, match="for int8.*quantization='float32'"):
         export(trained, path)
     text = keras.Sequential(
         [

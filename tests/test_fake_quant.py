@@ -1,4 +1,4 @@
-"""The two layers that round: golden values, gradients, ranges, folding."""
+"""Rounding to the levels of an integer type: golden values, gradients, ranges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdlite.compress.fake_quant import FakeQuant, FoldedLayer
+from kdlite.compress.fake_quant import FakeQuant
 
 
 def rounded(x, lowest, highest, bits=8):
@@ -17,12 +17,6 @@ def rounded(x, lowest, highest, bits=8):
     zero = np.clip(np.floor(-lowest / scale + 0.5), 0, levels)
     q = np.clip(np.floor(np.float64(x) / scale + zero + 0.5), 0, levels)
     return (q - zero) * scale
-
-
-def rounded_kernel(kernel, axes, bits=8):
-    """Float64 oracle: symmetric rounding, one scale for each output channel."""
-    step = np.abs(kernel).max(axes, keepdims=True) / (2 ** (bits - 1) - 1)
-    return np.rint(np.float64(kernel) / step) * step
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -44,6 +38,90 @@ def test_the_gradient_is_that_of_clip():
         tape.watch(x)
         y = FakeQuant(sites=0, fixed_range=(-1.0, 1.0))(x)
     assert tape.gradient(y, x).numpy().tolist() == [0, 1, 1, 1, 0]
+
+
+def test_16_bits_are_symmetric(rng):
+    x = rng.uniform(-3, 2, 4000).astype("float32")
+    layer = FakeQuant(bits=16)
+    layer(np.array([-3.0, 2.0]), training=True)
+    lowest, highest = layer.frozen().fixed_range
+    # 3 is level -32768, so that nothing is cut off, and the zero point is 0.
+    assert (lowest, highest) == pytest.approx((-3.0, 3.0 * 32767 / 32768), rel=1e-6)
+    step = 3.0 / 32768
+    levels = x / step
+    sure = np.abs(levels % 1 - 0.5) > 0.1
+    expected = np.floor(np.float64(levels) + 0.5) * step
+    np.testing.assert_allclose(layer(x)[sure], expected[sure], atol=step / 50)
+    assert float(layer(x, step=True)) == pytest.approx(step, rel=1e-6)
+    other = FakeQuant(bits=16, sites=0, fixed_range=(-1.0, 2.0)).frozen().fixed_range
+    assert other == pytest.approx((-2.0 * 32768 / 32767, 2.0), rel=1e-6)
+
+
+def test_between_two_levels_it_goes_up_or_away_from_the_integer_zero():
+    # Zero is level 64 of 0..255, and the integer 0 is level 128.
+    layer = FakeQuant(sites=0, fixed_range=(-64.0, 191.0))
+    x = np.array([-2.5, 10.5, 63.5, 64.5, 80.5])
+    assert layer(x).numpy().tolist() == [-2.0, 11.0, 64.0, 65.0, 81.0]
+    away = layer(x, half_away=True).numpy().tolist()
+    assert away == [-3.0, 10.0, 63.0, 65.0, 81.0]
+
+
+def loss_of_learned(x, stretch, weights):
+    """Float64 oracle: the loss whose gradients are those of learned step sizes.
+
+    Within the range the rounding stays what it is at the start, so that it is smooth:
+    y = scale * round(x / scale) moves with the scale, and not with x.
+    """
+    lowest, highest = -1.0 * np.exp(stretch[0]), 2.0 * np.exp(stretch[1])
+    scale, scale_0 = (highest - lowest) / 15, 3.0 / 15
+    inside = (x >= -1.0) & (x <= 2.0)
+    # round(x / scale) - x / scale, held; and x itself, which does not depend on it.
+    error = np.rint(x / scale_0) - x / scale_0
+    y = np.where(inside, x + scale * error, np.where(x < -1.0, lowest, highest))
+    return (weights * y).sum()
+
+
+def test_learned_ranges_have_the_gradients_of_learned_step_sizes(rng):
+    layer = FakeQuant(bits=4, learned=True)
+    layer(np.array([-1.0, 2.0]), training=True)
+    x = tf.constant(rng.uniform(-2, 3, 200).astype("float32"))
+    weights = rng.normal(0, 1, 200).astype("float32")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        loss = tf.reduce_sum(y * weights)
+    of_x, of_stretch = tape.gradient(loss, [x, layer.stretch.value])
+    plain = FakeQuant(bits=4, sites=0, fixed_range=(-1.0, 2.0))(x)
+    np.testing.assert_array_equal(y, plain)
+    inside = (x.numpy() >= -1.0) & (x.numpy() <= 2.0)
+    np.testing.assert_allclose(of_x, np.where(inside, weights, 0), atol=1e-6)
+    small = 1e-6
+    for k in range(2):
+        move = small * np.eye(2)[k]
+        high, low = (
+            loss_of_learned(x.numpy().astype("float64"), sign * move, weights)
+            for sign in (1, -1)
+        )
+        expected = (high - low) / (2 * small)
+        assert float(of_stretch[k]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_learned_range_follows_the_loss(rng):
+    # One value in a thousand is far out: with 4 bits it pays to give it up.
+    x = rng.normal(0, 1, (1000, 4)).astype("float32")
+    x[0] = 30.0
+    x[1] = -30.0
+    layer = FakeQuant(bits=4, learned=True)
+    layer(x, training=True)
+    before = float(np.mean((layer(x).numpy() - x)[2:] ** 2))
+    optimizer = keras.optimizers.Adam(0.05)
+    for _ in range(60):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((layer(x, training=True) - x)[2:] ** 2)
+        optimizer.apply(tape.gradient(loss, [layer.stretch.value]), [layer.stretch])
+    assert float(loss) < 0.2 * before
+    lowest, highest = layer.frozen().fixed_range
+    assert -15 < lowest < 0 < highest < 15
 
 
 def test_the_range_starts_with_the_first_batch_and_moves_by_an_exponential_mean(rng):
@@ -118,6 +196,10 @@ def test_the_margin_widens_the_range():
         ({"fixed_range": (0, np.nan)}, "two finite numbers.*nan"),
         ({"fixed_range": 255}, "two finite numbers.*range=255"),
         ({"fixed_range": ("a", "b")}, "two finite numbers.*range="),
+        (
+            {"fixed_range": (0, 1), "learned": True},
+            r"fixed or learned. Received: fixed_range=\(0, 1\), learned=True. Leave",
+        ),
     ],
 )
 def test_bad_arguments_of_fake_quant(arguments, text):
@@ -125,110 +207,14 @@ def test_bad_arguments_of_fake_quant(arguments, text):
         FakeQuant(**arguments)
 
 
-def test_only_layers_with_a_kernel_can_be_folded():
-    with pytest.raises(
-        TypeError, match="must be a convolution or Dense.*Received: layer=.*ReLU"
-    ):
-        FoldedLayer(keras.layers.ReLU())
-
-
-LAYERS = {
-    "conv": (lambda: keras.layers.Conv2D(6, 3, strides=2, use_bias=False), (0, 1, 2)),
-    "grouped": (lambda: keras.layers.Conv2D(6, 3, groups=2), (0, 1, 2)),
-    "depthwise": (
-        lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2, dilation_rate=2),
-        (0, 1),
-    ),
-    "dense": (lambda: keras.layers.Dense(6), (0,)),
-}
-
-
-def randomized(layer, rng):
-    for variable in layer.variables:
-        if variable.dtype == "bool":
-            continue
-        values = rng.normal(0, 0.5, variable.shape)
-        if "variance" in variable.path:
-            values = np.abs(values) + 0.1
-        variable.assign(values)
-
-
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("kind", LAYERS)
-def test_folding_is_exact(kind, norm, rng):
-    make, axes = LAYERS[kind]
-    layer = FoldedLayer(
-        make(),
-        keras.layers.BatchNormalization() if norm else None,
-        input_scale=0.02 if kind == "grouped" else [0.02, 0.03, -0.01, 0.5],
-        input_offset=-1.0,
-    )
-    x = rng.uniform(0, 255, (2, 7, 7, 4)).astype("float32")
-    layer(x)
-    randomized(layer, rng)
-    unrounded = layer(x).numpy()
-    # Unset, the layer is the float model: rescale, convolve, normalize.
-    rescaled = x * np.float32(layer.input_scale) + np.float32(layer.input_offset)
-    expected = layer.layer(rescaled)
-    expected = layer.batch_norm(expected, training=False) if norm else expected
-    np.testing.assert_allclose(unrounded, expected, atol=1e-4, rtol=1e-5)
-
-    layer.frozen_statistics = True
-    y = layer(x, training=True).numpy()
-    np.testing.assert_allclose(layer(x), y, atol=1e-5)
-    plain, weights = layer.plain()
-    plain.build(x.shape)
-    plain.set_weights(weights)
-    np.testing.assert_allclose(plain(x), y, atol=2e-4, rtol=1e-4)
-    # Rounding before or after batch normalization comes to the same levels.
-    kernel = weights[0]
-    np.testing.assert_allclose(kernel, rounded_kernel(kernel, axes), atol=1e-6)
-    assert np.abs(unrounded - y).max() > 1e-4
-
-
-def test_batch_statistics_are_used_in_training_unless_frozen(rng):
-    layer = FoldedLayer(keras.layers.Dense(3), keras.layers.BatchNormalization())
-    x = rng.normal(5, 2, (64, 4)).astype("float32")
-    y = layer(x, training=True).numpy()
-    np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
-    moved = layer.batch_norm.moving_mean.numpy()
-    assert np.abs(moved).max() > 0
-    layer.frozen_statistics = True
-    np.testing.assert_array_equal(layer(x, training=True), layer(x, training=False))
-    np.testing.assert_array_equal(layer.batch_norm.moving_mean, moved)
-
-
-def test_kernel_gradients_go_straight_through(rng):
-    layer = FoldedLayer(keras.layers.Dense(3), input_scale=0.5, input_offset=1.0)
-    x = tf.constant(rng.normal(size=(8, 4)).astype("float32"))
-    layer(x)
-    with tf.GradientTape() as tape:
-        y = tf.reduce_sum(layer(x, training=True))
-    gradient = tape.gradient(y, layer.layer.kernel.value)
-    expected = np.repeat((0.5 * x.numpy() + 1.0).sum(0)[:, None], 3, axis=1)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
-
-
-def test_a_channel_of_zeros_stays_zero():
-    layer = FoldedLayer(keras.layers.Dense(2, kernel_initializer="zeros"))
-    assert not layer(np.ones((1, 3)), training=True).numpy().any()
-    assert not layer.folded()[0].any()
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda: FakeQuant(bits=4, sites=2, fixed_range=(0.0, 2.0), momentum=None),
-        lambda: FoldedLayer(
-            keras.layers.DepthwiseConv2D(3, padding="same"),
-            keras.layers.BatchNormalization(),
-            input_scale=[0.5, 0.1],
-            bits=4,
-            frozen_statistics=True,
-        ),
+        lambda: FakeQuant(bits=16, learned=True),
     ],
 )
-def test_layers_survive_their_config(make):
+def test_the_layer_survives_its_config(make):
     layer = make()
     clone = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(layer)

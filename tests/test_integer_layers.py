@@ -19,6 +19,8 @@ from quantizing import (
 
 from kdlite.compress.qat import float_layers, for_export, quantize_aware
 from kdlite.lite.convert import export
+from kdlite.lite.op_versions import needed_runtime
+from kdlite.lite.tflite_file import inspect
 
 IMAGE, SEQUENCE, VECTOR = (8, 8, 4), (12, 4), (6,)
 
@@ -241,6 +243,111 @@ def test_the_file_computes_what_the_keras_model_does(kind, tmp_path, rng) -> Non
     assert_same_within_one_step(qat, content, x)
     # And rounding has changed little: a few percent of the values' spread.
     assert np.abs(student(x) - qat(x)).mean() < 0.06 * np.std(student(x))
+
+
+# What TFLite looks up in tables of 16 bits is off by up to 3 steps of 1/32768, and what
+# comes behind it by as many.
+TABLES_16 = ("sigmoid", "tanh", "silu", "audio", "tanh_last", "softmax")
+WITH_16_BITS = (
+    *("conv_grouped", "depthwise_multiplied", "depthwise_dilated", "separable"),
+    *("transposed_norm", "transposed_1d", "conv_1d_causal", "dense", "einsum_heads"),
+    *("leaky_relu", "hard_silu", "hard_sigmoid", "gate_hard_sigmoid", "multiply"),
+    *("subtract", "average", "maximum", "up_nearest", "up_bilinear", "pooling_1d"),
+    *("crop_and_pad", "permute", "operators", "inverted_residual", "decoder"),
+    *TABLES_16,
+)
+
+
+@pytest.mark.parametrize("kind", WITH_16_BITS)
+def test_activations_of_16_bits(kind, tmp_path, rng) -> None:
+    student = KINDS[kind][0]()
+    randomize(student, rng)
+    x = rng.normal(0, 1, (32, *student.input_shape[1:])).astype("float32")
+    qat = quantize_aware(student, "int16x8")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+    names, dtypes = operations(content)
+    # Weights of 8 bits, and biases of 64.
+    assert dtypes <= {"int16", "int8", "int64", "int32"}
+    assert not {"CONCATENATION", "TILE", "HARD_SWISH"} & set(names)
+    if kind not in TABLES_16:
+        assert_same_within_one_step(qat, content, x)
+    (values, scale, zero), *_ = run_lite(content, x)[0]
+    steps = np.abs(values - qat(x).numpy()) / scale
+    assert zero == 0
+    assert np.sqrt(np.mean(steps**2)) < 2
+    assert steps.max() < 8
+    # 16 bits are finer: what is lost is that of 8-bit weights.
+    assert np.abs(student(x) - qat(x)).mean() < 0.02 * np.std(student(x))
+
+
+WITH_4_BITS = (
+    *(
+        "conv_grouped",
+        "conv_dilated",
+        "depthwise",
+        "separable",
+        "transposed",
+        "conv_1d",
+    ),
+    *("dense", "einsum", "einsum_heads", "leaky_relu", "hard_sigmoid", "silu"),
+    *("softmax", "multiply", "concatenated_gates", "operators", "decoder", "audio"),
+)
+
+
+@pytest.mark.parametrize("kind", WITH_4_BITS)
+def test_weights_of_4_bits(kind, tmp_path, rng) -> None:
+    student = KINDS[kind][0]()
+    randomize(student, rng)
+    x = rng.normal(0, 1, (48, *student.input_shape[1:])).astype("float32")
+    qat = quantize_aware(student, "int4")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int4")
+    assert operations(content)[1] <= {"int8", "int32"}
+    assert_same_within_one_step(qat, content, x)
+    found = inspect(content)
+    stored = {"CONV_2D": set(), "DEPTHWISE_CONV_2D": set(), "TRANSPOSE_CONV": set()}
+    for op in found.ops:
+        if op.name in stored:
+            stored[op.name].add(found.tensors_of(op)[1].dtype)
+    assert stored["CONV_2D"] <= {"int4"}
+    assert stored["DEPTHWISE_CONV_2D"] | stored["TRANSPOSE_CONV"] <= {"int8"}
+    assert any(stored.values())
+    assert needed_runtime(found).runs_on("2.16.1")
+
+
+def one_of(layer, shape=IMAGE, dtype="float32"):
+    return keras.Sequential([keras.Input(shape, dtype=dtype), layer])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: one_of(layers.PReLU(name="p")), "'p' cannot.*for it. Use LeakyReLU"),
+        (lambda: one_of(layers.UpSampling1D(), SEQUENCE), "does not repeat"),
+        (lambda: one_of(layers.RepeatVector(2), VECTOR), "does not repeat"),
+        (lambda: one_of(layers.Embedding(4, 2), VECTOR, "int32"), "no table. Use rec"),
+        (lambda: one_of(layers.Dense(2, activation="gelu"), VECTOR), "for GELU. Use"),
+        (lambda: one_of(layers.Softmax(axis=1)), "axis=1. Use the last axis"),
+        (
+            lambda: one_of(layers.UpSampling2D(), (None, None, 4)),
+            "an open size. Give its input a size",
+        ),
+        (
+            lambda: one_of(layers.Resizing(5, 5)),
+            r"from \(8, 8\) to \(5, 5\), which.*1/1024. Double",
+        ),
+        (
+            lambda: KINDS["concatenated_gates"][0](),
+            "with 16-bit activations so have softmax, sigmoid and tanh. Rec",
+        ),
+    ],
+)
+def test_what_16_bits_do_not_have(make, text) -> None:
+    model = make()
+    quantize_aware(model)
+    with pytest.raises(ValueError, match=text):
+        quantize_aware(model, "int16x8")
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,15 @@ CHANNELS = (0.1, 0.2)
         # ai-edge-quantizer writes version 1 of these.
         (
             "FULLY_CONNECTED",
-            [tensor("int8"), tensor("int4", scales=CHANNELS), tensor("int8")],
+            [tensor("int8"), tensor("int4", scales=(0.1,)), tensor("int8")],
             1,
             "2.11",
+        ),
+        (
+            "FULLY_CONNECTED",
+            [tensor("int8"), tensor("int4", scales=CHANNELS), tensor("int8")],
+            1,
+            "2.21",
         ),
         (
             "FULLY_CONNECTED",

@@ -16,14 +16,16 @@ from quantizing import (
     run_lite,
 )
 
-from kdlite.compress.fake_quant import FakeQuant, FoldedLayer
+from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.folded_layer import FoldedLayer
 from kdlite.compress.qat import (
     for_export,
     freeze_batch_norm,
     is_quantize_aware,
     quantize_aware,
+    trained_bits,
 )
-from kdlite.compress.recipes import recipe
+from kdlite.compress.recipes import Recipe, recipe
 
 
 def separable_block(x, filters, strides, name):
@@ -446,6 +448,63 @@ def test_output_names_survive_fake_quantization():
     )
 
 
+# --- other bits, and ranges that are learned
+
+
+def bright_net():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv")(inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(4, name="scores")(x), name="bright")
+
+
+@pytest.mark.parametrize("name", ["int8", "int16x8", "int4"])
+@pytest.mark.parametrize("ranges", ["ema", "learned"])
+def test_every_recipe_trains_saves_and_becomes_an_equal_file(
+    name, ranges, tmp_path, rng
+):
+    x = rng.uniform(-1, 1, (256, 8, 8, 3)).astype("float32")
+    y = rng.integers(0, 4, 256)
+    x *= (y[:, None, None, None] + 1) / 4
+    student = bright_net()
+    qat = quantize_aware(student, name, ranges=ranges)
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    qat.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    losses = qat.fit(x, y, epochs=6, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    learned = [
+        variable.numpy()
+        for variable in qat.trainable_variables
+        if variable.path.rsplit("/", 1)[-1] in ("stretch", "shrink")
+    ]
+    assert len(learned) == (0 if ranges == "ema" else 6)
+    assert all(np.abs(values).max() > 0 for values in learned[1:])
+    qat.save(tmp_path / "qat.keras")
+    loaded = keras.saving.load_model(tmp_path / "qat.keras")
+    np.testing.assert_array_equal(loaded(x), qat(x))
+    content = convert(for_export(loaded), str(tmp_path), recipe=name)
+    assert_same_within_one_step(qat, content, x[:64])
+
+
+def test_learned_ranges_are_better_where_bits_are_few(rng):
+    # Heavy tails: the largest weight of a channel is far beyond all others.
+    kernel = (rng.standard_t(2, (64, 16)) * 0.1).astype("float32")
+    x = rng.standard_t(3, (512, 64)).astype("float32")
+    student = keras.Sequential([keras.Input((64,)), layers.Dense(16, name="d")])
+    student.set_weights([kernel, np.zeros(16)])
+    y = student.predict(x, verbose=0)
+    losses = {}
+    for ranges in ("ema", "learned"):
+        keras.utils.set_random_seed(1)
+        qat = quantize_aware(student, "int4", ranges=ranges)
+        qat.compile(keras.optimizers.Adam(0.01), "mse")
+        qat.fit(x, y, batch_size=64, epochs=12, verbose=0)
+        losses[ranges] = qat.evaluate(x, y, verbose=0)
+    assert losses["learned"] < 0.8 * losses["ema"]
+
+
 # --- what is refused
 
 
@@ -461,8 +520,16 @@ def tiny():
             "needs a recipe with integer activations. Received: recipe='float32'",
         ),
         (lambda: quantize_aware(tiny(), "int3"), "No recipe.*'int3'"),
-        (lambda: quantize_aware(tiny(), "int4"), "to 8 bits. Received: recipe='int4'"),
-        (lambda: quantize_aware(tiny(), "int16x8"), "recipe='int16x8'. Use 'int8'"),
+        (
+            lambda: quantize_aware(tiny(), Recipe("narrow", 4, 16)),
+            "4-bit weights with activations of 8, as TFLite's kernels do. Received: "
+            "recipe='narrow' with 4-bit weights and 16-bit activations. Use 'int8'",
+        ),
+        (
+            lambda: quantize_aware(tiny(), ranges="lsq"),
+            "`ranges` must be one of 'ema', 'learned'. Received: ranges='lsq'. Use",
+        ),
+        (lambda: trained_bits(tiny()), "must be quantization-aware"),
         (
             lambda: quantize_aware(quantize_aware(tiny())),
             "quantization-aware already. Received: student='tiny'",
@@ -498,6 +565,16 @@ def test_mixed_precision_is_refused():
             quantize_aware(tiny())
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("int8", (8, 8)), ("int16x8", (8, 16)), ("int4", (4, 8))]
+)
+def test_a_model_knows_what_it_was_made_for(name, bits, tmp_path):
+    qat = quantize_aware(tiny(), name)
+    assert trained_bits(qat) == bits
+    qat.save(tmp_path / "qat.keras")
+    assert trained_bits(keras.saving.load_model(tmp_path / "qat.keras")) == bits
 
 
 def test_a_recipe_may_be_given_itself():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdlite.compress.fake_quant import FakeQuant as FakeQuant
-    from kdlite.compress.fake_quant import FoldedLayer as FoldedLayer
+    from kdlite.compress.folded_layer import FoldedLayer as FoldedLayer
     from kdlite.compress.qat import float_layers as float_layers
     from kdlite.compress.qat import for_export as for_export
     from kdlite.compress.qat import freeze_batch_norm as freeze_batch_norm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FakeQuant": "fake_quant",
-    "FoldedLayer": "fake_quant",
+    "FoldedLayer": "folded_layer",
     "float_layers": "qat",
     "for_export": "qat",
     "freeze_batch_norm": "qat",

@@ -1,9 +1,7 @@
-"""Fake quantization: float layers that already round as the integer model will.
+"""Fake quantization: a float layer that already rounds as the integer model will.
 
-Two layers make a quantization-aware model. `FakeQuant` rounds a tensor to the levels of
-an integer type. `FoldedLayer` is a convolution or dense layer with a rounded kernel,
-together with the rescaling before it and the batch normalization after it, which both
-vanish into its kernel and bias when the model is exported.
+`FakeQuant` rounds a tensor to the levels of an integer type. Beside it, a
+quantization-aware model is made of `FoldedLayer`s.
 """
 
 from __future__ import annotations
@@ -21,12 +19,10 @@ Tensor = Any
 # ends the process where an input of a sum is 2^19 times as wide as the sum, so that
 # nothing narrower than 2^-19 can be alive beside it.
 _DEAD_RANGE = 1e-5
-
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
-# The layers whose kernel can be rounded, with what is beside it folded in.
-KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
+# So many steps take a value that is just between two levels to one of them.
+_TIE = 1e-3
+# TFLite's int16 has its zero in the middle.
+_SYMMETRIC_BITS = 16
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -41,7 +37,16 @@ class FakeQuant(keras.layers.Layer):
     The gradient is that of `clip` (straight-through). The range is measured in training
     only: the first batch sets it, later ones move it by an exponential mean. It always
     contains zero. Until it has been measured the layer passes its input on unchanged.
-    With `trainable = False` the range stays as it is.
+    With `trainable = False` the range stays as it is. 16 bits are symmetric, as TFLite
+    has them: `lo = -hi * 32768 / 32767`.
+
+    A learned range is the measured one times `exp(stretch)`, a number for each end that
+    starts at 0 and follows the loss. The gradient is that of learned step sizes:
+
+        dy/dscale = round(x / scale) - x / scale    within the range
+        dy/dlo = 1 below it,  dy/dhi = 1 above it
+
+    As a factor, a step of the optimizer changes wide and narrow ranges alike.
 
     Tensors that must have one range, such as the inputs of a concatenation, share one
     layer: each has a site of its own, and the range is the union over the sites.
@@ -54,16 +59,23 @@ class FakeQuant(keras.layers.Layer):
         momentum: Weight of the old range in the exponential mean, in `[0, 1)`. `None`
             keeps the smallest and largest value ever seen.
         margin: The range is widened by this fraction of itself.
+        learned: Whether the ends of the range are trained.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: Tensor of any shape.
         site: Which site the tensor is, or `None` to use the range without measuring.
+        step: Whether to return how wide a step is, a number, in place of the values.
+        mean_of: How many values of the width `unit` each is a mean of, if it is to be
+            rounded twice, as TFLite's mean of 16 bits is.
+        unit: See `mean_of`.
+        half_away: Whether values between two levels go away from the integer 0, as
+            TFLite's average pooling has it, and not up.
         training: Whether to measure.
 
     Raises:
-        ValueError: If an argument is out of range, or neither `sites` nor
-            `fixed_range` gives a range.
+        ValueError: If an argument is out of range, neither `sites` nor `fixed_range`
+            gives a range, or one that is fixed is to be learned.
 
     Example:
         >>> quantizer = FakeQuant(sites=0, fixed_range=(0.0, 255.0))
@@ -72,7 +84,8 @@ class FakeQuant(keras.layers.Layer):
 
     Reference:
         Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
-        Integer-Arithmetic-Only Inference", arXiv:1712.05877, section 3.
+        Integer-Arithmetic-Only Inference", arXiv:1712.05877, section 3; Esser et al.,
+        2019, "Learned Step Size Quantization", arXiv:1902.08153, equation 3.
     """
 
     def __init__(
@@ -82,6 +95,7 @@ class FakeQuant(keras.layers.Layer):
         fixed_range: tuple[float, float] | None = None,
         momentum: float | None = 0.95,
         margin: float = 0.0,
+        learned: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,11 +118,17 @@ class FakeQuant(keras.layers.Layer):
             raise ValueError(
                 f"`margin` must not be negative. Received: margin={margin!r}. Use 0."
             )
+        if learned and fixed_range is not None:
+            raise ValueError(
+                "A range is fixed or learned. Received: "
+                f"fixed_range={fixed_range!r}, learned=True. Leave out one of them."
+            )
         self.bits = bits
         self.sites = sites
         self.fixed_range = None if fixed_range is None else checked_range(fixed_range)
         self.momentum = momentum
         self.margin = margin
+        self.learned = learned
 
     def build(self, input_shape: Any) -> None:
         """Creates one measured minimum and maximum for each site."""
@@ -126,22 +146,51 @@ class FakeQuant(keras.layers.Layer):
                 trainable=False,
                 name="maximum",
             )
+        if self.learned:
+            self.stretch = self.add_weight(
+                shape=(2,), initializer="zeros", name="stretch"
+            )
 
     def call(
-        self, inputs: Tensor, site: int | None = 0, training: bool | None = None
+        self,
+        inputs: Tensor,
+        site: int | None = 0,
+        step: bool = False,
+        half_away: bool = False,
+        mean_of: int = 1,
+        unit: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
         """Rounds `inputs`."""
+        if step:
+            return self._step()
         inputs = ops.cast(inputs, self.compute_dtype)
         measured = bool(training and self.trainable and self.sites and site is not None)
         if measured:
             self._measure(inputs, site)
         lowest, highest = self._range()
+        if unit is not None:
+            inputs = rounded_once(inputs, unit / mean_of, self._step())
+        if half_away:
+            middle = lowest + 2.0 ** (self.bits - 1) * self._step()
+            away = ops.sign(inputs - ops.stop_gradient(middle))
+            inputs = inputs + _TIE * self._step() * away
         outputs = keras.quantizers.fake_quant_with_min_max_vars(
-            inputs, lowest, highest, num_bits=self.bits
+            inputs,
+            ops.stop_gradient(lowest),
+            ops.stop_gradient(highest),
+            num_bits=self.bits,
         )
+        if self.learned:
+            learning = learned_rounding(inputs, lowest, highest, 2**self.bits - 1)
+            outputs = learning + ops.stop_gradient(outputs - learning)
         if measured or not self.sites:
             return outputs
         return ops.where(ops.any(self._seen()), outputs, inputs)
+
+    def _step(self) -> Tensor:
+        lowest, highest = self._range()
+        return ops.stop_gradient(highest - lowest) / (2**self.bits - 1)
 
     def _measure(self, inputs: Tensor, site: int | None) -> None:
         inputs = ops.stop_gradient(inputs)
@@ -169,7 +218,15 @@ class FakeQuant(keras.layers.Layer):
             highest = ops.maximum(highest, ops.max(ops.where(seen, self.maximum, 0.0)))
         lowest = ops.convert_to_tensor(lowest * (1.0 + self.margin), "float32")
         highest = ops.convert_to_tensor(highest * (1.0 + self.margin), "float32")
-        return lowest, ops.where(highest - lowest < _DEAD_RANGE, 1.0, highest)
+        if self.learned:
+            stretch = ops.exp(self.stretch)
+            lowest, highest = lowest * stretch[0], highest * stretch[1]
+        highest = ops.where(highest - lowest < _DEAD_RANGE, 1.0, highest)
+        if self.bits == _SYMMETRIC_BITS:
+            more = 2.0 ** (self.bits - 1) / (2.0 ** (self.bits - 1) - 1.0)
+            highest = ops.maximum(highest, -lowest / more)
+            lowest = -highest * more
+        return lowest, highest
 
     @property
     def has_range(self) -> bool:
@@ -186,10 +243,6 @@ class FakeQuant(keras.layers.Layer):
             name=self.name,
         )
 
-    def compute_output_shape(self, input_shape: Any, **kwargs: Any) -> Any:
-        """Returns `input_shape`."""
-        return input_shape
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {
@@ -199,222 +252,51 @@ class FakeQuant(keras.layers.Layer):
             "fixed_range": self.fixed_range,
             "momentum": self.momentum,
             "margin": self.margin,
+            "learned": self.learned,
         }
 
 
-@keras.saving.register_keras_serializable(package="kdlite")
-class FoldedLayer(keras.layers.Layer):
-    """A kernel layer with a rounded kernel, and the affine layers that fold into it.
-
-        y = batch_norm(layer(input_scale * x + input_offset))
-
-    with the kernel `K = input_scale * kernel` rounded, for each output channel `c`, to
-
-        Q_c = s_c * round(K_c / s_c),   s_c = max|K_c| / (2^(bits - 1) - 1)
-
-    and a straight-through gradient. Scaling a channel scales its steps along, so
-    rounding before batch normalization is the same as rounding the kernel after
-    `gamma / sqrt(variance + epsilon)` is folded into it: training may use the
-    statistics of the batch, as the float model did, and yet the exported kernel lies
-    exactly on the integer levels. There is no second convolution, and no division by a
-    small gamma. With `frozen_statistics` the moving statistics are used in training
-    too, which then computes the very function of inference.
-
-    The kernel is rounded from the first training step on. The bias is not rounded: the
-    converter stores it in 32 bits.
+def learned_rounding(
+    values: Tensor, lowest: Tensor, highest: Tensor, levels: int
+) -> Tensor:
+    """Rounds to levels in a range, with the gradients of learned step sizes.
 
     Args:
-        layer: A convolution (1D or 2D, depthwise, transposed) or `Dense`, without an
-            activation.
-        batch_norm: `BatchNormalization` over the last axis, or `None`.
-        input_scale: Number, or one for each input channel, not zero.
-        input_offset: Number, or one for each input channel. A padded `layer` needs 0.
-        bits: Bits of a weight.
-        frozen_statistics: Whether batch normalization uses its moving statistics in
-            training too.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        values: Tensor of any shape.
+        lowest: Where the range starts: a number, or one that fits `values` each.
+        highest: Where it ends.
+        levels: How many steps it has; zero must be on one of them.
 
-    Call arguments:
-        inputs: What `layer` takes, before the rescaling.
-        training: Whether batch normalization uses the batch's statistics.
-
-    Raises:
-        TypeError: If `layer` is of another class.
-
-    Example:
-        >>> norm = keras.layers.BatchNormalization()
-        >>> dense = FoldedLayer(keras.layers.Dense(2), norm)
-        >>> outputs = dense(np.ones((1, 3)))
-        >>> kernel, bias = dense.folded()
-        >>> kernel.shape, bias.shape
-        ((3, 2), (2,))
+    Returns:
+        The rounded values.
 
     Reference:
-        Krishnamoorthi, 2018, "Quantizing deep convolutional networks for efficient
-        inference", arXiv:1806.08342, section 3.2.1 (the folding that this replaces).
+        Esser et al., 2019, "Learned Step Size Quantization", arXiv:1902.08153,
+        equation 3.
     """
+    step = (highest - lowest) / levels
+    scaled = ops.clip(values, lowest, highest) / step
+    return step * (scaled + ops.stop_gradient(ops.round(scaled) - scaled))
 
-    def __init__(
-        self,
-        layer: keras.Layer,
-        batch_norm: keras.layers.BatchNormalization | None = None,
-        input_scale: float | list[float] = 1.0,
-        input_offset: float | list[float] = 0.0,
-        bits: int = 8,
-        frozen_statistics: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if not isinstance(layer, KERNELS):
-            raise TypeError(
-                "`layer` must be a convolution or Dense. Received: "
-                f"layer={layer!r}. Other layers have no kernel to fold into."
-            )
-        self.layer = layer
-        self.batch_norm = batch_norm
-        self.input_scale = input_scale
-        self.input_offset = input_offset
-        self.bits = bits
-        self.frozen_statistics = frozen_statistics
 
-    def build(self, input_shape: Any) -> None:
-        """Builds the inner layers."""
-        # Those of a loaded layer are built already.
-        if not self.layer.built:
-            self.layer.build(input_shape)
-        if self.batch_norm is not None and not self.batch_norm.built:
-            self.batch_norm.build(self.layer.compute_output_shape(input_shape))
-        self.rounding = self.add_weight(
-            shape=(),
-            dtype="bool",
-            initializer="zeros",
-            trainable=False,
-            name="rounding",
-        )
+def rounded_once(values: Tensor, unit: Tensor, step: Tensor) -> Tensor:
+    """Rounds sums as TFLite's kernels do before they round them to levels.
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        """Applies the layer, and batch normalization."""
-        kernel = self._scaled_kernel()
-        if training:
-            self.rounding.assign(True)
-            kernel = self._rounded(kernel)
-        else:
-            kernel = ops.where(self.rounding, self._rounded(kernel), kernel)
-        if np.any(self._shift()):
-            inputs = inputs + self._shift()
-        outputs = self._apply(inputs, kernel)
-        if self.layer.use_bias:
-            outputs = outputs + self.layer.bias
-        if self.batch_norm is None:
-            return outputs
-        return self.batch_norm(
-            outputs, training=bool(training) and not self.frozen_statistics
-        )
+    A kernel multiplies an integer sum with the mantissa of `unit / step`, in `[1/2,
+    1)`, rounds, and divides by a power of two, half up.
 
-    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        layer = self.layer
-        if isinstance(layer, keras.layers.Dense):
-            return ops.matmul(inputs, kernel)
-        options = {
-            "strides": layer.strides,
-            "padding": layer.padding,
-            "data_format": layer.data_format,
-            "dilation_rate": layer.dilation_rate,
-        }
-        if isinstance(layer, _TRANSPOSED):
-            return ops.conv_transpose(
-                inputs, kernel, output_padding=layer.output_padding, **options
-            )
-        convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
-        return convolve(inputs, kernel, **options)
+    Args:
+        values: Sums.
+        unit: What 1 in the sum stands for: a number, or one for each channel.
+        step: How wide a level is that they are rounded to next.
 
-    def _scaled_kernel(self) -> Tensor:
-        scale = np.asarray(self.input_scale, "float32")
-        return self.layer.kernel * self._by_input(scale)
-
-    def _by_input(self, values: np.ndarray) -> np.ndarray:
-        """Returns one number for each input channel, as the kernel has them."""
-        # They are on its last axis but one, or the last of a transposed convolution.
-        transposed = isinstance(self.layer, _TRANSPOSED)
-        return values[:, None] if values.ndim and not transposed else values
-
-    def _shift(self) -> np.ndarray:
-        # scale * x + offset = scale * (x + shift): the scale is in the kernel already.
-        offset = np.asarray(self.input_offset, "float32")
-        return np.asarray(offset / np.asarray(self.input_scale, "float32"))
-
-    def _reduced_axes(self) -> tuple[int, ...]:
-        """Returns the axes of the kernel that one output channel is a sum over."""
-        rank = len(self.layer.kernel.shape)
-        if isinstance(self.layer, _TRANSPOSED):
-            return (*range(rank - 2), rank - 1)
-        return tuple(
-            range(rank - 2 if isinstance(self.layer, _DEPTHWISE) else rank - 1)
-        )
-
-    def _rounded(self, kernel: Tensor) -> Tensor:
-        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
-        step = ops.where(largest > 0.0, largest, 1.0) / (2 ** (self.bits - 1) - 1)
-        # No weight is beyond the range of its own channel, so the gradient is 1.
-        return kernel + ops.stop_gradient(ops.round(kernel / step) * step - kernel)
-
-    def folded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rounded kernel and the bias, with everything folded in.
-
-        Returns:
-            The kernel in the layout of `layer`, and the bias `(channels,)`, such that
-            `layer` with these alone computes what this layer does in inference.
-        """
-        kernel = ops.convert_to_numpy(self._rounded(self._scaled_kernel()))
-        kernel = kernel.astype("float64")
-        shift = self._shift().astype("float64")
-        shifted = kernel * self._by_input(shift)
-        bias = shifted.sum(axis=self._reduced_axes()).reshape(-1)
-        if self.layer.use_bias:
-            bias = bias + ops.convert_to_numpy(self.layer.bias)
-        if self.batch_norm is not None:
-            norm = self.batch_norm
-            variance = ops.convert_to_numpy(norm.moving_variance).astype("float64")
-            factor = 1.0 / np.sqrt(variance + norm.epsilon)
-            if norm.scale:
-                factor = factor * ops.convert_to_numpy(norm.gamma)
-            bias = (bias - ops.convert_to_numpy(norm.moving_mean)) * factor
-            if norm.center:
-                bias = bias + ops.convert_to_numpy(norm.beta)
-            # A depthwise kernel has its output channels in its last two axes.
-            reduced = self._reduced_axes()
-            shape = [1 if k in reduced else n for k, n in enumerate(kernel.shape)]
-            kernel = kernel * factor.reshape(shape)
-        return kernel.astype("float32"), bias.astype("float32")
-
-    def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:
-        """Returns the one Keras layer this becomes at export, and its weights."""
-        config = {**self.layer.get_config(), "name": self.name, "use_bias": True}
-        return type(self.layer).from_config(config), list(self.folded())
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the output shape of `layer`."""
-        return self.layer.compute_output_shape(input_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments, the inner layers serialized."""
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "layer": serialize(self.layer),
-            "batch_norm": serialize(self.batch_norm),
-            "input_scale": self.input_scale,
-            "input_offset": self.input_offset,
-            "bits": self.bits,
-            "frozen_statistics": self.frozen_statistics,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FoldedLayer:
-        """Creates the layer from `get_config()`."""
-        deserialize = keras.saving.deserialize_keras_object
-        inner = ("layer", "batch_norm")
-        return cls(**{**config, **{key: deserialize(config[key]) for key in inner}})
+    Returns:
+        Values that lie between two levels more often than the sums do.
+    """
+    finer = ops.power(2.0, ops.floor(ops.log2(unit / step)) + 1.0)
+    finer = ops.minimum(finer, 1.0) * step
+    rounded = (ops.round(values / finer) + _TIE) * finer
+    return values + ops.stop_gradient(rounded - values)
 
 
 @keras.saving.register_keras_serializable(package="kdlite")

@@ -19,7 +19,6 @@ from keras import layers
 from kdlite.compress.graph import Call, CallGraph, Shape
 from kdlite.compress.integer_layers import (
     ACTIVATIONS,
-    FIXED_RANGES,
     KERNELS,
     KINDS,
     Range,
@@ -27,6 +26,7 @@ from kdlite.compress.integer_layers import (
     check_supported,
     clone,
     einsum_axes,
+    fixed_range,
     scale_and_offset,
     separated,
 )
@@ -85,6 +85,7 @@ class IntegerGraph:
         student: A built Functional or Sequential model.
         in_float: Names or patterns of layers that are left in float; a nested model's
             are `"model/layer"`, and its own name means all of them.
+        bits: Bits of an activation, 8 or 16.
 
     Attributes:
         functional: The student's own graph, with the structure of inputs and outputs.
@@ -99,7 +100,10 @@ class IntegerGraph:
             quantized.
     """
 
-    def __init__(self, student: keras.Model, in_float: Iterable[str] = ()) -> None:
+    def __init__(
+        self, student: keras.Model, in_float: Iterable[str] = (), bits: int = 8
+    ) -> None:
+        self._bits = bits
         graph = CallGraph(student, "Quantization-aware training")
         self.functional = graph.functional
         for x in self.functional.inputs:
@@ -141,7 +145,7 @@ class IntegerGraph:
                 tensors.update(self._float(call, inputs, graph))
                 continue
             layer = as_layer(call)
-            check_supported(layer)
+            check_supported(layer, self._bits)
             # Layers that prepare data are called so by themselves.
             if call.training and not isinstance(layer, layers.Resizing):
                 raise ValueError(
@@ -213,6 +217,11 @@ class IntegerGraph:
                 summed = self._chain("add", total, inputs, shape)
                 mean = {"scale": np.float64(1.0 / len(inputs)), "offset": 0.0}
                 return self._emit("affine", layer, name, [summed], shape, **mean)
+            case layers.UpSampling2D if self._bits == 16:
+                # Repeating is no operation of 16 bits, and resizing is.
+                same = layers.Resizing(*shape[1:3], layer.interpolation)
+                kind = "pass" if layer.interpolation == "nearest" else "average"
+                return self._emit(kind, same, name, inputs, shape)
             case layers.UpSampling2D | layers.Resizing:
                 moved = layer.interpolation == "nearest"
                 kind = "pass" if moved else "average"
@@ -331,6 +340,20 @@ class IntegerGraph:
             gated = self._emit("head", gate, f"{name}_sigmoid", inputs, shape)
             product = layers.Multiply()
             return self._emit("value", product, name, [*inputs, gated], shape)
+        if function is keras.activations.hard_silu and self._bits == 16:
+            gate = keras.activations.hard_sigmoid
+            gated = self._activation(f"{name}_gate", gate, inputs, shape)
+            product = layers.Multiply()
+            return self._emit("value", product, name, [*inputs, gated], shape)
+        if function is keras.activations.hard_sigmoid and self._bits == 16:
+            # A range of 16 bits goes below zero, and so cuts nothing off.
+            three, sixth = np.float64(3.0), np.float64(1 / 6)
+            up = {"scale": np.float64(1.0), "offset": three}
+            raised = self._emit("affine", None, f"{name}_up", inputs, shape, **up)
+            relu6 = layers.ReLU(6.0)
+            cut = self._emit("relu", relu6, f"{name}_relu6", [raised], shape)
+            down = {"scale": sixth, "offset": np.float64(0.0)}
+            return self._emit("affine", None, name, [cut], shape, **down)
         if function is keras.activations.hard_sigmoid:
             # relu6(x + 3) / 6 is x / 6 + 1/2 in a range that ends at 0 and 1.
             line = {"scale": np.float64(1 / 6), "offset": np.float64(0.5)}
@@ -345,7 +368,7 @@ class IntegerGraph:
                 "Use one of these, or quantize after training."
             )
         kind, make = ACTIVATIONS[function]
-        fixed = FIXED_RANGES.get(function)
+        fixed = fixed_range(function, self._bits)
         return self._emit(kind, make(), name, inputs, shape, fixed=fixed)
 
     def _chain(self, kind: str, layer: Any, inputs: list[int], shape: Shape) -> int:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from kdlite.compress.fake_quant import KERNELS as KERNELS
+from kdlite.compress.folded_layer import KERNELS as KERNELS
 from kdlite.compress.graph import Call
+from kdlite.compress.stand_ins import RANGE
 
 Range = tuple[float, float]
 Make = Callable[[], keras.Layer]
@@ -27,9 +28,9 @@ ACTIVATIONS: dict[Callable[..., Any], tuple[str, Make]] = {
     _activations.gelu: ("value", lambda: layers.Activation("gelu")),
 }
 # What TFLite's own kernels have by definition, so that nothing is to be measured: the
-# widest that a function reaches, in steps of 1/256 and 1/128.
+# widest that a function reaches, in steps of 1/256 and 1/128; with 16 bits of 1/32768.
 _UNIT_RANGE: Range = (0.0, 255 / 256)
-FIXED_RANGES: dict[Callable[..., Any], Range] = {
+_FIXED_RANGES: dict[Callable[..., Any], Range] = {
     _activations.softmax: _UNIT_RANGE,
     _activations.sigmoid: _UNIT_RANGE,
     _activations.tanh: (-1.0, 127 / 128),
@@ -111,6 +112,20 @@ def clone(layer: keras.Layer, **changes: Any) -> keras.Layer:
         The layer, not built.
     """
     return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def fixed_range(function: Callable[..., Any], bits: int) -> Range | None:
+    """Returns the range that an activation has by definition.
+
+    Args:
+        function: Of `keras.activations`.
+        bits: Bits of an activation, 8 or 16.
+
+    Returns:
+        `(lo, hi)`; None where it is to be measured.
+    """
+    known = _FIXED_RANGES.get(function)
+    return known if known is None or bits == 8 else RANGE
 
 
 def separated(layer: Any) -> tuple[keras.Layer, keras.Layer]:
@@ -234,11 +249,12 @@ def as_layer(call: Call) -> Any:
     return operation
 
 
-def check_supported(layer: Any) -> None:
+def check_supported(layer: Any, bits: int = 8) -> None:
     """Raises ValueError unless a layer can be quantized.
 
     Args:
         layer: A student's layer.
+        bits: Bits of an activation, 8 or 16.
 
     Raises:
         ValueError: The layer, and why not.
@@ -259,7 +275,8 @@ def check_supported(layer: Any) -> None:
             f"layer {layer.name!r} with {layer.dtype_policy.name!r}. Rebuild the "
             "student in float32 and copy its weights."
         )
-    if problem := _problem(layer):
+    problem = _problem(layer) or (_problem_of_16_bits(layer) if bits == 16 else None)
+    if problem:
         raise ValueError(
             f"Layer {layer.name!r} cannot be quantized as it is. Received: "
             f"{type(layer).__name__} with {problem}."
@@ -295,3 +312,33 @@ def _problem(layer: Any) -> str | None:
         if layer.interpolation not in ("nearest", "bilinear"):
             return f"interpolation={layer.interpolation!r}. Use 'bilinear'"
     return None
+
+
+def _problem_of_16_bits(layer: Any) -> str | None:
+    """Returns what about a layer TFLite has in 8 bits only, and what to use."""
+    if isinstance(layer, layers.PReLU):
+        return "16-bit activations, which TFLite does not have for it. Use LeakyReLU"
+    if isinstance(layer, layers.UpSampling1D | layers.RepeatVector):
+        return "16-bit activations, which TFLite does not repeat. Use Conv1DTranspose"
+    if isinstance(layer, layers.Embedding):
+        return "16-bit activations, of which TFLite has no table. Use recipe='int8'"
+    if getattr(layer, "activation", None) is _activations.gelu:
+        return "16-bit activations, which TFLite does not have for GELU. Use 'silu'"
+    if isinstance(layer, layers.Softmax) and layer.axis not in (-1, _rank(layer) - 1):
+        return f"axis={layer.axis}. Use the last axis"
+    if isinstance(layer, layers.UpSampling2D | layers.Resizing):
+        before, after = (tensor.shape[1:3] for tensor in (layer.input, layer.output))
+        if None in before or None in after:
+            return "16-bit activations and an open size. Give its input a size"
+        # TFLite's kernel has places in steps of 1/1024.
+        rough = any(512 * a % b for a, b in zip(before, after, strict=True))
+        if layer.interpolation == "bilinear" and rough:
+            return (
+                f"16-bit activations from {before} to {after}, which TFLite does in "
+                "steps of 1/1024. Double or halve the size, or use 'nearest'"
+            )
+    return None
+
+
+def _rank(layer: Any) -> int:
+    return len(layer.output.shape)

@@ -16,17 +16,23 @@ import numpy as np
 
 from kdlite.compress.fake_quant import (
     FakeQuant,
-    FoldedLayer,
     InFloat,
     checked_range,
 )
+from kdlite.compress.folded_layer import FoldedLayer
 from kdlite.compress.integer_graph import IntegerGraph
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
+from kdlite.compress.stand_ins import stand_in
 
 Tensor = Any
+
+# Of weights and activations: what TFLite has kernels for.
+_BITS = ((8, 8), (8, 16), (4, 8))
+_RANGES = ("ema", "learned")
+_FOLLOWING = ("input_step", "output_step", "half_away", "mean_of", "unit")
 
 
 def quantize_aware(
@@ -34,6 +40,7 @@ def quantize_aware(
     recipe: str | Recipe = "int8",
     input_range: Range | Mapping[str, Range] | None = None,
     overrides: Mapping[str, str] | None = None,
+    ranges: str = "ema",
 ) -> keras.Model:
     """Returns a trainable copy of `student` that rounds as its integer model will.
 
@@ -42,7 +49,9 @@ def quantize_aware(
     `fit()` or in a `Distiller`, at a small learning rate; exporting it then needs no
     calibration data.
 
-    Weights are int8 per output channel, symmetric; activations int8 per tensor; a ReLU
+    Weights are int8 (with `"int4"` those of convolutions and dense layers int4) per
+    output channel, symmetric; activations int8 (with `"int16x8"` int16) per tensor; a
+    ReLU
     or ReLU6 is fused with the layer before it, and batch normalization folded into it
     (`FoldedLayer` says how; `freeze_batch_norm` fixes its statistics). A layer keeps
     its name where its output keeps its meaning: of `conv -> bn -> relu` remain `bn` and
@@ -63,7 +72,7 @@ def quantize_aware(
 
     Args:
         student: A built Functional or Sequential model in float32.
-        recipe: `"int8"`, by name or itself; other bits are refused.
+        recipe: `"int8"`, `"int16x8"` or `"int4"`, by name or itself.
         input_range: `(lo, hi)` of the input's values, or a mapping from input name to
             it. `(0.0, 255.0)` suits raw pixels: the integer input then is the pixel
             itself. Without it, the smallest and largest value seen in training count;
@@ -71,6 +80,10 @@ def quantize_aware(
         overrides: Layers that are left in float, by name or pattern:
             `{"head/*": "float32"}`; `"head"` alone means the layer, or all that is in
             the model of that name. Any layer with one output can be.
+        ranges: `"ema"`: an activation's range is a mean over the last batches, and a
+            channel of weights is rounded over all that it has. `"learned"`: a factor on
+            each, which starts at 1, is trained along; with few bits it pays to cut off
+            what is rare. `FakeQuant` and `FoldedLayer` say how.
 
     Returns:
         The quantization-aware `keras.Model`, not compiled.
@@ -97,7 +110,8 @@ def quantize_aware(
 
     Reference:
         Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
-        Integer-Arithmetic-Only Inference", arXiv:1712.05877.
+        Integer-Arithmetic-Only Inference", arXiv:1712.05877; Esser et al., 2019,
+        "Learned Step Size Quantization", arXiv:1902.08153.
     """
     chosen = find_recipe(recipe)
     if not chosen.integer:
@@ -106,11 +120,18 @@ def quantize_aware(
             f"Received: recipe={chosen.name!r}. Use 'int8', or export the student "
             "directly."
         )
-    if (chosen.weight_bits, chosen.activation_bits) != (8, 8):
+    bits = (chosen.weight_bits, chosen.activation_bits)
+    if bits not in _BITS:
         raise ValueError(
-            "Quantization-aware training rounds weights and activations to 8 bits. "
-            f"Received: recipe={chosen.name!r}. Use 'int8', or export the student with "
-            "calibration data."
+            "Quantization-aware training has 8-bit weights with activations of 8 or 16 "
+            "bits, and 4-bit weights with activations of 8, as TFLite's kernels do. "
+            f"Received: recipe={chosen.name!r} with {bits[0]}-bit weights and "
+            f"{bits[1]}-bit activations. Use 'int8', 'int16x8' or 'int4'."
+        )
+    if ranges not in _RANGES:
+        raise ValueError(
+            f"`ranges` must be one of {', '.join(map(repr, _RANGES))}. Received: "
+            f"ranges={ranges!r}. Use 'ema'."
         )
     policy = keras.config.dtype_policy().name
     if policy != "float32":
@@ -128,9 +149,10 @@ def quantize_aware(
             "`student` is quantization-aware already. Received: "
             f"student={student.name!r}. Pass the float student."
         )
-    graph = IntegerGraph(student, _checked_overrides(overrides))
-    ranges = _input_ranges(graph.functional.inputs, input_range)
-    return RoundedModel(graph, chosen, ranges).build(student.name)
+    in_float = _checked_overrides(overrides)
+    graph = IntegerGraph(student, in_float, chosen.activation_bits)
+    known = _input_ranges(graph.functional.inputs, input_range)
+    return RoundedModel(graph, chosen, known, ranges == "learned").build(student.name)
 
 
 def _checked_overrides(overrides: Any) -> list[str]:
@@ -194,6 +216,30 @@ def is_quantize_aware(model: keras.Model) -> bool:
     )
 
 
+def trained_bits(model: keras.Model) -> tuple[int, int]:
+    """Returns the bits of weights and activations that a model was made for.
+
+    Args:
+        model: A model from `quantize_aware()`.
+
+    Returns:
+        The fewest bits of a kernel, and those of an activation.
+
+    Raises:
+        ValueError: If the model is not quantization-aware.
+
+    Example:
+        >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> trained_bits(quantize_aware(student, "int16x8"))
+        (8, 16)
+    """
+    _require_quantize_aware(model)
+    found = list(model._flatten_layers())
+    weights = [layer.bits for layer in found if isinstance(layer, FoldedLayer)]
+    activations = [layer.bits for layer in found if isinstance(layer, FakeQuant)]
+    return min(weights, default=8), max(activations, default=8)
+
+
 def freeze_batch_norm(model: keras.Model) -> None:
     """Makes training use the moving statistics of batch normalization, from now on.
 
@@ -253,10 +299,13 @@ def for_export(model: keras.Model) -> keras.Model:
             f"{unset[0]!r}. Train it with `fit()` for one batch at least."
         )
     weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
+    wide = trained_bits(model)[1] == 16
 
     def plain(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, FakeQuant):
             return layer.frozen()
+        if wide and (standing := stand_in(layer)):
+            return standing
         if isinstance(layer, FoldedLayer):
             copy, values = layer.plain()
         elif isinstance(layer, InFloat):
@@ -274,8 +323,18 @@ def for_export(model: keras.Model) -> keras.Model:
         ),
         model.input,
     )
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Tensor:
+        # What follows the integer operations closer is not for the converter.
+        plain = {k: v for k, v in kwargs.items() if k not in _FOLLOWING}
+        return layer(*args, **plain)
+
     exported = keras.models.clone_model(
-        model, input_tensors=inputs, clone_function=plain, recursive=True
+        model,
+        input_tensors=inputs,
+        clone_function=plain,
+        call_function=call,
+        recursive=True,
     )
     for copy, values in weights:
         copy.set_weights(values)

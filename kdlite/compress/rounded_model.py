@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from kdlite.compress.fake_quant import FakeQuant, FoldedLayer, InFloat
+from kdlite.compress.fake_quant import FakeQuant, InFloat
+from kdlite.compress.folded_layer import EIGHT_BITS, FoldedLayer
 from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
@@ -21,6 +23,7 @@ Tensor = Any
 _MOMENTUM = 0.95
 # Integer operations that have a ReLU built in.
 _WITH_RELU = ("kernel", "add")
+_AVERAGES = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 # Softmax and sigmoid: a loss must not see a probability rounded to zero.
 _HEAD = "head"
 
@@ -32,16 +35,22 @@ class RoundedModel:
         graph: A student's operations.
         recipe: The bits to round to.
         ranges: Of each input the range that is known, or None.
+        learned: Whether ranges and steps that are not known are trained.
 
     Raises:
-        ValueError: If a hard sigmoid would have to share its range.
+        ValueError: If an activation with a range of its own would have to share it.
     """
 
     def __init__(
-        self, graph: IntegerGraph, recipe: Recipe, ranges: list[Range | None]
+        self,
+        graph: IntegerGraph,
+        recipe: Recipe,
+        ranges: list[Range | None],
+        learned: bool,
     ) -> None:
         self._graph = graph
         self._recipe = recipe
+        self._learned = learned
         self._fixed = {
             x: fixed
             for x, fixed in zip(graph.inputs, ranges, strict=True)
@@ -56,6 +65,10 @@ class RoundedModel:
         self._unrounded = self._unrounded_tensors()
         self._group = self._range_groups()
         self._measured = self._measured_tensors()
+        # With 16 bits a concatenation is a sum of padded tensors.
+        self._moving = {"pass", "concatenate", "largest"}
+        if recipe.activation_bits == 16:
+            self._moving.remove("concatenate")
 
     def _unrounded_tensors(self) -> set[int]:
         """Returns what a softmax or sigmoid at the end of the model gives."""
@@ -85,11 +98,13 @@ class RoundedModel:
                 continue
             elif op.output not in joined:
                 self._fixed[op.output] = op.fixed
-            elif op.kind == "kernel":
+            elif op.kind == "kernel" or self._recipe.activation_bits == 16:
                 raise ValueError(
-                    "A hard sigmoid has a range of its own. Received: layer "
+                    "A hard sigmoid has a range of its own, and with 16-bit "
+                    "activations so have softmax, sigmoid and tanh. Received: layer "
                     f"{op.name!r}, whose output meets others in a concatenation or a "
-                    "maximum, which have one range. Use a sigmoid."
+                    "maximum, which have one range. Use a sigmoid and recipe='int8', "
+                    "or a convolution between the two."
                 )
         return group
 
@@ -163,16 +178,25 @@ class RoundedModel:
         return model
 
     def _call(self, op: Op, inputs: list[Tensor]) -> Tensor:
-        moved = op.kind in ("pass", "concatenate", "largest")
+        moved = op.kind in self._moving
         if op.kind == "kernel":
-            outputs = self._folded_layer(op)(inputs[0])
+            outputs = self._folded_layer(op)(inputs[0], **self._steps(op, inputs[0]))
         else:
             unrounded = moved or op.output in self._unrounded
             layer = self._copy(op, unrounded and op.output in self._graph.outputs)
             outputs = layer(inputs if len(inputs) > 1 else inputs[0])
         if moved or op.output in self._unrounded or self._in_next(op):
             return outputs
-        return self._round(op.output, outputs, op.name)
+        following: dict[str, Any] = {}
+        if isinstance(op.layer, _AVERAGES):
+            following["half_away"] = True
+        elif op.kind == "mean" and self._recipe.activation_bits == 16:
+            before = self._quantizers[self._group[op.inputs[0]]]
+            places = inputs[0].shape[1:-1]
+            if None not in places:
+                following["mean_of"] = math.prod(places)
+                following["unit"] = before(inputs[0], site=None, step=True)
+        return self._round(op.output, outputs, op.name, **following)
 
     def _call_float(self, op: Op, values: Mapping[int, Tensor]) -> Tensor:
         if id(op.layer) not in self._copies:
@@ -200,19 +224,44 @@ class RoundedModel:
                 op.batch_norm,
                 input_scale=np.asarray(op.scale).tolist(),
                 input_offset=np.asarray(op.offset).tolist(),
-                bits=self._recipe.weight_bits,
+                bits=self._kernel_bits(op.layer),
                 frozen_statistics=op.frozen_statistics,
+                learned=self._learned,
                 name=self._name(op.name),
             )
         return self._folded[id(op.layer)]
 
-    def _round(self, x: int, value: Tensor, name: str) -> Tensor:
+    def _steps(self, op: Op, value: Tensor) -> dict[str, Tensor]:
+        """Returns the steps that an integer operation is coarse in."""
+        wide = self._recipe.activation_bits == 16
+        if not wide and self._kernel_bits(op.layer) == 8:
+            return {}
+        end = self._graph.sole_user(op.output) if self._in_next(op) else None
+        end = end or op
+        before = self._quantizers[self._group[op.inputs[0]]]
+        after = self._quantizer(end.output, end.name)
+        return {
+            "input_step": before(value, site=None, step=True),
+            "output_step": after(value, site=None, step=True),
+        }
+
+    def _kernel_bits(self, layer: keras.Layer) -> int:
+        return 8 if isinstance(layer, EIGHT_BITS) else self._recipe.weight_bits
+
+    def _round(self, x: int, value: Tensor, name: str, **following: Any) -> Tensor:
+        measured = self._measured[self._group[x]]
+        site = measured.index(x) if x in measured else None
+        return self._quantizer(x, name)(value, site=site, **following)
+
+    def _quantizer(self, x: int, name: str) -> FakeQuant:
+        """Returns what rounds a tensor, and all that have its range."""
         group = self._group[x]
         measured = self._measured[group]
         if group not in self._quantizers:
             fixed = [self._fixed[i] for i in self._fixed if self._group[i] == group]
             only_inputs = set(measured) <= set(self._graph.inputs)
             self._quantizers[group] = FakeQuant(
+                learned=self._learned and bool(measured) and not fixed,
                 bits=self._recipe.activation_bits,
                 sites=len(measured),
                 fixed_range=(
@@ -228,8 +277,7 @@ class RoundedModel:
                 ),
                 name=self._name(f"{name}_fake_quant"),
             )
-        site = measured.index(x) if x in measured else None
-        return self._quantizers[group](value, site=site)
+        return self._quantizers[group]
 
     def _named(self, value: Tensor, name: str) -> Tensor:
         """Returns the output under its name, by which losses and exports find it."""

@@ -31,7 +31,8 @@ import keras
 import numpy as np
 
 from kdlite.compress._tfmot_process import CompressionError
-from kdlite.compress.fake_quant import FakeQuant, FoldedLayer
+from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.folded_layer import FoldedLayer
 from kdlite.compress.qat import freeze_batch_norm
 from kdlite.compress.qat import quantize_aware as keras_quantize_aware
 from kdlite.compress.twin import Twin

@@ -17,6 +17,7 @@ from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import InputSpec
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
+from kdlite.lite.stored_types import as_trained
 from kdlite.lite.tflite_file import inspect
 
 Array = np.ndarray[Any, Any]
@@ -155,12 +156,13 @@ class Conversion:
         folder = self._folder / str(self._runs)
         folder.mkdir()
         (folder / "options.json").write_text(json.dumps(options))
-        return self._converter.run(
+        blob = self._converter.run(
             folder,
             self._serving.name,
             settings.time_limit_s,
             settings.memory_limit_bytes,
         )
+        return as_trained(blob, recipe) if self._serving.quantize_aware else blob
 
     def _save(self) -> None:
         if self._samples is not None:

@@ -164,8 +164,8 @@ def export(
         path: The file to write.
         quantization: `"float32"`, `"float16"`, `"weight_only"`, `"dynamic"`, `"int8"`,
             `"int16x8"` or `"int4"`: `kdlite.compress.recipe` says what each means. For
-            the last three there is `calibration_data`; or, for int8, `model` comes from
-            `kdlite.quantize_aware`.
+            the last three there is `calibration_data`; or `model` comes from
+            `kdlite.quantize_aware` with the same recipe.
         calibration_data: Samples, typical and at least 100, at most 1000 of which are
             used: an array `(samples, ...)`, a mapping from input name to array,
             `(x, y)`, a `tf.data.Dataset`, an iterable of batches or a function that

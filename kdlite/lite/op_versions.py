@@ -194,7 +194,8 @@ _VERSION_OF_KERNEL: dict[str, dict[tuple[str, str], int]] = {
 # The same, for kernels whose channels have steps of their own.
 _VERSION_OF_CHANNELS: dict[str, dict[tuple[str, str], int]] = {
     "CONV_2D": {("float32", "int8"): 5},
-    "FULLY_CONNECTED": {("float32", "int8"): 12},
+    # As tried: 2.16.1, 2.17.1 and 2.18.1 refuse them, LiteRT of 2.21 has them.
+    "FULLY_CONNECTED": {("float32", "int8"): 12, ("int8", "int4"): 14},
 }
 # Operation -> axes -> the version that takes so many.
 _VERSION_OF_AXES: dict[str, dict[int, int]] = {

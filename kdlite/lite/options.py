@@ -240,15 +240,30 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def check_quantization(
-    name: str, recipe: Recipe, trained: bool, calibration_data: Any
+    name: str,
+    recipe: Recipe,
+    trained: tuple[int, int] | None,
+    calibration_data: Any,
 ) -> None:
-    """Raises ValueError if the recipe and what is known of ranges do not fit."""
-    trainable = (recipe.weight_bits, recipe.activation_bits) == (8, 8)
-    if trained and not trainable:
+    """Raises ValueError if the recipe and what is known of ranges do not fit.
+
+    Args:
+        name: The model's name.
+        recipe: What is asked for.
+        trained: The bits of weights and activations that the model was trained for;
+            None for a plain model.
+        calibration_data: What ranges are to be measured on.
+    """
+    if trained and trained != (recipe.weight_bits, recipe.activation_bits):
+        made = [
+            known.name
+            for known in RECIPES.values()
+            if (known.weight_bits, known.activation_bits) == trained
+        ]
         raise ValueError(
-            "A quantization-aware model is made for int8. Received: "
-            f"model={name!r} with quantization={recipe.name!r}. Use "
-            "quantization='int8', or export the student that it was made from."
+            f"A quantization-aware model is made for one recipe, this for {made[0]}. "
+            f"Received: model={name!r} with quantization={recipe.name!r}. Use "
+            f"quantization={made[0]!r}, or export the student that it was made from."
         )
     if recipe.integer and not trained and calibration_data is None:
         raise ValueError(
@@ -258,7 +273,7 @@ def check_quantization(
             + (
                 ", or train the model that kdlite.quantize_aware(model) returns, and "
                 "export that."
-                if trainable
+                if recipe.integer
                 else "."
             )
         )

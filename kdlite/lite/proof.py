@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.compress.qat import float_layers
+from kdlite.compress.qat import float_layers, trained_bits
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.lite._converter import ConversionError
@@ -164,7 +164,8 @@ class Proof:
         self.model, self.serving = model, serving
         self.trained = trained = serving.quantize_aware
         calibrated = recipe.integer and not trained
-        check_quantization(model.name, recipe, trained, calibration_data)
+        bits = trained_bits(serving.model) if trained else None
+        check_quantization(model.name, recipe, bits, calibration_data)
         engine = checked_engine(demands.engine, recipe, trained, demands.io)
         self._asked = checked_overrides(overrides, model, recipe, trained, engine)
         self._wanted = checked_auto_mixed(demands.auto_mixed, recipe, trained, engine)
@@ -222,13 +223,14 @@ class Proof:
             # Dense kernels by channel: TFLite itself computes these right in int8 long
             # since (2.14 was tried), but runtimes made of it did not before 2.17
             # (tflite-micro, pull requests 2602 and 2673), nor did any where activations
-            # are rounded in each run. A quantization-aware model has learned the levels
-            # of each channel, and would not be itself with those of the whole kernel;
-            # and kernels that become floats again are no matter to what computes with
-            # them.
+            # are rounded in each run; and kernels of 4 bits not before 2.21. A
+            # quantization-aware model has learned the levels of each channel, and would
+            # not be itself with those of the whole kernel; and kernels that become
+            # floats again are no matter to what computes with them.
             per_channel_dense=trained
             or recipe.dequantized
-            or release(demands.min_runtime) >= (2, 17),
+            or release(demands.min_runtime)
+            >= ((2, 21) if recipe.weight_bits == 4 else (2, 17)),
             float_ops=bool(demands.float_ops),
             select_tf_ops=demands.select_tf_ops,
             time_limit_s=demands.time_limit_s,

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
-from kdlite.compress.qat import for_export, is_quantize_aware
+from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
 from kdlite.lite.calibration import InputSpec, identifier
 
 Tensor = Any
@@ -186,11 +186,13 @@ class ServingModel(keras.Model):
                 # would be computed in float, were it not rounded as well.
                 low_high = low_high or self._trained_range(spec.name) or (0.0, 1.0)
                 scaled = np.multiply.outer(low_high, self._affine[spec.name][0])
+                bits = trained_bits(self.model)[1]
                 rounding[spec.name] = [
-                    _fake_quant(low_high, f"{spec.name}_rounded"),
+                    _fake_quant(low_high, f"{spec.name}_rounded", bits),
                     _fake_quant(
                         (float(scaled.min()), float(scaled.max())),
                         f"{spec.name}_scaled_rounded",
+                        bits,
                     ),
                 ]
         return ServingModel(
@@ -476,9 +478,9 @@ def _per_channel(name: str, given: Any, inputs: Sequence[InputSpec]) -> Tensor:
     return array
 
 
-def _fake_quant(low_high: Range, name: str) -> FakeQuant:
+def _fake_quant(low_high: Range, name: str, bits: int = 8) -> FakeQuant:
     # Named, so that the bytes of the file do not depend on what ran before.
-    return FakeQuant(bits=8, sites=0, fixed_range=low_high, name=name)
+    return FakeQuant(bits=bits, sites=0, fixed_range=low_high, name=name)
 
 
 def _by_name(model: keras.Model, outputs: Any) -> dict[str, Tensor]:

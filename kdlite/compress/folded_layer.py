@@ -1,0 +1,331 @@
+"""A layer whose kernel is rounded as the integer model's, with what folds into it.
+
+`FoldedLayer` is a convolution or dense layer, together with the rescaling before it and
+the batch normalization after it, which both vanish into its kernel and bias when the
+model is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdlite.compress.fake_quant import learned_rounding, rounded_once
+from kdlite.compress.stand_ins import PointwiseDense
+
+Tensor = Any
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
+# The layers whose kernel can be rounded, with what is beside it folded in.
+KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
+# Those that have 8 bits where others have 4: TFLite's operations take no fewer, or its
+# reference kernels do not.
+EIGHT_BITS = (*_DEPTHWISE, *_TRANSPOSED)
+
+
+@keras.saving.register_keras_serializable(package="kdlite")
+class FoldedLayer(keras.layers.Layer):
+    """A kernel layer with a rounded kernel, and the affine layers that fold into it.
+
+        y = batch_norm(layer(input_scale * x + input_offset))
+
+    with the kernel `K = input_scale * kernel` rounded, for each output channel `c`, to
+
+        Q_c = s_c * round(K_c / s_c),   s_c = max|K_c| / (2^(bits - 1) - 1)
+
+    and a straight-through gradient. Scaling a channel scales its steps along, so
+    rounding before batch normalization is the same as rounding the kernel after
+    `gamma / sqrt(variance + epsilon)` is folded into it: training may use the
+    statistics of the batch, as the float model did, and yet the exported kernel lies
+    exactly on the integer levels. There is no second convolution, and no division by a
+    small gamma. With `frozen_statistics` the moving statistics are used in training
+    too, which then computes the very function of inference.
+
+    The kernel is rounded from the first training step on. The bias is not rounded: the
+    converter stores it in 32 bits.
+
+    With `learned`, each channel is clipped to `exp(-shrink) max|K_c|` before it is
+    rounded, where `shrink >= 0` starts at 0 and follows the loss, with the gradient of
+    learned step sizes: few bits do better without the rarest weights. The largest
+    weight is on the highest level all the same, by which the converter finds the steps.
+
+    Args:
+        layer: A convolution (1D or 2D, depthwise, transposed) or `Dense`, without an
+            activation.
+        batch_norm: `BatchNormalization` over the last axis, or `None`.
+        input_scale: Number, or one for each input channel, not zero.
+        input_offset: Number, or one for each input channel. A padded `layer` needs 0.
+        bits: Bits of a weight.
+        frozen_statistics: Whether batch normalization uses its moving statistics in
+            training too.
+        learned: Whether the steps of a kernel that trains are trained.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Where steps are coarse or multipliers are, the integer operation is followed
+    closer, wherever the statistics of the batch are not used: with 4 bits the bias is
+    rounded to the steps of the sum, `S_c = input_step * s_c` (with the factor of batch
+    normalization), and the sum twice, as TFLite's kernels do; with 16-bit activations
+    it is scaled by the 15 bits that they keep of `S_c / output_step`.
+
+    Call arguments:
+        inputs: What `layer` takes, before the rescaling.
+        input_step: How wide a step of `inputs` is, if the operation is to be followed.
+        output_step: How wide a step of the output is; goes with it.
+        training: Whether batch normalization uses the batch's statistics.
+
+    Raises:
+        TypeError: If `layer` is of another class.
+
+    Example:
+        >>> norm = keras.layers.BatchNormalization()
+        >>> dense = FoldedLayer(keras.layers.Dense(2), norm)
+        >>> outputs = dense(np.ones((1, 3)))
+        >>> kernel, bias = dense.folded()
+        >>> kernel.shape, bias.shape
+        ((3, 2), (2,))
+
+    Reference:
+        Krishnamoorthi, 2018, "Quantizing deep convolutional networks for efficient
+        inference", arXiv:1806.08342, section 3.2.1 (the folding that this replaces).
+        Esser et al., 2019, "Learned Step Size Quantization", arXiv:1902.08153.
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        batch_norm: keras.layers.BatchNormalization | None = None,
+        input_scale: float | list[float] = 1.0,
+        input_offset: float | list[float] = 0.0,
+        bits: int = 8,
+        frozen_statistics: bool = False,
+        learned: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(layer, KERNELS):
+            raise TypeError(
+                "`layer` must be a convolution or Dense. Received: "
+                f"layer={layer!r}. Other layers have no kernel to fold into."
+            )
+        self.layer = layer
+        self.batch_norm = batch_norm
+        self.input_scale = input_scale
+        self.input_offset = input_offset
+        self.bits = bits
+        self.frozen_statistics = frozen_statistics
+        self.learned = learned
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the inner layers."""
+        # Those of a loaded layer are built already.
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        if self.batch_norm is not None and not self.batch_norm.built:
+            self.batch_norm.build(self.layer.compute_output_shape(input_shape))
+        self.rounding = self.add_weight(
+            shape=(),
+            dtype="bool",
+            initializer="zeros",
+            trainable=False,
+            name="rounding",
+        )
+        if self.learned and self.layer.trainable:
+            kernel = self.layer.kernel
+            reduced = self._reduced_axes()
+            self.shrink = self.add_weight(
+                shape=[1 if k in reduced else n for k, n in enumerate(kernel.shape)],
+                initializer="zeros",
+                constraint="non_neg",
+                name="shrink",
+            )
+
+    def call(
+        self,
+        inputs: Tensor,
+        input_step: Tensor | None = None,
+        output_step: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Applies the layer, and batch normalization."""
+        kernel = self._scaled_kernel()
+        if training:
+            self.rounding.assign(True)
+            kernel = self._rounded(kernel)
+        else:
+            kernel = ops.where(self.rounding, self._rounded(kernel), kernel)
+        if np.any(self._shift()):
+            inputs = inputs + self._shift()
+        outputs = self._apply(inputs, kernel)
+        if self.layer.use_bias:
+            outputs = outputs + self.layer.bias
+        of_batch = bool(training) and not self.frozen_statistics
+        if self.batch_norm is not None:
+            outputs = self.batch_norm(outputs, training=of_batch)
+        if input_step is None or (of_batch and self.batch_norm is not None):
+            return outputs
+        integers = self._as_integers(outputs, kernel, input_step, output_step)
+        return ops.where(self.rounding, integers, outputs)
+
+    def _as_integers(
+        self, outputs: Tensor, kernel: Tensor, input_step: Tensor, output_step: Tensor
+    ) -> Tensor:
+        """Returns the outputs with the bias and the scale of the integer operation."""
+        kernel = ops.stop_gradient(kernel)
+        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes())
+        shifted = ops.sum(kernel * self._by_input(self._shift()), self._reduced_axes())
+        affine = self._affine(ops.reshape(shifted, (-1,)), ops.convert_to_tensor)
+        factor, bias = map(ops.stop_gradient, affine)
+        steps = ops.reshape(largest, (-1,)) / _highest(self.bits)
+        steps = steps * ops.abs(factor) * input_step
+        if self.bits == 8:
+            return outputs * _in_15_bits(steps / output_step)
+        # As a channel of 8 bits has it, whose steps are 127/7 times as fine, and then
+        # in these (`kdlite.lite.stored_types`).
+        finer = _highest(8) / _highest(self.bits)
+        known = ops.where(steps > 0.0, steps, 1.0)
+        rounded = ops.round(ops.round(bias / known * finer) / finer) * known
+        outputs = outputs + (rounded - bias)
+        return rounded_once(outputs, known, output_step)
+
+    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, keras.layers.Dense):
+            return ops.matmul(inputs, kernel)
+        options = {
+            "strides": layer.strides,
+            "padding": layer.padding,
+            "data_format": layer.data_format,
+            "dilation_rate": layer.dilation_rate,
+        }
+        if isinstance(layer, _TRANSPOSED):
+            return ops.conv_transpose(
+                inputs, kernel, output_padding=layer.output_padding, **options
+            )
+        convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
+        return convolve(inputs, kernel, **options)
+
+    def _scaled_kernel(self) -> Tensor:
+        scale = np.asarray(self.input_scale, "float32")
+        return self.layer.kernel * self._by_input(scale)
+
+    def _by_input(self, values: np.ndarray) -> np.ndarray:
+        """Returns one number for each input channel, as the kernel has them."""
+        # They are on its last axis but one, or the last of a transposed convolution.
+        transposed = isinstance(self.layer, _TRANSPOSED)
+        return values[:, None] if values.ndim and not transposed else values
+
+    def _shift(self) -> np.ndarray:
+        # scale * x + offset = scale * (x + shift): the scale is in the kernel already.
+        offset = np.asarray(self.input_offset, "float32")
+        return np.asarray(offset / np.asarray(self.input_scale, "float32"))
+
+    def _reduced_axes(self) -> tuple[int, ...]:
+        """Returns the axes of the kernel that one output channel is a sum over."""
+        rank = len(self.layer.kernel.shape)
+        if isinstance(self.layer, _TRANSPOSED):
+            return (*range(rank - 2), rank - 1)
+        return tuple(
+            range(rank - 2 if isinstance(self.layer, _DEPTHWISE) else rank - 1)
+        )
+
+    def _rounded(self, kernel: Tensor) -> Tensor:
+        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
+        largest = ops.where(largest > 0.0, largest, 1.0)
+        levels = _highest(self.bits)
+        if self.learned and self.layer.trainable:
+            clipped = ops.stop_gradient(largest) * ops.exp(-self.shrink)
+            return learned_rounding(kernel, -clipped, clipped, 2 * levels)
+        step = largest / levels
+        # No weight is beyond the range of its own channel, so the gradient is 1.
+        return kernel + ops.stop_gradient(ops.round(kernel / step) * step - kernel)
+
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rounded kernel and the bias, with everything folded in.
+
+        Returns:
+            The kernel in the layout of `layer`, and the bias `(channels,)`, such that
+            `layer` with these alone computes what this layer does in inference.
+        """
+        kernel = ops.convert_to_numpy(self._rounded(self._scaled_kernel()))
+        kernel = kernel.astype("float64")
+
+        def exact(values: Tensor) -> np.ndarray:
+            return np.asarray(ops.convert_to_numpy(values), "float64")
+
+        shifted = kernel * self._by_input(exact(self._shift()))
+        factor, bias = self._affine(
+            shifted.sum(axis=self._reduced_axes()).reshape(-1), exact
+        )
+        # A depthwise kernel has its output channels in its last two axes.
+        reduced = self._reduced_axes()
+        shape = [1 if k in reduced else n for k, n in enumerate(kernel.shape)]
+        kernel = kernel * np.broadcast_to(factor, bias.shape).reshape(shape)
+        return kernel.astype("float32"), bias.astype("float32")
+
+    def _affine(self, bias: Any, read: Callable[[Tensor], Any]) -> tuple[Any, Any]:
+        """Returns what inference multiplies each channel with, and the whole bias."""
+        if self.layer.use_bias:
+            bias = bias + read(self.layer.bias)
+        if self.batch_norm is None:
+            return np.ones(1, "float32"), bias
+        norm = self.batch_norm
+        factor = (read(norm.moving_variance) + norm.epsilon) ** -0.5
+        if norm.scale:
+            factor = factor * read(norm.gamma)
+        bias = (bias - read(norm.moving_mean)) * factor
+        if norm.center:
+            bias = bias + read(norm.beta)
+        return factor, bias
+
+    def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:
+        """Returns the one layer this becomes at export, and its weights."""
+        if self.bits == 4 and isinstance(self.layer, keras.layers.Dense):
+            kernel, bias = self.folded()
+            dense = PointwiseDense(self.layer.units, name=self.name)
+            return dense, [kernel[None, None], bias]
+        config = {**self.layer.get_config(), "name": self.name, "use_bias": True}
+        return type(self.layer).from_config(config), list(self.folded())
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the output shape of `layer`."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, the inner layers serialized."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "layer": serialize(self.layer),
+            "batch_norm": serialize(self.batch_norm),
+            "input_scale": self.input_scale,
+            "input_offset": self.input_offset,
+            "bits": self.bits,
+            "frozen_statistics": self.frozen_statistics,
+            "learned": self.learned,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FoldedLayer:
+        """Creates the layer from `get_config()`."""
+        deserialize = keras.saving.deserialize_keras_object
+        inner = ("layer", "batch_norm")
+        return cls(**{**config, **{key: deserialize(config[key]) for key in inner}})
+
+
+def _highest(bits: int) -> int:
+    """Returns the highest level of a weight, which is the lowest one's negative."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def _in_15_bits(scale: Tensor) -> Tensor:
+    """Returns by how much a scale grows when its mantissa is rounded to 15 bits."""
+    scale = ops.where(scale > 0.0, scale, 1.0)
+    power = ops.power(2.0, 14.0 - ops.floor(ops.log2(scale)))
+    kept = ops.minimum(ops.round(scale * power), 2.0**15 - 1.0)
+    return kept / (scale * power)

@@ -1,0 +1,157 @@
+"""What stands in for operations that there are in 8 bits only.
+
+TensorFlow's converter gives softmax, sigmoid and tanh the 8-bit range of their
+definition, and refuses to quantize them where activations have 16 bits, though TFLite
+has these operations. A leaky ReLU of the same shape and ranges stands in for each while
+the model is converted; its slope says for which, and the finished file gets the
+operation itself (`kdlite.lite.stored_types`). Concatenations of 16 bits it refuses as
+well: they are sums of padded tensors. And what runtimes do not have, dense layers of 4
+bits, are convolutions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from kdlite.compress.fake_quant import FakeQuant
+
+Tensor = Any
+
+# By slope, which float32 holds exactly and no model is likely to have.
+SLOPES = {
+    "softmax": 2.0**-10 + 1 * 2.0**-23,
+    "sigmoid": 2.0**-10 + 3 * 2.0**-23,
+    "tanh": 2.0**-10 + 5 * 2.0**-23,
+}
+# TFLite's int16 has these functions in steps of 1/32768.
+RANGE = (-1.0, 32767 / 32768)
+
+
+class StandIn(keras.layers.Layer):
+    """A leaky ReLU in the place of another function, rounded to the range of that.
+
+    Args:
+        function: A name in `SLOPES`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor of any shape.
+
+    Example:
+        >>> StandIn("tanh").stands_for
+        'tanh'
+    """
+
+    def __init__(self, function: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stands_for = function
+        self._rounding = FakeQuant(bits=16, sites=0, fixed_range=RANGE)
+
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns what makes the operation that stands in."""
+        slope = SLOPES[self.stands_for]
+        outputs = ops.leaky_relu(inputs, negative_slope=slope)
+        return self._rounding(outputs)
+
+
+class PaddedSum(keras.layers.Layer):
+    """A concatenation as a sum of tensors that zeros have made as long as the whole.
+
+    Args:
+        axis: Along which they are put in a row.
+        rounding: Rounds each sum.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: List of tensors, alike but for that axis.
+
+    Example:
+        >>> rounding = FakeQuant(sites=0, fixed_range=(0.0, 255.0))
+        >>> parts = [keras.ops.ones((1, 2)), keras.ops.zeros((1, 1))]
+        >>> PaddedSum(-1, rounding)(parts).numpy().tolist()
+        [[1.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, axis: int, rounding: FakeQuant, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.rounding = rounding
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """Returns the tensors in a row."""
+        rank = len(inputs[0].shape)
+        axis = self.axis % rank
+        sizes = [x.shape[axis] for x in inputs]
+        total = None
+        for index, x in enumerate(inputs):
+            around = [(0, 0)] * rank
+            around[axis] = (sum(sizes[:index]), sum(sizes[index + 1 :]))
+            x = ops.pad(x, around)
+            total = x if total is None else self.rounding(total + x)
+        return total
+
+
+class PointwiseDense(keras.layers.Layer):
+    """A dense layer as a convolution of one place.
+
+    Runtimes have convolutions of 4-bit kernels since 2.11, and dense layers not yet in
+    2.16.
+
+    Args:
+        units: How many values it makes.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor `(batch, ..., values)`.
+
+    Example:
+        >>> PointwiseDense(3)(keras.ops.ones((2, 5, 4))).shape
+        TensorShape([2, 5, 3])
+    """
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the kernel `(1, 1, values, units)` and the bias."""
+        self.kernel = self.add_weight(
+            shape=(1, 1, input_shape[-1], self.units), name="kernel"
+        )
+        self.bias = self.add_weight(shape=(self.units,), name="bias")
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Applies it to each place."""
+        *places, width = inputs.shape[1:]
+        row = 1 if None in places else math.prod(places)
+        outputs = ops.conv(ops.reshape(inputs, (-1, 1, row, width)), self.kernel)
+        outputs = ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+        return outputs + self.bias
+
+
+def stand_in(layer: keras.Layer) -> keras.Layer | None:
+    """Returns what stands in for a layer, or None if it needs nothing.
+
+    Args:
+        layer: A layer of a model of 16-bit activations.
+
+    Returns:
+        The new layer, of the same name.
+
+    Example:
+        >>> stand_in(keras.layers.Softmax()).stands_for
+        'softmax'
+    """
+    if isinstance(layer, keras.layers.Concatenate):
+        # In a model of 16 bits what it gives is rounded, as a sum is.
+        rounding = layer._outbound_nodes[0].operation.frozen()
+        return PaddedSum(layer.axis, rounding, name=layer.name)
+    function = getattr(layer, "activation", None)
+    name = "softmax" if isinstance(layer, keras.layers.Softmax) else None
+    if isinstance(layer, keras.layers.Activation):
+        name = getattr(function, "__name__", "")
+    return StandIn(name, name=layer.name) if name in SLOPES else None
