@@ -256,7 +256,9 @@ def quantize_aware(
         student: As in `prune`.
         data: As in `prune`.
         keep_zeros: Whether weights that are zero stay so.
-        keep_clusters: Whether weights of one value go on having one.
+        keep_clusters: Whether weights of one value go on having one: in a Conv2D those
+            of one channel, as tensorflow-model-optimization then trains each channel's
+            values on their own.
         input_range: As in `kdlite.quantize_aware`.
         **training: See `Training`.
 
