@@ -18,7 +18,7 @@ from kdlite.lite.runtime import TFLiteModel
 from kdlite.reporting.comparison import Comparison, Role, contend
 from kdlite.reporting.costs import INFERENCES, Cost, file_costs, model_cost
 from kdlite.reporting.energy import EnergyUse
-from kdlite.reporting.scores import read_task
+from kdlite.reporting.tasks import read_task
 
 Array = np.ndarray[Any, Any]
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from kdlite.reporting.comparison import Comparison, contend, pareto, separation
 from kdlite.reporting.costs import Cost
-from kdlite.reporting.scores import read_task
+from kdlite.reporting.tasks import read_task
 
 Y = np.arange(120) % 3
 TASK = read_task("", (3,), Y)

@@ -17,7 +17,7 @@ from kdlite.reporting.energy import EnergyUse
 from kdlite.reporting.examples import picture, text_of
 from kdlite.reporting.markup import PAGE
 from kdlite.reporting.page import page, summary
-from kdlite.reporting.scores import read_task
+from kdlite.reporting.tasks import read_task
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 LABELS = ["coat & <hat>", "bag", "shirt"]

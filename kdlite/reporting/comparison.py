@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kdlite.reporting.costs import Cost
-from kdlite.reporting.scores import METRICS, Scores, Task, score
+from kdlite.reporting.scores import METRICS, Scores, score
 from kdlite.reporting.significance import mcnemar, paired_t
+from kdlite.reporting.tasks import Task
 
 Array = np.ndarray[Any, Any]
 Role = Literal["teacher", "baseline", "student", "file"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdlite.reporting.comparison import Comparison, Contender
-from kdlite.reporting.scores import Task
+from kdlite.reporting.tasks import Task
 
 Array = np.ndarray[Any, Any]
 

@@ -9,7 +9,7 @@ from kdlite.reporting.comparison import Comparison
 from kdlite.reporting.costs import Cost
 from kdlite.reporting.markup import PAGE, bullets, paragraph, section, table
 from kdlite.reporting.plots import Plots
-from kdlite.reporting.scores import METRICS, Task
+from kdlite.reporting.scores import METRICS
 from kdlite.reporting.sections import (
     calibration,
     changed,
@@ -19,6 +19,7 @@ from kdlite.reporting.sections import (
     trade_off,
     wrong,
 )
+from kdlite.reporting.tasks import Task
 
 _NAN = "-"
 _TESTS = (

@@ -27,8 +27,9 @@ from kdlite.reporting.entrants import (
 )
 from kdlite.reporting.entrants import entrants as read_entrants
 from kdlite.reporting.page import page, summary
-from kdlite.reporting.scores import METRICS, Task, read_task
+from kdlite.reporting.scores import METRICS
 from kdlite.reporting.table import aligned
+from kdlite.reporting.tasks import Task, read_task
 
 Array = np.ndarray[Any, Any]
 

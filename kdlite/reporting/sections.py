@@ -12,7 +12,8 @@ from kdlite.reporting.comparison import Comparison, Contender, pareto
 from kdlite.reporting.examples import Group, differing, picture, text_of
 from kdlite.reporting.markup import figure, figures_in_a_row, paragraph, section, table
 from kdlite.reporting.plots import Plots
-from kdlite.reporting.scores import METRICS, Task
+from kdlite.reporting.scores import METRICS
+from kdlite.reporting.tasks import Task
 
 Array = np.ndarray[Any, Any]
 
