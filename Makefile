@@ -12,10 +12,10 @@ ARGS ?= --out out
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dataset test android docs lint format
+.PHONY: help demo dataset test android docs notebooks lint format
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) dataset ## distil on Fashion-MNIST, ten minutes (ARGS="--quick --out DIR")
 	$(BIN)/kdlite demo $(ARGS)
@@ -29,6 +29,9 @@ android: $(STAMP) dataset ## prove the Android app: build, tests, screens (see a
 docs: $(STAMP) ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
+
+notebooks: $(STAMP) dataset ## run the notebooks anew, a quarter of an hour (ARGS="notebooks/01*")
+	$(BIN)/python notebooks/run.py $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
 lint: $(STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

@@ -319,3 +319,4 @@ def test_the_site_builds_and_fetches_nothing(tmp_path) -> None:
     api = pages["docs/api/losses.html"]
     assert "<math" in api and "arithmatex" not in api
     assert "Select TF ops can run no other" in pages["docs/errors.html"]
+    assert "data:image/png;base64," in pages["notebooks/01_distil_in_fit.html"]

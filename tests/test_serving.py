@@ -108,3 +108,20 @@ def test_inputs_of_any_name_are_saved(tmp_path, name) -> None:
     assert list(signature.structured_input_signature[1]) == [
         serving.input_specs[0].name
     ]
+
+
+def test_a_notebook_is_told_nothing_of_passing_folders(tmp_path, caplog) -> None:
+    told = tf.get_logger()
+    level = told.level
+    told.setLevel("INFO")  # as TensorFlow does where there is a prompt
+    told.addHandler(caplog.handler)
+    try:
+        serving = serve(keras.Sequential([keras.Input((2,)), layers.Dense(1)]))
+        serving.save_for_conversion(tmp_path / "saved", serving.input_specs)
+        assert caplog.records == []
+        assert told.level == 20
+        tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
+        assert "Assets written" in caplog.text  # or the test tests nothing
+    finally:
+        told.removeHandler(caplog.handler)
+        told.setLevel(level)

@@ -8,8 +8,10 @@ inside.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -242,10 +244,23 @@ class ServingModel(keras.Model):
         )
         # All that the graph reads, wherever the model keeps it.
         module.state = list(run.graph.variables)
-        tf.saved_model.save(module, os.fspath(folder), signatures=run)
+        with _no_notices():
+            tf.saved_model.save(module, os.fspath(folder), signatures=run)
         return {
             name: tuple(spec.shape[1:]) for name, spec in run.structured_outputs.items()
         }
+
+
+@contextlib.contextmanager
+def _no_notices() -> Iterator[None]:
+    """In notebooks TensorFlow tells of each folder it writes: not of a passing one."""
+    told = tf.get_logger()
+    level = told.level
+    told.setLevel(max(told.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        told.setLevel(level)
 
 
 def as_float32(model: keras.Model) -> keras.Model:

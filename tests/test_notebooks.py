@@ -1,0 +1,90 @@
+"""The notebooks run, in a short form, and are committed with outputs of a real run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlite import datasets
+
+pytest.importorskip("nbclient", reason="the extra `notebooks` is not installed")
+nbformat = pytest.importorskip("nbformat")
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
+runner = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+
+#: By notebook what is done in the tests: the same steps, hardly any data. Those that
+#: learn from the same images find the soft labels of the one before.
+SHORT = {
+    "01_distil_in_fit": "samples, epochs = 500, 1",
+    "02_choose_the_loss": "samples, epochs, losses = 500, 1, ('DIST',)\n"
+    "temperatures, weights = (2.0,), (0.9,)",
+    "03_quantize_and_export": "samples, epochs, recipes = 500, 1, ('int8',)",
+    "04_update_a_student": "samples, epochs, remembered, new_samples = 300, 1, 40, 40\n"
+    "allowed_points = 100.0",
+    "05_to_the_phone": "samples, epochs = 500, 1",
+    "06_bring_your_own_teacher": "samples, epochs, trees = 200, 1, 10",
+    "07_what_int8_does": "samples, epochs, calibration = 500, 1, (100,)",
+}
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    if datasets.find_fashion_mnist() is None:
+        pytest.skip("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist")
+    with runner.kernel() as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, kernel, out) -> None:
+    parameters = f"{SHORT[path.stem]}\nout = {str(out)!r}"
+    notebook = runner.cleaned(runner.run(path, kernel, parameters))
+    # A warning is something to mend, or to explain to the reader.
+    told = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert [o.text for o in told if o.get("name") == "stderr"] == []
+
+
+def test_every_notebook_has_a_short_form() -> None:
+    assert {path.stem for path in runner.NOTEBOOKS} == set(SHORT)
+
+
+@pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_whole_and_of_no_machine(path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert sum(map(runner.has_parameters, notebook.cells)) == 1
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} == {"stream", "display_data"}
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+    plots = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(plots) >= 1
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert not re.search(r"(^|[\s'\"(])/\w", printed)
+    # What is committed is what a run leaves.
+    assert runner.cleaned(read(path)) == notebook
+
+
+@pytest.mark.parametrize("path", runner.NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_no_logic_of_its_own(path) -> None:
+    for cell in read(path).cells:
+        if cell.cell_type == "code":
+            assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE)
+            assert "kdlite._" not in cell.source
+            assert len(cell.source.splitlines()) < 60
