@@ -72,6 +72,15 @@ def test_values_that_an_operation_does_not_take() -> None:
         model.predict(np.array([[0, 5]], np.int32))
 
 
+def test_an_output_that_no_operation_makes(files) -> None:
+    model = schema.ModelT.InitFromPackedBuf(files["None"], 0)
+    model.subgraphs[0].operators.pop()
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(ValueError, match="one that LiteRT can run.*data is null. Look"):
+        TFLiteModel(bytes(builder.Output())).predict(np.zeros((1, 6, 6, 1)))
+
+
 @pytest.mark.parametrize("kernels", ["xnnpack", "built-in", "reference"])
 @pytest.mark.parametrize("io", [None, tf.float32, tf.int8, tf.uint8])
 def test_predicts_what_litert_does_by_hand(files, rng, io, kernels) -> None:

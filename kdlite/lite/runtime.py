@@ -305,6 +305,8 @@ class TFLiteModel:
                     for tensor in self.inputs:
                         self._interpreter.set_tensor(tensor.index, values[tensor.name])
                     self._interpreter.invoke()
+            except ValueError as err:  # as of an input that has no place
+                raise self._cannot_run(err) from err
             except RuntimeError as err:
                 raise ValueError(
                     "Samples must be such that the operations can compute them. "
@@ -318,7 +320,10 @@ class TFLiteModel:
         """Returns what an output was in the last run."""
         if self._runner:
             return np.asarray(self._told[tensor.name])
-        return np.asarray(self._interpreter.get_tensor(tensor.index))
+        try:
+            return np.asarray(self._interpreter.get_tensor(tensor.index))
+        except ValueError as err:  # as of an output that no operation makes
+            raise self._cannot_run(err) from err
 
     @property
     def _batch(self) -> int:

@@ -743,5 +743,8 @@ def _spec_of(
 def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, Array]:
     """Runs the Keras model; a tail of odd length would be traced a second time."""
     count = len(next(iter(samples.values())))
-    outputs = serving.predict(dict(samples), batch_size=min(_BATCH, count), verbose=0)
+    if count <= _BATCH:  # to trace takes longer than to run once
+        outputs = serving(dict(samples), training=False)
+    else:
+        outputs = serving.predict(dict(samples), batch_size=_BATCH, verbose=0)
     return {name: np.asarray(values) for name, values in outputs.items()}
