@@ -72,13 +72,32 @@ def test_values_that_an_operation_does_not_take() -> None:
         model.predict(np.array([[0, 5]], np.int32))
 
 
-def test_an_output_that_no_operation_makes(files) -> None:
-    model = schema.ModelT.InitFromPackedBuf(files["None"], 0)
-    model.subgraphs[0].operators.pop()
+def edited(blob: bytes, edit) -> bytes:
+    """The file with its first graph changed."""
+    model = schema.ModelT.InitFromPackedBuf(blob, 0)
+    edit(model.subgraphs[0])
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
-    with pytest.raises(ValueError, match="one that LiteRT can run.*data is null. Look"):
-        TFLiteModel(bytes(builder.Output())).predict(np.zeros((1, 6, 6, 1)))
+    return bytes(builder.Output())
+
+
+def no_operation_makes_it(graph) -> None:
+    graph.operators.pop()
+
+
+def it_is_a_constant(graph) -> None:
+    graph.inputs = graph.operators[0].inputs[1:2]
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [(no_operation_makes_it, "data is null"), (it_is_a_constant, "is unallocated")],
+)
+def test_edges_that_have_no_place(files, edit, text) -> None:
+    model = TFLiteModel(edited(files["None"], edit))
+    x = np.zeros(model.inputs[0].shape)
+    with pytest.raises(ValueError, match=f"one that LiteRT can run.*{text}.*Look at"):
+        model.predict(x)
 
 
 @pytest.mark.parametrize("kernels", ["xnnpack", "built-in", "reference"])

@@ -37,6 +37,18 @@ def models() -> dict[str, keras.Model]:
     }
 
 
+@pytest.mark.parametrize("order", [("plain", "elu"), ("elu", "plain")])
+def test_kernels_that_not_every_signature_has(order) -> None:
+    made = {
+        "plain": keras.Sequential([keras.Input((3,), name="x"), layers.ReLU()]),
+        "elu": keras.Sequential([keras.Input((3,), name="x"), layers.ELU()]),
+    }
+    blob = merged({name: converted(made[name]) for name in order})
+    report = verify(blob, made, np.eye(3, dtype="float32"))
+    assert len(report.outputs) == 2 and report.passed
+    assert [run.kernels for run in report.kernels] == ["xnnpack", *["built-in"] * 2]
+
+
 def looped() -> keras.Model:
     keras.utils.set_random_seed(2)
     inputs = keras.Input((5, 3), name="steps")

@@ -457,8 +457,9 @@ def _verify_each(
         return (replace(o, name=f"{name}/{o.name}") for o in outputs)
 
     first = next(iter(reports.values()))
-    # One that some operations have no kernels for is left out for all.
-    runs = [(run.kernels, run.threads) for run in first.kernels]
+    # The last, which some operations have no kernels for, is left out for all.
+    fewest = min((report.kernels for report in reports.values()), key=len)
+    runs = [(run.kernels, run.threads) for run in fewest]
     return replace(
         first,
         samples=min(report.samples for report in reports.values()),
