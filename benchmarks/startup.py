@@ -3,14 +3,16 @@
     python benchmarks/startup.py [--rounds 10]
 
 Each case is a process of its own; they take turns, so that a busy moment of the machine
-hits all alike. Figures are medians over the rounds; ratios and differences to Keras are
-those within a round, with their 10th and 90th percentile.
+hits all alike. Figures are medians over the rounds, ratios and differences to Keras
+those within a round, with the least and the largest. CPU seconds, user and system,
+are what the processes took; on a busy machine they took longer by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -27,7 +29,9 @@ CASES = {
 }
 
 
-def seconds(arguments: list[str]) -> float:
+def measured(arguments: list[str]) -> tuple[float, float]:
+    """Seconds by the clock and of CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, *arguments],
@@ -36,7 +40,15 @@ def seconds(arguments: list[str]) -> float:
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    return time.perf_counter() - started
+    clock = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return clock, used
+
+
+def spread(values: np.ndarray, form: str) -> str:
+    low, middle, high = (format(f(values), form) for f in (np.min, np.median, np.max))
+    return f"{middle} ({low} to {high})"
 
 
 def main() -> None:
@@ -44,18 +56,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
     for arguments in CASES.values():
-        seconds(arguments)  # files come into the system's cache
-    taken = np.array([[seconds(a) for a in CASES.values()] for _ in range(rounds)])
-    keras = taken[:, :1]
-    print(f"{'':27}seconds  ratio to keras       seconds more than keras")
-    for name, own, ratio, more in zip(
-        CASES, taken.T, (taken / keras).T, (taken - keras).T, strict=True
-    ):
+        measured(arguments)  # files come into the system's cache
+    taken = np.array([[measured(a) for a in CASES.values()] for _ in range(rounds)])
+    print(f"{'':26}  clock s   CPU s  CPU, ratio to keras   CPU s more than it")
+    for place, name in enumerate(CASES):
+        clock, used = taken[:, place].T
+        keras = taken[:, 0, 1]
         print(
-            f"{name:26}{np.median(own):8.2f}  {np.median(ratio):5.2f} "
-            f"({np.percentile(ratio, 10):.2f} to {np.percentile(ratio, 90):.2f})  "
-            f"{np.median(more):+6.2f} ({np.percentile(more, 10):+.2f} to "
-            f"{np.percentile(more, 90):+.2f})"
+            f"{name:26}{np.median(clock):9.2f}{np.median(used):8.2f}  "
+            f"{spread(used / keras, '.2f'):22}{spread(used - keras, '+.2f')}"
         )
 
 
