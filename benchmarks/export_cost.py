@@ -80,7 +80,7 @@ def bare(model: Any, recipe: str, pixels: Any, path: Path) -> dict[str, Any]:
 
 def with_kdlite(model: Any, recipe: str, pixels: Any, path: Path) -> dict[str, Any]:
     import kdlite
-    from kdlite.lite import convert
+    from kdlite.lite import proof
 
     taken = []
 
@@ -90,7 +90,7 @@ def with_kdlite(model: Any, recipe: str, pixels: Any, path: Path) -> dict[str, A
         taken.append(cpu_s() - before)
         return report
 
-    verify, convert.verify = convert.verify, timed
+    verify, proof.verify = proof.verify, timed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few samples
         result = kdlite.export(
