@@ -19,10 +19,17 @@ import numpy as np
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.augment import flip
+from kdlite.demo.augment import erase, flip, shift_and_flip
 from kdlite.demo.models import build_student
 from kdlite.demo.teacher import load_teacher
 from kdlite.gates import Gates
+
+AUGMENTATIONS = {
+    "flip": flip,
+    "shift": shift_and_flip,
+    "erase": lambda image, seed: erase(flip(image, seed), seed + 2),
+    "shift+erase": lambda image, seed: erase(shift_and_flip(image, seed), seed + 2),
+}
 
 
 def main() -> int:
@@ -31,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=6e-3)
     parser.add_argument("--temperature", type=float, default=2.0)
@@ -51,7 +59,7 @@ def main() -> int:
         temperature=args.temperature,
         hard_loss_weight=args.hard_loss_weight,
         soft_loss_weight=1.0 - args.hard_loss_weight,
-        augment=flip,
+        augment=AUGMENTATIONS[args.augment],
         views=args.views,
         seeds=args.seeds,
         gates=Gates(

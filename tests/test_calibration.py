@@ -4,12 +4,14 @@ import logging
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 
 from kdlite.lite.calibration import (
     MOST_SAMPLES,
     InputSpec,
+    check_scale,
     load_samples,
     random_samples,
     with_shapes,
@@ -260,3 +262,22 @@ def test_samples_in_the_units_of_the_range() -> None:
             load_samples(np.array([[0.0, 1.0], [0.5, 1.0]]), [pixels], role=role)
     load_samples(np.array([[0.0, 3.0]]), [pixels])
     load_samples(np.array([[0.0, 0.0]]), [pixels])
+
+
+@pytest.mark.parametrize("scale", [255.0, 1 / 255])
+def test_calibration_of_another_scale_than_what_it_stands_for(rng, scale) -> None:
+    dense = keras.layers.Dense(4)
+    norm = keras.layers.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((6,), name="x"), dense, norm])
+    x = rng.uniform(size=(64, 6)).astype("float32")
+    rule = "in the units that the model is used with. Received: "
+    with pytest.raises(ValueError, match=f"{rule}for input 'x' values from"):
+        check_scale(model, {"x": x * scale}, {"x": x})
+    check_scale(model, {"x": x}, {"x": x[::-1]})
+    # Of few samples nothing follows.
+    check_scale(model, {"x": x * scale}, {"x": x[:2]})
+    # The same on both sides: what the model remembers of its training tells.
+    norm.moving_variance.assign(np.asarray(dense(x)).var(0))
+    check_scale(model, {"x": x}, {"x": x})
+    with pytest.raises(ValueError, match=rf"{rule}samples .* reach layer 'norm'"):
+        check_scale(model, {"x": x * scale}, {"x": x * scale})

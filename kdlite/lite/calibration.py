@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.compress.met_statistics import met_statistics
 from kdlite.datasets import load, read_npz
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ Array = np.ndarray[Any, Any]
 
 # Below this, ranges still change markedly with the choice of samples.
 FEW_SAMPLES = 100
+# Two draws from the same data differ in what their values span by far less.
+_SCALES_APART = 20.0
+_FEW_TO_COMPARE = 8
+_COMPARED = 64
 # Beyond a few hundred samples, the ranges that calibration finds hardly move.
 MOST_SAMPLES = 1000
 _MOST_NAMED = 5
@@ -158,6 +163,46 @@ def check_pixels(model: keras.Model, highest: float, received: str) -> None:
             f"to {highest:g}, for model {model.name!r}, which begins with "
             f"Rescaling({scale:g}) and so takes raw pixels. Fix: give pixels in "
             "0..255, or build the model without Rescaling."
+        )
+
+
+def check_scale(
+    model: keras.Model, calibration: Mapping[str, Array], compared: Mapping[str, Array]
+) -> None:
+    """Refuses calibration data in other units than what it stands for.
+
+    Ranges that were found in 0..255 leave one of 256 levels to values of 0..1.
+
+    Args:
+        model: What is quantized; its normalizations remember their training data.
+        calibration: By input name `(samples, ...)`.
+        compared: What the file is compared on, likewise.
+
+    Raises:
+        ValueError: If an input has another scale in the two, or if the model was
+            trained on data of another scale.
+    """
+    rule = "`calibration_data` must be in the units that the model is used with."
+    for name, values in calibration.items():
+        others = compared[name]
+        if values.dtype.kind != "f" or others.dtype.kind != "f":
+            continue
+        spread, other = float(np.ptp(values)), float(np.ptp(others))
+        enough = min(len(values), len(others)) >= _FEW_TO_COMPARE
+        if enough and not other / _SCALES_APART <= spread <= other * _SCALES_APART:
+            raise ValueError(
+                f"{rule} Received: for input {name!r} values from {values.min():g} to "
+                f"{values.max():g}, where `verify_data` has {others.min():g} to "
+                f"{others.max():g}. Scale them alike (pixels all in 0..255, or all in "
+                "0..1)."
+            )
+    first = [values[:_COMPARED] for values in calibration.values()]
+    met = met_statistics(model, first[0]) if len(first) == 1 else None
+    if met is not None and not met.near:
+        raise ValueError(
+            f"{rule} Received: samples whose variance is {met.variance_ratio:.3g} "
+            f"times that of the training data where they reach layer {met.layer!r}. "
+            "Scale them as in training (pixels all in 0..255, or all in 0..1)."
         )
 
 

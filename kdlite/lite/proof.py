@@ -27,6 +27,7 @@ from kdlite.lite.calibration import (
     MOST_SAMPLES,
     InputSpec,
     check_pixels,
+    check_scale,
     load_samples,
     observed_range,
     random_samples,
@@ -208,6 +209,8 @@ class Proof:
             self.image_range = observed_range(compared, known)
         if compared is None:
             compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
+        if calibrated and samples is not None:
+            check_scale(serving.model, samples, compared)
         self.samples = compared if verify_data is None else verify_data
         self._compared = compared
         self._demands = demands

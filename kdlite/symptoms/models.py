@@ -6,12 +6,11 @@ Each test looks at a `Case` and returns a `Finding`, or `None` where nothing is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 
-from kdlite.distill.taps import LogitsModel
+from kdlite.compress.met_statistics import met_statistics
 from kdlite.distill.targets import UNLABELLED
 from kdlite.lite.calibration import check_pixels
 from kdlite.symptoms.case import (
@@ -19,17 +18,12 @@ from kdlite.symptoms.case import (
     Array,
     Case,
     Finding,
-    MappedTeacher,
-    Structure,
     better,
     rows,
     run,
 )
 
-# The statistics of a trained BatchNormalization and those of a few samples of its own
-# data, all of one class perhaps, differ by less; pixels of 0..255 where 0..1 belong
-# differ by 65,000.
-_VARIANCE_RATIO = 1000.0
+# The means of a few samples, all of one class perhaps, are nearer.
 _MEAN_SHIFT = 4.0
 _SMALL_BATCH = 8
 
@@ -136,23 +130,15 @@ def _unlike_statistics(case: Case) -> Finding | None:
         return None
     # From all over: samples are often sorted by class.
     step = -(-len(case.teacher_logits) // BATCH)
-    met = _first_normalization(teacher, rows(case.x, slice(None, None, step)))
-    if met is None:
-        return None
-    layer, mean, variance, values = met
-    axes = tuple(range(values.ndim - 1))
-    found_mean, found_variance = values.mean(axes), values.var(axes)
-    epsilon = 1e-6 * float(np.median(variance)) + 1e-12
-    ratio = float(np.median((found_variance + epsilon) / (variance + epsilon)))
-    shift = float(np.median(np.abs(found_mean - mean) / np.sqrt(variance + epsilon)))
-    if 1 / _VARIANCE_RATIO < ratio < _VARIANCE_RATIO and shift < _MEAN_SHIFT:
+    met = met_statistics(teacher.model, rows(case.x, slice(None, None, step)), teacher)
+    if met is None or (met.near and met.mean_shift < _MEAN_SHIFT):
         return None
     return Finding(
         "input-range",
         "error",
-        f"What reaches layer '{layer.name}' of {case.name('teacher')} has "
-        f"{ratio:.3g} times the variance that it was trained with, and means "
-        f"{shift:.3g} standard deviations from those.",
+        f"What reaches layer '{met.layer}' of {case.name('teacher')} has "
+        f"{met.variance_ratio:.3g} times the variance that it was trained with, and "
+        f"means {met.mean_shift:.3g} standard deviations from those.",
         "Give the data in the units and with the normalisation of the teacher's "
         "training.",
     )
@@ -197,56 +183,3 @@ def student_larger(case: Case) -> Finding | None:
         f"'{case.teacher.name}' {sizes['teacher']:,}.",
         "Check the order of the arguments (student first), or take a smaller student.",
     )
-
-
-def _first_normalization(
-    model: LogitsModel | MappedTeacher, x: Structure
-) -> tuple[keras.layers.Layer, Array, Array, Array] | None:
-    """The first layer with statistics of the training data, these, and its input."""
-    met: list[tuple[keras.layers.Layer, Array, Array, Array]] = []
-
-    def watched(layer: Any) -> Callable[..., Any]:
-        call = layer.call
-
-        def seen(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not met:
-                met.append((layer, *known[layer], np.asarray(inputs, "float64")))
-            return call(inputs, *args, **kwargs)
-
-        return seen
-
-    known = {
-        layer: statistics
-        for layer in model.model._flatten_layers()
-        if (statistics := _statistics(layer)) is not None
-    }
-    # Functional models run layer by layer when called eagerly: `call` can be watched.
-    for layer in known:
-        object.__setattr__(layer, "call", watched(layer))
-    try:
-        if known:
-            model(x)
-    finally:
-        for layer in known:
-            object.__delattr__(layer, "call")
-    return met[0] if met else None
-
-
-def _statistics(layer: Any) -> tuple[Array, Array] | None:
-    """Mean and variance by channel that a layer was trained with, if it has such."""
-    if isinstance(layer, keras.layers.BatchNormalization) and layer.built:
-        rank = len(layer.input_spec.axes or {}) and layer.input_spec.ndim
-        if layer.axis not in (-1, (rank or 0) - 1):
-            return None
-        mean, variance = (
-            np.asarray(v, "float64") for v in (layer.moving_mean, layer.moving_variance)
-        )
-    elif isinstance(layer, keras.layers.Normalization) and layer.built:
-        mean, variance = (
-            np.asarray(v, "float64").reshape(-1) for v in (layer.mean, layer.variance)
-        )
-    else:
-        return None
-    if not mean.any() and (variance == 1.0).all():  # never trained
-        return None
-    return mean, variance

@@ -1,0 +1,283 @@
+"""kdlite beside its peers: what they teach, what they export, what they get wrong.
+
+    python benchmarks/peers.py [quality] [export] [cases] --work peers
+
+Prints one table for each; without a name, all three. What was measured is kept in
+`--work`, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+TABLES = ("quality", "export", "cases")
+HERE = Path(__file__).parent
+BATCH = 128
+
+
+class Kept:
+    """Results by name, in a file that outlives the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        if name not in self._found:
+            self._found[name] = measure()
+            whole = self._path.with_suffix(".tmp")
+            whole.write_text(json.dumps(self._found, indent=1))
+            os.replace(whole, self._path)
+        return self._found[name]
+
+
+def quality(work: Path, seeds: int, samples: int, epochs: int) -> None:
+    """Top-1 of the demo's student at equal budget, by what taught it."""
+    import keras
+
+    import kdlite
+    from kdlite.datasets import fashion_mnist
+    from kdlite.demo.models import build_student
+    from kdlite.demo.teacher import load_teacher
+
+    data, teacher = fashion_mnist(), load_teacher()
+    x, y = data.train.x[:samples], data.train.y[:samples]
+    peers = keras.distillation
+
+    def keras_distiller(student: keras.Model, **loss: Any) -> keras.Model:
+        return peers.Distiller(
+            teacher,
+            student,
+            peers.LogitsDistillation(**loss),
+            student_loss_weight=0.5,
+        )
+
+    methods: dict[str, Callable[[keras.Model], keras.Model]] = {
+        "no teacher": lambda student: student,
+        "keras.distillation, as its defaults are": lambda student: peers.Distiller(
+            teacher, student, peers.LogitsDistillation()
+        ),
+        "keras.distillation, T=2, weights equal": lambda student: keras_distiller(
+            student, temperature=2.0, loss=keras.losses.KLDivergence()
+        ),
+        "kdlite, T=2, weights equal": lambda student: kdlite.Distiller(
+            student,
+            teacher,
+            kdlite.losses.SoftTargets(2.0),
+            hard_loss_weight=0.5,
+            soft_loss_weight=0.5,
+        ),
+    }
+
+    def trained(method: str, seed: int) -> dict[str, float]:
+        keras.utils.set_random_seed(seed)
+        student = build_student()
+        model = methods[method](student)
+        steps = epochs * (samples // BATCH)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - steps // 10, warmup_target=6e-3, warmup_steps=steps // 10
+        )
+        model.compile(
+            keras.optimizers.AdamW(schedule, weight_decay=1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        keras.utils.set_random_seed(seed)
+        start = time.perf_counter()
+        model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
+        took = time.perf_counter() - start
+        scores = student.predict(data.test.x, batch_size=500, verbose=0)
+        return {"top1": float((scores.argmax(-1) == data.test.y).mean()), "s": took}
+
+    kept = Kept(work / f"quality_{samples}_{epochs}.json")
+    print(f"\n{samples:,} images, {epochs} epochs, {seeds} seeds, test set:\n")
+    print("| taught by | top-1 % | gain over no teacher, by seed |")
+    print("|---|---|---|")
+    plain: list[float] = []
+    for method in methods:
+        runs = [
+            kept.get(f"{method} {seed}", lambda m=method, s=seed: trained(m, s))
+            for seed in range(seeds)
+        ]
+        top1 = [100 * run["top1"] for run in runs]
+        plain = plain or top1
+        gains = ", ".join(f"{a - b:+.2f}" for a, b in zip(top1, plain, strict=True))
+        spread = f" ±{np.std(top1, ddof=1):.2f}" if seeds > 1 else ""
+        print(f"| {method} | {np.mean(top1):.2f}{spread} | {gains} |", flush=True)
+
+
+_EXPORT = """
+import json, resource, sys, time
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import peer_cases, peers
+name, tool, quantization, folder = sys.argv[1:]
+import keras, kdlite, tensorflow
+keras.utils.set_random_seed(0)
+model = peers.export_models()[name]()
+case = peer_cases.Case("", lambda: model, quantization)
+samples = peer_cases.samples_of(model)
+path = Path(folder) / "model.tflite"
+start = time.perf_counter()
+peer_cases.TOOLS[tool](case, model, samples, path)
+took = time.perf_counter() - start
+usage = [resource.getrusage(who).ru_maxrss
+         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps(dict(s=took, kib=max(usage), bytes=path.stat().st_size,
+                      verdict=peer_cases.judged(case, model, path))))
+"""
+
+
+def export_models() -> dict[str, Callable[[], Any]]:
+    """What the exports are timed on."""
+    import keras
+
+    from kdlite.demo.models import build_student
+
+    return {
+        "demo student": build_student,
+        "MobileNetV3Small": lambda: keras.applications.MobileNetV3Small(
+            (96, 96, 3), weights=None, classes=10, include_preprocessing=False
+        ),
+    }
+
+
+def export(work: Path, repeats: int) -> None:
+    """Time, memory and size of an export, each in a process of its own."""
+    from peer_cases import TOOLS
+
+    kept = Kept(work / "export.json")
+
+    def measured(model: str, tool: str, quantization: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = subprocess.run(
+                [sys.executable, "-c", _EXPORT.format(here=str(HERE))]
+                + [model, tool, quantization, folder],
+                capture_output=True,
+                text=True,
+                timeout=1800,
+                check=False,
+            )
+        if out.returncode:
+            last = (out.stderr.strip().splitlines() or [""])[-1]
+            return {"failed": last[:200] or f"exit {out.returncode}"}
+        return dict(json.loads(out.stdout.strip().splitlines()[-1]))
+
+    print("\nTurn by turn, the fastest of each; kdlite's time includes verification:\n")
+    print("| model | file | by | time, ratio | peak memory MiB | bytes | the file is |")
+    print("|---|---|---|---|---|---|---|")
+    for model in export_models():
+        for quantization in ("float32", "int8"):
+            tools = [
+                tool
+                for tool in TOOLS
+                if quantization != "float32" or tool != "ai-edge-quantizer"
+            ]
+            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+            for turn in range(repeats):
+                for tool in tools:
+                    runs[tool].append(
+                        kept.get(
+                            f"{model} {quantization} {tool} {turn}",
+                            lambda m=model, t=tool, q=quantization: measured(m, t, q),
+                        )
+                    )
+            base = min(run.get("s", np.inf) for run in runs["bare converter"])
+            for tool in tools:
+                row = f"| {model} | {quantization} | {tool} |"
+                if "failed" in runs[tool][0]:
+                    print(f"{row} - | - | - | {runs[tool][0]['failed']} |")
+                    continue
+                best = min(runs[tool], key=lambda run: run["s"])
+                print(
+                    f"{row} {best['s']:.1f} s, {best['s'] / base:.2f} "
+                    f"| {best['kib'] / 1024:.0f} | {best['bytes']:,} "
+                    f"| {best['verdict']} |",
+                    flush=True,
+                )
+
+
+def cases(work: Path) -> None:
+    """What each tool makes of the reports: right, wrong, refused, or a crash."""
+    from peer_cases import CASES, TOOLS
+
+    kept = Kept(work / "cases.json")
+
+    def tried(case: str, tool: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                out = subprocess.run(
+                    [sys.executable, str(HERE / "peer_cases.py"), case, tool, folder],
+                    capture_output=True,
+                    text=True,
+                    timeout=900,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return "crash: no end in 15 minutes"
+        if out.returncode < 0:
+            return f"crash: signal {-out.returncode} ends Python"
+        if out.returncode:
+            return f"crash: {(out.stderr.strip().splitlines() or ['?'])[-1][:120]}"
+        verdict = json.loads(out.stdout.strip().splitlines()[-1])["verdict"]
+        return str(verdict)
+
+    print("\n| report | " + " | ".join(TOOLS) + " |")
+    print("|---" * (len(TOOLS) + 1) + "|")
+    for name, case in CASES.items():
+        verdicts = [
+            kept.get(f"{name} {tool}", lambda n=name, t=tool: tried(n, t))
+            for tool in TOOLS
+        ]
+        cells = (verdict.replace("|", "/") for verdict in verdicts)
+        print(f"| {case.what} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--work", type=Path, default=Path("peers"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    chosen = args.tables or TABLES
+    if unknown := set(chosen) - set(TABLES):
+        parser.error(f"no such table: {', '.join(sorted(unknown))}; of {TABLES}")
+    args.work.mkdir(parents=True, exist_ok=True)
+    versions = (
+        f"{name} {importlib.metadata.version(name)}"
+        for name in (
+            "kdlite",
+            "tensorflow",
+            "keras",
+            "ai-edge-litert",
+            "ai-edge-quantizer",
+        )
+    )
+    print(", ".join(versions))
+    if "quality" in chosen:
+        quality(args.work, args.seeds, args.samples, args.epochs)
+    if "export" in chosen:
+        export(args.work, args.repeats)
+    if "cases" in chosen:
+        cases(args.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
