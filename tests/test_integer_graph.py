@@ -151,7 +151,7 @@ def shared(second):
         ),
         (
             lambda: model(OwnDense(2, name="d")),
-            "not have this layer. .*'d' of class OwnDense. Build the student from",
+            "not have this layer. .*'d' of class OwnDense. Leave it in float, over",
         ),
         (
             lambda: model(layers.ConvLSTM1D(2, 3, name="loop"), shape=(4, 8, 2)),

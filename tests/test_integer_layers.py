@@ -355,7 +355,10 @@ def test_what_16_bits_do_not_have(make, text) -> None:
     [
         (layers.LayerNormalization, "LayerNormalization. Its mean and square root"),
         (lambda: layers.LSTM(2), "LSTM. Its loop has no ranges, and the converter"),
-        (layers.ELU, "ELU. It has no integer operation. Build the student from"),
+        (
+            layers.ELU,
+            "ELU. It has no integer operation. Leave it in float, overrides=.'elu",
+        ),
         (lambda: layers.Activation("selu"), "'selu' in layer"),
     ],
 )
@@ -492,6 +495,28 @@ def test_an_export_has_no_other_layers_in_float(tmp_path, rng) -> None:
     # The converter takes an average of integers in integers.
     in_float = [op.name for op in result.ops if op.float_compute]
     assert in_float == ["FULLY_CONNECTED", "SOFTMAX"]
+
+
+@pytest.mark.parametrize("cell", [layers.LSTM, layers.GRU])
+def test_a_loop_stays_in_float_between_integers(cell, tmp_path, rng) -> None:
+    student = keras.Sequential(
+        [
+            keras.Input((6, 4), name="x"),
+            layers.Conv1D(8, 3, padding="same", activation="relu", name="conv"),
+            cell(8, name="loop"),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+    x = rng.normal(0, 1, (64, 6, 4)).astype("float32")
+    qat = quantize_aware(student, overrides={"loop": "float32"})
+    assert float_layers(qat) == ("loop",)
+    calibrate(qat, x)
+    result = export(qat, tmp_path / "m.tflite", "int8", verify_data=x)
+    assert result.verification.outputs[0].within_one_step >= 0.99
+    computed = [(op.name, op.float_compute) for op in result.ops]
+    assert ("CONV_2D", False) in computed and ("WHILE", True) in computed
+    # Behind the loop there are integers again; what is in it comes last in a file.
+    assert ("FULLY_CONNECTED", False) in computed
 
 
 @pytest.mark.parametrize(

@@ -266,8 +266,9 @@ def check_supported(layer: Any, bits: int = 8) -> None:
             "Quantization-aware training does not have this layer. Received: layer "
             f"{layer.name!r} of class {type(layer).__name__}. "
             + (f"{why}. " if why else "")
-            + f"Build the student from {names}, or quantize it after training. "
-            "Augmentation belongs in the data."
+            + f"Leave it in float, overrides={{{layer.name!r}: 'float32'}}, or export "
+            "the student with 'dynamic', which has 8-bit weights of any layer. Or "
+            f"build the student from {names}. Augmentation belongs in the data."
         )
     if layer.dtype_policy.name != "float32":
         raise ValueError(
