@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,13 +239,21 @@ def cases(work: Path) -> None:
 
     print("\n| report | " + " | ".join(TOOLS) + " |")
     print("|---" * (len(TOOLS) + 1) + "|")
+    counts: dict[str, Counter[str]] = {tool: Counter() for tool in TOOLS}
     for name, case in CASES.items():
-        verdicts = [
-            kept.get(f"{name} {tool}", lambda n=name, t=tool: tried(n, t))
-            for tool in TOOLS
-        ]
-        cells = (verdict.replace("|", "/") for verdict in verdicts)
+        cells = []
+        for tool in TOOLS:
+            verdict = kept.get(f"{name} {tool}", lambda n=name, t=tool: tried(n, t))
+            counts[tool][verdict.partition(":")[0].partition(",")[0]] += 1
+            cells.append(textwrap.shorten(verdict.replace("|", "/"), 90))
         print(f"| {case.what} | " + " | ".join(cells) + " |", flush=True)
+    ends = ("right", "refused", "wrong", "crash")
+    sums = (
+        ", ".join(f"{found[end]} {end}" for end in ends if found[end])
+        for found in counts.values()
+    )
+    print("| **in all** | " + " | ".join(sums) + " |")
+    print(f"\nThe whole words of each are in {work / 'cases.json'}.")
 
 
 def main() -> int:
