@@ -550,9 +550,12 @@ def test_a_file_that_does_otherwise_is_not_put_in_place(
 
 
 def test_a_file_of_the_wrong_kind_is_an_error(float_file, converted, tmp_path) -> None:
+    calibration = normalised(pixels())
     # So a float file where int8 was asked for (tensorflow#40681) cannot pass.
     with pytest.raises(ConversionError, match="int8 means.*stay in float.*CONV_2D"):
-        export(float_file[0], tmp_path / "x.tflite", "int8", calibration_data=pixels())
+        export(
+            float_file[0], tmp_path / "x.tflite", "int8", calibration_data=calibration
+        )
     with pytest.raises(
         ConversionError, match="must be int8, as `quantization` asks.*made float32"
     ):
@@ -560,7 +563,7 @@ def test_a_file_of_the_wrong_kind_is_an_error(float_file, converted, tmp_path) -
             float_file[0],
             tmp_path / "x.tflite",
             "int8",
-            calibration_data=pixels(),
+            calibration_data=calibration,
             io="int8",
             allow_float_ops={op.name for op in float_file[1].ops},
         )
@@ -570,6 +573,7 @@ def test_a_file_of_the_wrong_kind_is_an_error(float_file, converted, tmp_path) -
 def test_inputs_of_another_type_than_asked_for_are_an_error(
     float_file, converted, tmp_path
 ) -> None:
+    calibration = normalised(pixels())
     # Of a recipe of one's own a file cannot be told to be it.
     mine = dataclasses.replace(RECIPES["int8"], name="mine")
     with pytest.raises(
@@ -579,7 +583,7 @@ def test_inputs_of_another_type_than_asked_for_are_an_error(
             float_file[0],
             tmp_path / "x.tflite",
             mine,
-            calibration_data=pixels(),
+            calibration_data=calibration,
             io="int8",
             allow_float_ops={op.name for op in float_file[1].ops},
         )

@@ -441,6 +441,8 @@ class TestLoad:
             "shard": None,
             "bytes": 50 * 3 * 3 * 4,
             "teacher": viewed.teacher_fingerprint,
+            "outputs": "logits",
+            "features": {},
         }
 
     def test_views_that_are_not_there(self, viewed):
