@@ -204,15 +204,17 @@ CASES: dict[str, Case] = {
 
 
 def samples_of(model: keras.Model, count: int = 64) -> Samples:
-    """Normal values for every input by name, or words."""
+    """Values of 0..1 for every input by name, pixels of 0..255, or words."""
     rng = np.random.default_rng(0)
+    pixels = any(isinstance(layer, layers.Rescaling) for layer in model.layers)
     drawn: Samples = {}
     for tensor in keras.tree.flatten(model.inputs):
         shape = (count, *tensor.shape[1:])
         if tensor.dtype == "string":
             drawn[tensor.name] = np.full(shape, "good")
         else:
-            drawn[tensor.name] = rng.uniform(size=shape).astype("float32")
+            values = rng.uniform(0, 255 if pixels else 1, shape)
+            drawn[tensor.name] = values.astype("float32")
     return drawn
 
 
@@ -352,12 +354,18 @@ def _compared(case: Case, model: keras.Model, path: Path, names: list[str]) -> s
     has = runner.get_output_details()
     known = set(wanted) <= set(has)
     details = interpreter.get_output_details()
-    if not set(samples) <= set(runner.get_input_details()):
+    takes = runner.get_input_details()
+    if not set(samples) <= set(takes):
         return "wrong: inputs lost their names"
     worst = 0.0
     for index in range(16):
         try:
-            given = runner(**{n: v[index : index + 1] for n, v in samples.items()})
+            given = runner(
+                **{
+                    name: _stored(values[index : index + 1], takes[name])
+                    for name, values in samples.items()
+                }
+            )
         except (RuntimeError, ValueError) as err:
             return f"wrong: fails at the first call ({str(err).splitlines()[0][:50]})"
         for place, (name, value) in enumerate(wanted.items()):
@@ -389,6 +397,17 @@ def _compared(case: Case, model: keras.Model, path: Path, names: list[str]) -> s
     shapes = [name for name in ("SHAPE", "PACK") if name in names]
     note = "" if known or len(wanted) == 1 else ", by place only"
     return "right" + note + (f", with {' and '.join(shapes)}" if shapes else "")
+
+
+def _stored(values: Array, takes: dict[str, Any]) -> Array:
+    """Values as a file's input takes them, which may be integers."""
+    scale, zero = takes["quantization"]
+    if not scale or takes["dtype"] == np.float32:
+        return values
+    limits = np.iinfo(takes["dtype"])
+    return np.clip(np.round(values / scale) + zero, limits.min, limits.max).astype(
+        takes["dtype"]
+    )
 
 
 def attempt(name: str, tool: str, folder: Path) -> str:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import signal
+
 import flatbuffers
 import keras
 import numpy as np
@@ -123,6 +126,33 @@ CRASHED = (
     r"one that LiteRT can run. Received: {}, with which LiteRT, by its .* kernels and "
     r"\d threads?, crashed \(SIG[A-Z]+\)\. Make or copy"
 )
+
+
+@pytest.mark.parametrize("kernels", ["reference", "built-in"])
+def test_reference_kernels_that_crash_are_no_fault_of_the_file(
+    net, blob, rng, monkeypatch, kernels
+) -> None:
+    real = isolated_runs._SERVERS
+
+    class Crashing:
+        """Has the copy crash in the run with these kernels, the last."""
+
+        def run(self, job, folder, limit):
+            ended = real.run(job, folder, limit)
+            (folder / "1.npz").unlink()
+            return dataclasses.replace(ended, returncode=-int(signal.SIGABRT))
+
+    monkeypatch.setattr(isolated_runs, "_SERVERS", Crashing())
+    ways = [Run("xnnpack", 1, 9), Run(kernels, 1, 2)]
+    content, _ = inspect_bytes(blob)
+    x = images(rng)
+    if kernels != "reference":
+        with pytest.raises(ValueError, match=r"its built-in kernels .*SIGABRT"):
+            isolated_runs.isolated_runs(content, blob, {"image": x}, ways)
+        return
+    told, reason = isolated_runs.isolated_runs(content, blob, {"image": x}, ways)
+    np.testing.assert_allclose(told["scores"], net(x), atol=1e-5)
+    assert "reference kernels and 1 thread, crashed (SIGABRT)" in str(reason)
 
 
 def test_a_file_that_never_ends_is_stopped(net, blob, rng, monkeypatch) -> None:
