@@ -30,8 +30,8 @@ Samples = dict[str, Array]
 
 # The newest runtime on Maven Central by the name of TensorFlow Lite.
 RUNTIME = "2.16.1"
-# Arithmetic on floats that a file asked to be int8 may not hold.
-_EDGES = {"QUANTIZE", "DEQUANTIZE"}
+# What may take floats in a file that was asked to be int8: its edges, and no arithmetic.
+_EDGES = {"QUANTIZE", "DEQUANTIZE", "SHAPE"}
 
 
 @dataclass(frozen=True)
