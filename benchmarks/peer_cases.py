@@ -30,7 +30,7 @@ Samples = dict[str, Array]
 
 # The newest runtime on Maven Central by the name of TensorFlow Lite.
 RUNTIME = "2.16.1"
-# What may take floats in a file that was asked to be int8: its edges, and no arithmetic.
+# What may take floats in a file asked to be int8: its edges, and no arithmetic.
 _EDGES = {"QUANTIZE", "DEQUANTIZE", "SHAPE"}
 
 
