@@ -95,7 +95,7 @@ def _tower(draw: st.DrawFn) -> tuple[str, tuple[int, ...], list[Call]]:
         shape = (draw(st.integers(2, 6)),)
     else:
         shape = (draw(st.integers(1, 9)),)
-    calls = draw(st.lists(_CALLS[kind], max_size=4))
+    calls = draw(st.lists(st.one_of(CALLS[kind]), max_size=4))
     return kind, shape, calls
 
 
@@ -139,15 +139,15 @@ _UNROLLED = {
     "return_sequences": st.just(True),
     "unroll": st.just(True),
 }
-_CALLS: dict[str, st.SearchStrategy[Call]] = {
-    "image": st.one_of(
+CALLS: dict[str, list[st.SearchStrategy[Call]]] = {
+    "image": [
         _call("Conv2D", **_CONVOLUTION),
         _call("SeparableConv2D", **_CONVOLUTION),
         _call("Conv2DTranspose", **_CONVOLUTION),
         _call("DepthwiseConv2D", kernel_size=st.integers(1, 3), padding=_PADDING),
         _call("Conv2D", **_DILATED),
         _call("MaxPooling2D", padding=_PADDING),
-        _call("AveragePooling2D", padding=_PADDING),
+        _call("AveragePooling2D", pool_size=st.just(2), padding=_PADDING),
         _call("UpSampling2D", interpolation=st.sampled_from(["nearest", "bilinear"])),
         _call("ZeroPadding2D"),
         _call("Cropping2D", cropping=st.just(1)),
@@ -155,19 +155,19 @@ _CALLS: dict[str, st.SearchStrategy[Call]] = {
         _call("SpatialDropout2D", rate=st.just(0.2)),
         _call("GroupNormalization", groups=st.just(1)),
         *_ANY,
-    ),
-    "series": st.one_of(
+    ],
+    "series": [
         _call("Conv1D", **_CONVOLUTION),
         _call("MaxPooling1D", padding=_PADDING),
-        _call("AveragePooling1D", padding=_PADDING),
+        _call("AveragePooling1D", pool_size=st.just(2), padding=_PADDING),
         _call("UpSampling1D"),
         _call("attention"),
         _call("GRU", **_UNROLLED),
         _DENSE,
         *_ANY,
-    ),
-    "vector": st.one_of(_DENSE, *_ANY),
-    "ids": st.one_of(_DENSE, _call("Conv1D", **_CONVOLUTION), *_ANY),
+    ],
+    "vector": [_DENSE, *_ANY],
+    "ids": [_DENSE, _call("Conv1D", **_CONVOLUTION), *_ANY],
 }
 
 
@@ -190,7 +190,7 @@ def _build(
         if kind == "ids":
             x = layers.Embedding(_IDS, 4, dtype=policy)(x)
         for name, arguments in calls:
-            x = _called(name, arguments, x, policy)
+            x = called(name, arguments, x, policy)
         ends.append(x)
     flat = [_flat(x, policy) for x in ends]
     both = flat[0]
@@ -212,7 +212,8 @@ def _build(
     return model
 
 
-def _called(name: str, arguments: dict[str, Any], x: Any, policy: str) -> Any:
+def called(name: str, arguments: dict[str, Any], x: Any, policy: str) -> Any:
+    """Calls a layer that `CALLS` draws, or one of the few with names of their own."""
     width = x.shape[-1]
     if name == "residual":
         y = layers.Dense(width, dtype=policy, **arguments)(x)

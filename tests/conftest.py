@@ -14,6 +14,7 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import gc
 import random
 import signal
 import sys
@@ -26,6 +27,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = 20240229
+# TensorFlow's and Keras's modules are a million objects that live on, and a trace makes
+# many more: Python would look through all of them time and again.
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,9 @@ def seeds() -> None:
     np.random.seed(SEED)
     # Tests of modules without TensorFlow stay quick: seeded only once it is loaded.
     if "keras" in sys.modules:
+        if not gc.get_freeze_count():
+            gc.collect()
+            gc.freeze()
         sys.modules["keras"].utils.set_random_seed(SEED)
 
 

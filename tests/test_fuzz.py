@@ -6,28 +6,58 @@ import struct
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import fuzz  # noqa: E402
+import random_models  # noqa: E402
 from mutations import MUTATIONS, mutated  # noqa: E402
-from random_models import Case, exports  # noqa: E402
+from random_models import CALLS, Case, exports  # noqa: E402
 
-
-@settings(
-    max_examples=16,
+FIXED = settings(
     derandomize=True,
     database=None,
     deadline=None,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
+SIDES = {"image": (9, 9, 2), "series": (9, 2), "vector": (4,), "ids": (9, 4)}
+
+
+@pytest.fixture
+def the_same_everywhere(monkeypatch) -> None:
+    """Hypothesis also draws numbers that stand in the modules imported so far."""
+    none = providers.Constants()
+    monkeypatch.setattr(providers, "_get_local_constants", lambda: none)
+    providers.CONSTANTS_CACHE.cache.clear()
+
+
+@pytest.mark.usefixtures("the_same_everywhere")
+@settings(FIXED, max_examples=12)
 @given(exports())
 def test_a_random_model_is_proven_or_refused(case: Case) -> None:
     ended = fuzz.export_case(case)
     assert ended["end"] in fuzz.GOOD, ended["text"]
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_each_layer_that_may_be_drawn_is_one(kind) -> None:
+    made = set()
+
+    @settings(FIXED, max_examples=1)
+    @given(st.tuples(*CALLS[kind]))
+    def make(calls: tuple[random_models.Call, ...]) -> None:
+        for name, arguments in calls:
+            x = keras.Input(SIDES[kind])
+            made.add(random_models.called(name, arguments, x, "float32") is not x)
+
+    make()
+    assert made == {True}
 
 
 @pytest.fixture(scope="module")
