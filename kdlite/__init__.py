@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from kdlite.lite.convert import ExportResult, export
     from kdlite.lite.metadata import read_metadata
     from kdlite.lite.size_report import size_report
-    from kdlite.lite.tflite_file import inspect
-    from kdlite.lite.verify import VerificationError, verify
+    from kdlite.lite.tflite_reader import inspect
+    from kdlite.lite.verification import VerificationError
+    from kdlite.lite.verify import verify
     from kdlite.pipeline import PipelineResult, distill_to_tflite
     from kdlite.reporting.energy import track_energy
     from kdlite.reporting.report import Report, report
@@ -92,13 +93,13 @@ _HOMES = {
     "SoftLabels": "kdlite.distill.soft_labels:SoftLabels",
     "TuneResult": "kdlite.distill.trials:TuneResult",
     "UpdateResult": "kdlite.distill.update:UpdateResult",
-    "VerificationError": "kdlite.lite.verify:VerificationError",
+    "VerificationError": "kdlite.lite.verification:VerificationError",
     "augment": "kdlite.distill.augment:",
     "check": "kdlite.doctor:check",
     "datasets": "kdlite.datasets:",
     "distill_to_tflite": "kdlite.pipeline:distill_to_tflite",
     "export": "kdlite.lite.convert:export",
-    "inspect": "kdlite.lite.tflite_file:inspect",
+    "inspect": "kdlite.lite.tflite_reader:inspect",
     "losses": "kdlite.distill.losses:",
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",

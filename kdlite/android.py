@@ -18,7 +18,8 @@ import numpy as np
 from kdlite import datasets
 from kdlite.lite.metadata import Metadata, read_metadata
 from kdlite.lite.op_versions import needed_runtime
-from kdlite.lite.tflite_file import TFLiteFile, inspect
+from kdlite.lite.tflite_file import TFLiteFile
+from kdlite.lite.tflite_reader import inspect
 
 # What `org.tensorflow:tensorflow-lite` is in the app.
 RUNTIME = "2.16.1"

@@ -134,7 +134,7 @@ def _in_its_words(err: Exception) -> str:
 
 
 def _is_failed_check(err: Exception) -> bool:
-    from kdlite.lite.verify import VerificationError
+    from kdlite.lite.verification import VerificationError
 
     return isinstance(err, VerificationError)
 
@@ -302,7 +302,8 @@ def _inspect(args: argparse.Namespace) -> Any:
 
 def _verify(args: argparse.Namespace) -> Any:
     from kdlite import datasets
-    from kdlite.lite.verify import VerificationError, verify
+    from kdlite.lite.verification import VerificationError
+    from kdlite.lite.verify import verify
 
     model = _load_model(args.model)
     samples = datasets.load(args.data, model.input_shape[1:], needs_y=False)

@@ -22,8 +22,8 @@ from kdlite.lite.calibration import random_samples
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.runtime import measure_latency
 from kdlite.lite.serving import serve
-from kdlite.lite.tflite_file import inspect
-from kdlite.lite.verify import VerificationError
+from kdlite.lite.tflite_reader import inspect
+from kdlite.lite.verification import VerificationError
 
 logger = logging.getLogger(__name__)
 

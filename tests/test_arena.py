@@ -10,7 +10,8 @@ from keras import layers
 
 from kdlite.lite import arena
 from kdlite.lite.arena import arena_bytes
-from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile, inspect
+from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
+from kdlite.lite.tflite_reader import inspect
 
 
 def chain(*sizes: int, keep: bool = False) -> TFLiteFile:

@@ -11,8 +11,9 @@ from test_layer_errors import spread_out
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite import options
 from kdlite.lite.convert import ConversionError, export
-from kdlite.lite.tflite_file import inspect
-from kdlite.lite.verify import VerificationError, verify
+from kdlite.lite.tflite_reader import inspect
+from kdlite.lite.verification import VerificationError
+from kdlite.lite.verify import verify
 
 DATA = np.random.default_rng(0).normal(size=(120, 8, 8, 3)).astype("float32")
 

@@ -25,8 +25,8 @@ from kdlite.lite.convert import ConversionError, ExportResult, export
 from kdlite.lite.fork_server import ForkServers
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
-from kdlite.lite.tflite_file import inspect
-from kdlite.lite.verify import VerificationError
+from kdlite.lite.tflite_reader import inspect
+from kdlite.lite.verification import VerificationError
 
 layers = keras.layers
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 61.0, 62.0]

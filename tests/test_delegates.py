@@ -10,7 +10,8 @@ from converting import converted
 from keras import layers
 
 from kdlite.lite.delegates import delegates
-from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile, inspect
+from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
+from kdlite.lite.tflite_reader import inspect
 
 
 def file(*ops: tuple[str, str], shape=(1, 4)) -> TFLiteFile:

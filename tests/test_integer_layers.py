@@ -20,7 +20,7 @@ from quantizing import (
 from kdlite.compress.qat import float_layers, for_export, quantize_aware
 from kdlite.lite.convert import export
 from kdlite.lite.op_versions import needed_runtime
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 
 IMAGE, SEQUENCE, VECTOR = (8, 8, 4), (12, 4), (6,)
 

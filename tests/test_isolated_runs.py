@@ -14,7 +14,7 @@ from keras import layers
 from kdlite.lite import isolated_runs
 from kdlite.lite.isolated_runs import Run
 from kdlite.lite.runtime import TFLiteModel
-from kdlite.lite.tflite_file import inspect_bytes
+from kdlite.lite.tflite_reader import inspect_bytes
 from kdlite.lite.verify import verify
 
 WAYS = [Run("xnnpack", 1, 9), Run("built-in", 4, 5), Run("reference", 1, 2)]

@@ -8,7 +8,7 @@ from converting import converted
 from keras import layers
 
 from kdlite.lite.layer_names import layer_names, layers_of, matching
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from kdlite.lite import convert, proof
 from kdlite.lite.convert import export
 from kdlite.lite.model_card import card_path, model_card
-from kdlite.lite.verify import VerificationError, VerificationReport
+from kdlite.lite.verification import VerificationError, VerificationReport
 
 layers = keras.layers
 

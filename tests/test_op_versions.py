@@ -8,7 +8,8 @@ from converting import converted
 from keras import layers
 
 from kdlite.lite.op_versions import NeededRuntime, needed_runtime
-from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile, inspect
+from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
+from kdlite.lite.tflite_reader import inspect
 
 
 def tensor(dtype="float32", shape=(1, 4), scales=()) -> TensorInfo:

@@ -148,7 +148,7 @@ def test_litert_has_one_door() -> None:
     assert modules_that_import("ai_edge_litert") <= {
         "lite/runtime.py",
         # Both read the file's schema, which comes with LiteRT; neither runs a model.
-        "lite/tflite_file.py",
+        "lite/tflite_reader.py",
         "lite/signatures.py",
         "lite/metadata.py",
     }

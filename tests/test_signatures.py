@@ -14,8 +14,9 @@ from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.signatures import merged
-from kdlite.lite.tflite_file import inspect
-from kdlite.lite.verify import VerificationError, verify
+from kdlite.lite.tflite_reader import inspect
+from kdlite.lite.verification import VerificationError
+from kdlite.lite.verify import verify
 
 NAMES = ["cat", "dog", "eel", "fox", "gnu"]
 DATA = np.random.default_rng(0).uniform(0, 255, (120, 8, 8, 3)).astype("float32")

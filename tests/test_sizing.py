@@ -17,7 +17,7 @@ from kdlite import sizing
 from kdlite.compress.shrink import shrunken
 from kdlite.lite.convert import export
 from kdlite.lite.metadata import read_metadata
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 from kdlite.sizing import Candidate, Candidates, Limits, shrink, shrink_candidates
 
 DOCS = Path(__file__).parent.parent / "docs" / "compression.md"

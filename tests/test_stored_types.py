@@ -14,7 +14,7 @@ from kdlite.compress.qat import for_export, quantize_aware
 from kdlite.compress.recipes import recipe
 from kdlite.lite.convert import export
 from kdlite.lite.stored_types import as_trained
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 
 
 def aware(name, rng, *more):

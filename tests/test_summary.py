@@ -8,7 +8,7 @@ from converting import converted
 from keras import layers
 
 from kdlite.compress.summary import summary
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 
 # Layer, shape of one sample, and what it costs, counted by hand: places in the output
 # times what each sums up, and numbers in kernels and biases.

@@ -20,7 +20,8 @@ from kdlite.compress.qat import quantize_aware
 from kdlite.lite import flatbuffer
 from kdlite.lite.flatbuffer import add_table, add_vector
 from kdlite.lite.serving import serve
-from kdlite.lite.tflite_file import TFLiteFile, inspect, inspect_bytes
+from kdlite.lite.tflite_file import TFLiteFile
+from kdlite.lite.tflite_reader import inspect, inspect_bytes
 
 
 def network() -> keras.Model:

@@ -14,13 +14,9 @@ from keras import layers
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite.convert import export
 from kdlite.lite.metadata import write_metadata
-from kdlite.lite.verify import (
-    OutputReport,
-    VerificationError,
-    VerificationReport,
-    compare,
-    verify,
-)
+from kdlite.lite.output_report import OutputReport, compare
+from kdlite.lite.verification import VerificationError, VerificationReport
+from kdlite.lite.verify import verify
 
 
 def classifier(seed: int, name: str = "small") -> keras.Model:

@@ -18,7 +18,7 @@ from kdlite.lite.calibration import InputSpec
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 
 Array = np.ndarray[Any, Any]
 

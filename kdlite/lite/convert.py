@@ -36,9 +36,10 @@ from kdlite.lite.options import (
 from kdlite.lite.proof import Demands, Proof
 from kdlite.lite.signatures import merged, of_signature
 from kdlite.lite.targets import read_once
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 from kdlite.lite.tolerance import rule
-from kdlite.lite.verify import VerificationError, VerificationReport, verify
+from kdlite.lite.verification import VerificationError, VerificationReport
+from kdlite.lite.verify import verify
 
 __all__ = ["ConversionError", "ExportResult", "export"]
 

@@ -12,7 +12,8 @@ from kdlite.lite.arena import arena_bytes
 from kdlite.lite.delegates import DelegateEstimate, delegates
 from kdlite.lite.metadata import Metadata, read_metadata
 from kdlite.lite.op_versions import NeededRuntime, needed_runtime
-from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile, inspect_bytes
+from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
+from kdlite.lite.tflite_reader import inspect_bytes
 
 
 @dataclass(frozen=True)

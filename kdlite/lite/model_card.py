@@ -18,8 +18,9 @@ from typing import Any
 
 from kdlite.lite.file_report import FileReport, describe
 from kdlite.lite.metadata_schema import TensorMetadata
+from kdlite.lite.output_report import OutputReport
 from kdlite.lite.tflite_file import TensorInfo
-from kdlite.lite.verify import OutputReport, VerificationReport
+from kdlite.lite.verification import VerificationReport
 
 _NAME = "MODEL_CARD.md"
 _MOST_LABELS = 50

@@ -50,9 +50,11 @@ from kdlite.lite.options import (
 from kdlite.lite.preflight import check_layers
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
-from kdlite.lite.tflite_file import Op, TFLiteFile, inspect
+from kdlite.lite.tflite_file import Op, TFLiteFile
+from kdlite.lite.tflite_reader import inspect
 from kdlite.lite.tolerance import problems
-from kdlite.lite.verify import VerificationError, VerificationReport, verify
+from kdlite.lite.verification import VerificationError, VerificationReport
+from kdlite.lite.verify import verify
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from kdlite.lite.tflite_file import TensorInfo, TFLiteFile, inspect_bytes
+from kdlite.lite.tflite_file import TensorInfo, TFLiteFile
+from kdlite.lite.tflite_reader import inspect_bytes
 from kdlite.progress import Progress
 
 Array = np.ndarray[Any, Any]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdlite.lite.flatbuffer import Table
-from kdlite.lite.tflite_file import TensorInfo, inspect_bytes
+from kdlite.lite.tflite_file import TensorInfo
+from kdlite.lite.tflite_reader import inspect_bytes
 
 Array = np.ndarray[Any, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdlite.compress.recipes import Recipe
-from kdlite.lite.verify import OutputReport
+from kdlite.lite.output_report import OutputReport
 
 # Sums in another order: 1e-6 of the largest value for each of many layers.
 _FLOAT_SHARE = 1e-4

@@ -12,7 +12,7 @@ import keras
 from kdlite.compress.summary import summary
 from kdlite.lite.benchmark import benchmark
 from kdlite.lite.runtime import TFLiteModel
-from kdlite.lite.tflite_file import inspect
+from kdlite.lite.tflite_reader import inspect
 from kdlite.reporting.energy import EnergyUse, energy_of
 
 #: How many samples make one turn while energy is measured.

@@ -11,7 +11,7 @@ from kdlite.compress.integer_graph import IntegerGraph
 from kdlite.compress.qat import is_quantize_aware
 from kdlite.lite._converter import ConversionError
 from kdlite.lite.convert import export
-from kdlite.lite.verify import VerificationError
+from kdlite.lite.verification import VerificationError
 from kdlite.symptoms.case import Case, Finding
 
 

@@ -1,0 +1,239 @@
+"""How one output of a file compares with the Keras model's, in quantization steps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+TOP1 = "top-1"
+# How far from a whole step a difference may be: it is one of float32 products.
+STEP_TOLERANCE = 0.01
+# Float arithmetic in another order moves a value by some millionths of the largest.
+_FLOAT_TOLERANCE = 1e-4
+# Off by 0, 1, ... steps, and the last bin for so many or more.
+_BINS = 10
+_BAR = 24
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """How one output of a file compares with the Keras model's.
+
+    Attributes:
+        name: The output.
+        step: The width of a quantization step; None for an output in float.
+        largest_difference: The largest ``|file - Keras|`` over all values.
+        rms_difference: Its root mean square.
+        largest_value: The largest magnitude that the Keras model gives.
+        spread: The standard deviation of what the Keras model gives.
+        within_one_step: Share of the values that are at most one step apart; in float,
+            at most 1e-4 of `largest_value`.
+        histogram: How many values are 0, 1, ... steps apart, the last for 9 and more.
+            Empty in float.
+        nan_count: Values that are NaN in the file and not in Keras.
+        top1_agreement: Share of the samples with the same largest output; None where
+            the output is no scores `(samples, classes)`.
+        metric: The task's metric, "top-1" for class indices, "mean absolute error" for
+            targets of the output's own shape; empty without targets.
+        keras_metric: The metric of the Keras model.
+        file_metric: The metric of the file.
+        varying: Of the values along the last axis that differ between samples in Keras,
+            the share that does in the file; 1 where there are none. Below 1, a value
+            moves by less than a step: an output of its own has steps of its own.
+    """
+
+    name: str
+    step: float | None
+    largest_difference: float
+    rms_difference: float
+    largest_value: float
+    spread: float
+    within_one_step: float
+    histogram: tuple[int, ...]
+    nan_count: int
+    top1_agreement: float | None
+    metric: str
+    keras_metric: float | None
+    file_metric: float | None
+    varying: float = 1.0
+
+    @property
+    def largest_steps(self) -> float | None:
+        """The largest difference in quantization steps; None in float."""
+        return self.largest_difference / self.step if self.step else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            **asdict(self),
+            "histogram": list(self.histogram),
+            "largest_steps": self.largest_steps,
+        }
+
+    def __str__(self) -> str:
+        if self.step:
+            most = f"{self.largest_difference / self.step:.1f} steps of {self.step:.4g}"
+        else:
+            most = f"{self.largest_difference:.3g} of {self.largest_value:.3g}"
+        lines = [
+            f"{self.name}: at most {most} apart, {self.within_one_step:.2%} "
+            + ("within one step" if self.step else "equal but for rounding")
+        ]
+        if self.top1_agreement is not None:
+            lines[0] += f", top-1 agreement {self.top1_agreement:.2%}"
+        if self.nan_count:
+            lines.append(f"  {self.nan_count} NaN")
+        if self.varying < 1:
+            lines.append(
+                f"  {1 - self.varying:.0%} of its values are the same for all samples "
+                "in the file, and not in Keras: they move by less than a step"
+            )
+        if self.keras_metric is not None and self.file_metric is not None:
+            lines.append(
+                f"  {self.metric}: Keras {self.keras_metric:.4f}, "
+                f"file {self.file_metric:.4f}"
+            )
+        total = sum(self.histogram)
+        last = max((n for n, count in enumerate(self.histogram) if count), default=-1)
+        for apart, count in enumerate(self.histogram[: last + 1]):
+            more = "+" if apart == _BINS - 1 else " "
+            bar = "#" * round(_BAR * count / total)
+            lines.append(f"  {apart}{more} steps {bar:{_BAR}} {count / total:8.3%}")
+        return "\n".join(lines)
+
+
+def compare(
+    name: str,
+    by_file: Array,
+    by_keras: Array,
+    *,
+    step: float | None = None,
+    target: Array | None = None,
+) -> OutputReport:
+    """Compares two runs of one output.
+
+    Args:
+        name: The output.
+        by_file: What the file gives, `(samples, ...)`.
+        by_keras: What the Keras model gives, of the same shape.
+        step: The width of a quantization step, or None in float.
+        target: What would be right: class indices `(samples,)` or `(samples, 1)`, or
+            values of the output's shape.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ValueError: If the shapes differ, or there are no samples.
+
+    Example:
+        >>> compare("y", np.array([[0.0, 0.2]]), np.array([[0.1, 0.2]]), step=0.1)
+        ... # doctest: +ELLIPSIS
+        OutputReport(name='y', step=0.1, largest_difference=0.1, ...)
+    """
+    if by_file.shape != by_keras.shape:
+        raise ValueError(
+            f"File and model must have outputs of one shape. Received: {by_file.shape} "
+            f"and {by_keras.shape} for {name!r}. Compare a file with its own model."
+        )
+    if not by_file.size:
+        raise ValueError(
+            f"There must be samples to compare. Received: {by_file.shape} for "
+            f"{name!r}. Give at least one."
+        )
+    told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
+    nan = np.isnan(told) & ~np.isnan(wanted)
+    # Equal infinities are no difference, nor is a NaN in both; a NaN in one is counted,
+    # and measures nothing.
+    same = (told == wanted) | (np.isnan(told) & np.isnan(wanted))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(told - wanted))
+    apart = apart[~np.isnan(apart)]
+    finite = wanted[np.isfinite(wanted)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    histogram: tuple[int, ...] = ()
+    if step:
+        # Both are on the same levels, or nearly: a share of a step is no step.
+        levels = np.minimum(np.rint(apart / step), _BINS - 1).astype(int)
+        histogram = tuple(np.bincount(levels, minlength=_BINS).tolist())
+    # A level more or less, with room for the float product that makes it a value.
+    near = (1 + STEP_TOLERANCE) * step if step else _FLOAT_TOLERANCE * largest
+    metric, keras_metric, file_metric = "", None, None
+    if target is not None:
+        metric = TOP1 if _is_indices(target, wanted) else "mean absolute error"
+        keras_metric = _metric(metric, wanted, target)
+        file_metric = _metric(metric, told, target)
+    return OutputReport(
+        name=name,
+        step=step,
+        largest_difference=float(apart.max(initial=0.0)),
+        rms_difference=float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0,
+        largest_value=largest,
+        spread=float(finite.std()) if finite.size else 0.0,
+        within_one_step=float((apart <= near).sum() / told.size),
+        histogram=histogram,
+        nan_count=int(nan.sum()),
+        top1_agreement=_agreement(told, wanted),
+        metric=metric,
+        keras_metric=keras_metric,
+        file_metric=file_metric,
+        varying=_varying(told, wanted),
+    )
+
+
+def _varying(told: Array, wanted: Array) -> float:
+    """The share of the values that vary in Keras which do so in the file."""
+    if told.ndim > 1:
+        told, wanted = (x.reshape(-1, x.shape[-1]) for x in (told, wanted))
+    with np.errstate(invalid="ignore"):
+        # By more than float arithmetic moves them.
+        floor = _FLOAT_TOLERANCE * np.abs(wanted).max(axis=0)
+        by_keras, by_file = np.ptp(wanted, axis=0), np.ptp(told, axis=0)
+        varies = by_keras > floor
+        return float(np.mean((by_file != 0)[varies])) if varies.any() else 1.0
+
+
+def _agreement(told: Array, wanted: Array) -> float | None:
+    if not _is_scores(wanted):
+        return None
+    return float((told.argmax(-1) == wanted.argmax(-1)).mean())
+
+
+def _is_scores(output: Array) -> bool:
+    return output.ndim == 2 and output.shape[-1] > 1
+
+
+def _is_indices(target: Array, output: Array) -> bool:
+    return (
+        _is_scores(output)
+        and target.dtype.kind in "iu"
+        and target.shape in ((len(output),), (len(output), 1))
+    )
+
+
+def _metric(metric: str, output: Array, target: Array) -> float:
+    if metric == TOP1:
+        return float((output.argmax(-1) == target.reshape(-1)).mean())
+    return float(np.abs(output - target).mean())
+
+
+def check_target(name: str, target: Array, output: Array, count: int) -> None:
+    """Raises `ValueError` where targets fit no metric of the output."""
+    if _is_indices(target, output):
+        if target.min() < 0 or target.max() >= output.shape[-1]:
+            raise ValueError(
+                f"Class indices must be from 0 to {output.shape[-1] - 1}. Received: "
+                f"{target.min()} to {target.max()} for output {name!r}. Count classes "
+                "from 0, in the order of the output."
+            )
+        return
+    if target.shape != output.shape or target.dtype.kind not in "fiub":
+        raise ValueError(
+            "Targets must be class indices (samples,) or values of the output's shape. "
+            f"Received: {target.dtype} {target.shape} for output {name!r} of shape "
+            f"{output.shape} and {count} samples. Give one target a sample, or none."
+        )

@@ -1,0 +1,272 @@
+"""What a comparison of a file with its Keras model found, and what one asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kdlite.lite.isolated_runs import Run
+from kdlite.lite.layer_errors import LayerError, noisiest
+from kdlite.lite.output_report import STEP_TOLERANCE, TOP1, OutputReport
+
+_MOST_LAYERS = 6
+# The share of the worst that counts.
+_MUCH = 0.25
+_NEEDS = {
+    "top1_agreement": "an output of scores (samples, classes)",
+    "max_steps": "an output that is quantized",
+    "share_within_one_step": "an output that is quantized",
+    "max_drop_points": "class indices, as verify(..., (x, y)) takes them",
+}
+
+
+class VerificationError(RuntimeError):
+    """The file does not do what the Keras model does.
+
+    Attributes:
+        report: The whole comparison.
+        problems: What was asked and not found, a sentence each.
+        layers: How exact each operation is, in the order that they run; empty where it
+            was not measured.
+    """
+
+    def __init__(
+        self,
+        report: VerificationReport,
+        problems: Sequence[str],
+        layers: Sequence[LayerError] = (),
+    ) -> None:
+        self.report = report
+        self.problems = tuple(problems)
+        self.layers = tuple(layers)
+        text = (
+            f"The file must do what the Keras model does. Received: {report.file}, "
+            f"where {'; '.join(self.problems)}. Look at the layers and at the data "
+            f"that ranges were found with. The comparison:\n{report}"
+        )
+        if worst := noisiest(layers, _MUCH)[:_MOST_LAYERS]:
+            kept = dict.fromkeys(worst, "float32")
+            text += (
+                f"\nMost of the error enters in {worst[0]}. Keep exact what adds much, "
+                f"and what that reads, overrides={kept!r}, or let auto_mixed=True "
+                "choose. The layers:\n" + "\n".join(f"  {error}" for error in layers)
+            )
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class KernelRun(Run):
+    """How a file compares with the model when other kernels compute it.
+
+    Phones have other kernels than the computer that made the file: what only one kind
+    computes rightly is wrong.
+
+    Attributes:
+        outputs: One report for each output.
+    """
+
+    outputs: tuple[OutputReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "kernels": self.kernels,
+            "threads": self.threads,
+            "samples": self.samples,
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """How a file compares with its Keras model.
+
+    Attributes:
+        file: The file's name.
+        size_bytes: Its size.
+        samples: On how many samples they were compared; 0 if the file cannot be run.
+        outputs: One report for each output.
+        float_ops: Operations that compute in float.
+        quantization: How the file computes, as `kdlite.inspect` says.
+        kernels: How it compares when other kernels and more threads compute it.
+    """
+
+    file: str
+    size_bytes: int
+    samples: int
+    outputs: tuple[OutputReport, ...]
+    float_ops: tuple[str, ...]
+    quantization: str
+    kernels: tuple[KernelRun, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong whatever one asks for: values that are no numbers."""
+        found = [(output, "") for output in self.outputs]
+        for run in self.kernels:
+            found += [(output, f", with {run}") for output in run.outputs]
+        return tuple(
+            f"output {output.name!r} has {output.nan_count} NaN{where}"
+            for output, where in found
+            if output.nan_count
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def require(
+        self,
+        *,
+        top1_agreement: float | None = None,
+        max_steps: float | None = None,
+        share_within_one_step: float | None = None,
+        max_drop_points: float | None = None,
+    ) -> VerificationReport:
+        """Raises unless the file is as near to the model as asked.
+
+        Args:
+            top1_agreement: Least share of samples with the same largest output, 0 to
+                1, in every output that is scores.
+            max_steps: Most quantization steps that any value may be apart.
+            share_within_one_step: Least share of values at most one step apart.
+            max_drop_points: Most points of top-1 that the file may lose; needs labels.
+
+        Returns:
+            This report.
+
+        Raises:
+            ValueError: If a limit cannot be held against anything (no scores, no steps,
+                no labels), or is no such number.
+            VerificationError: If a limit is not kept, or there are NaN.
+
+        Example:
+            ``verify("student.tflite", student, (x, y)).require(top1_agreement=0.99)``
+        """
+        for name, share in (
+            ("top1_agreement", top1_agreement),
+            ("share_within_one_step", share_within_one_step),
+        ):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(
+                    f"`{name}` must be a share, from 0 to 1. Received: {name}={share}. "
+                    "Give for example 0.99."
+                )
+        for name, most in (
+            ("max_steps", max_steps),
+            ("max_drop_points", max_drop_points),
+        ):
+            if most is not None and not most >= 0:
+                raise ValueError(
+                    f"`{name}` must be at least 0. Received: {name}={most}. Give for "
+                    "example 1."
+                )
+        problems = list(self.problems)
+
+        def limit(name: str, wanted: float | None, found: dict[str, float]) -> None:
+            if wanted is None:
+                return
+            if not found:
+                raise ValueError(
+                    f"`{name}` needs {_NEEDS[name]}. Received: a comparison of "
+                    f"{', '.join(repr(output.name) for output in self.outputs)} "
+                    "without. Leave it out, or give what it needs."
+                )
+            least = name in ("top1_agreement", "share_within_one_step")
+            # Differences of floats; a share or a point has fewer digits than this.
+            room = STEP_TOLERANCE if name == "max_steps" else 1e-9
+            for output, value in found.items():
+                if value < wanted - room if least else value > wanted + room:
+                    problems.append(
+                        f"{name} of output {output!r} is {value:.4g}, "
+                        f"{'less' if least else 'more'} than {wanted:g}"
+                    )
+
+        outputs = self.outputs
+        limit(
+            "top1_agreement",
+            top1_agreement,
+            {o.name: o.top1_agreement for o in outputs if o.top1_agreement is not None},
+        )
+        limit(
+            "max_steps",
+            max_steps,
+            {o.name: o.largest_steps for o in outputs if o.largest_steps is not None},
+        )
+        limit(
+            "share_within_one_step",
+            share_within_one_step,
+            {o.name: o.within_one_step for o in outputs if o.step},
+        )
+        limit(
+            "max_drop_points",
+            max_drop_points,
+            {
+                o.name: 100 * (o.keras_metric - o.file_metric)
+                for o in outputs
+                if o.metric == TOP1
+                and o.keras_metric is not None
+                and o.file_metric is not None
+            },
+        )
+        if problems:
+            raise VerificationError(self, problems)
+        return self
+
+    def of(self, signature: str) -> VerificationReport:
+        """Returns what it says of one of several signatures.
+
+        Args:
+            signature: Its name.
+
+        Returns:
+            The report with the outputs of this signature alone.
+        """
+
+        def its(outputs: Iterable[OutputReport]) -> tuple[OutputReport, ...]:
+            return tuple(o for o in outputs if o.name.startswith(f"{signature}/"))
+
+        return replace(
+            self,
+            outputs=its(self.outputs),
+            kernels=tuple(
+                replace(run, outputs=its(run.outputs)) for run in self.kernels
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "file": self.file,
+            "size_bytes": self.size_bytes,
+            "samples": self.samples,
+            "quantization": self.quantization,
+            "float_ops": list(self.float_ops),
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "outputs": [output.to_dict() for output in self.outputs],
+            "kernels": [run.to_dict() for run in self.kernels],
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.file} against Keras on {self.samples:,} samples: "
+            f"{self.quantization}, {self.size_bytes:,} bytes"
+        )
+        if self.float_ops and self.quantization == "mixed":
+            head += f", left in float: {', '.join(self.float_ops)}"
+        lines = [head, *map(str, self.outputs)]
+        if self.kernels:
+            worst = {
+                str(run): max(
+                    output.largest_steps or output.largest_difference
+                    for output in run.outputs
+                )
+                for run in self.kernels
+            }
+            unit = " steps" if any(output.step for output in self.outputs) else ""
+            told = ", ".join(f"{run} {most:.3g}{unit}" for run, most in worst.items())
+            lines.append(f"at most apart with {told}")
+        return "\n".join(lines)
