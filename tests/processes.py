@@ -1,18 +1,28 @@
-"""kdlite's command in processes of its own, as shells and people start it."""
+"""kdlite's command in processes of its own, as shells and people start it.
+
+A fresh process takes seconds to import TensorFlow. Where that is not what a test is
+about, it uses a copy of one that has done so: of the process that waits for
+conversions (`kdlite/lite/fork_server.py`), which never ran anything.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
 import os
 import pty
+import runpy
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("tensorflow", "keras", "numpy", "matplotlib", "ai_edge_litert")
@@ -42,25 +52,118 @@ def run_light(
         )
 
 
-class OnTerminal:
-    """A process on a terminal of its own, with what it shows.
+def run_in_copy(job: str, folder: Path, **told: Any) -> None:
+    """Has `"module:function"` called with a folder, in a copy that has TensorFlow.
 
     Args:
-        command: What is run.
+        job: The function; its module is one of the tests' own.
+        folder: What it is called with; may not be there yet.
+        **told: What the function finds in `folder/told.json`.
+    """
+    ended = _start_copy(job, folder, told)()
+    assert ended.returncode == 0, ended.printed
+
+
+def _start_copy(job: str, folder: Path, told: dict[str, Any]) -> Callable[[], Any]:
+    """Starts a copy; what is returned waits for its end and says what it was."""
+    from kdlite.lite._converter import _SERVERS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "told.json").write_text(json.dumps(told))
+    ends: list[Any] = []
+    thread = threading.Thread(target=lambda: ends.append(_SERVERS.run(job, folder)))
+    thread.start()
+
+    def end() -> Any:
+        thread.join()
+        return ends[0]
+
+    return end
+
+
+def run_kdlite(folder: Path) -> None:
+    """Runs the command as a process that begins with it would, in a copy."""
+    told = json.loads((folder / "told.json").read_text())
+    os.setsid()
+    output = os.open(told["output"], os.O_WRONLY | os.O_NOCTTY)
+    (folder / "pid").write_text(f"{os.getpid()}\n")
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.close(output)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    os.chdir(told["directory"])
+    tempfile.tempdir = None  # as the environment says now
+    sys.argv = ["kdlite", *told["arguments"]]
+    try:
+        runpy.run_module("kdlite", run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+class KdliteCopy:
+    """The command in a copy, with what is used here of `subprocess.Popen`.
+
+    Args:
+        arguments: Of the command.
+        output: The file or terminal where its output goes.
+        environment: All that it is told beside.
+    """
+
+    def __init__(
+        self, arguments: list[str], output: str, environment: dict[str, str]
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        told = {"arguments": arguments, "directory": os.getcwd()}
+        told |= {"environment": environment, "output": output}
+        self._end = _start_copy("processes:run_kdlite", folder, told)
+        pid, end = folder / "pid", time.monotonic() + 240
+        while not (pid.exists() and pid.read_text().endswith("\n")):
+            assert time.monotonic() < end, "it does not begin"
+            time.sleep(0.01)
+        self.pid = int(pid.read_text())
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._end().returncode
+        self._folder.cleanup()
+        return code
+
+
+class OnTerminal:
+    """The command on a terminal of its own, with what it shows.
+
+    Args:
+        *arguments: Of the command.
+        fresh: Whether its process is one that begins with it, rather than a copy.
         **environment: What it is told beside what this process is.
     """
 
-    def __init__(self, command: list[str], **environment: str) -> None:
+    def __init__(
+        self, *arguments: str, fresh: bool = False, **environment: str
+    ) -> None:
         self._ours, theirs = pty.openpty()
         self.shown = ""
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,  # a group, as shells make one
-        )
+        told = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment}
+        self._process: Any
+        if fresh:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kdlite", *arguments],
+                env=told,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                start_new_session=True,  # a group, as shells make one
+            )
+        else:
+            self._process = KdliteCopy(list(arguments), os.ttyname(theirs), told)
         os.close(theirs)
 
     def __enter__(self) -> OnTerminal:
