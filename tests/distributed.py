@@ -1,8 +1,6 @@
 """A short training as one worker, replica or process of many has it.
 
-    python distributed.py mirrored|multi_worker|keras_fit OUT LABELS
-
-Run by test_replicas.py in processes of their own, as devices and clusters are set up
+`test_replicas.py` runs it in processes of their own, as devices and clusters are set up
 before TensorFlow begins.
 """
 
@@ -10,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
-from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import traceback
 
 import numpy as np
 import tensorflow as tf
+
+from kdlite.lite.fork_server import _end_with
 
 N, BATCH, EPOCHS = 40, 4, 2  # ten batches: see docs/distributed.md
 rng = np.random.default_rng(0)
@@ -52,7 +51,7 @@ def network(seed):
     return model
 
 
-def train(scope, case, labels, loop=False):
+def train(scope, case, labels, loop=False, eagerly=False):
     """Trains a student; returns what was logged and its weights."""
     import keras
 
@@ -73,6 +72,7 @@ def train(scope, case, labels, loop=False):
             keras.optimizers.SGD(0.05, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
+            run_eagerly=eagerly,
         )
     # Keras's own losses give one value a batch, which weights cannot act on.
     parts = (X, Y) if case.startswith("keras") else (X, Y, W)
@@ -105,21 +105,48 @@ def _loop(scope, distiller, data):
     return history
 
 
-def main(kind, out, labels):
-    scope = strategy(kind)
-    if kind == "keras_fit":  # nothing of kdlite's
+def run(folder, index=0):
+    """What one process does: what it trained is in `folder/<index>.json`."""
+    told = json.loads((folder / "told.json").read_text())
+    scope = strategy(told["kind"])
+    if told["kind"] == "keras_fit":  # nothing of kdlite's
         with scope.scope():
             model = network(2)
             model.compile("sgd", "mse")
         data = tf.data.Dataset.from_tensor_slices((X, X[:, :3])).batch(BATCH)
         model.fit(data, verbose=0)
         return
-    cases = ["online", "stored"]
-    if kind == "mirrored":
-        cases += ["keras_loss", "keras_function", "features"]
-    told = {case: train(scope, case, labels, kind == "multi_worker") for case in cases}
-    Path(out).write_text(json.dumps(told))
+    loop = told["kind"] == "multi_worker"
+    trained = {c: train(scope, c, told["labels"], loop) for c in told["cases"]}
+    (folder / f"{index}.json").write_text(json.dumps(trained))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def run_two(folder):
+    """Two workers on this machine; `folder/codes.json` says how they ended."""
+    with socket.socket() as one, socket.socket() as two:
+        for each in (one, two):
+            each.bind(("localhost", 0))
+        ports = [each.getsockname()[1] for each in (one, two)]
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    started = [_start_worker(folder, cluster, index) for index in (0, 1)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+def _start_worker(folder, cluster, index):
+    this = os.getpid()
+    pid = os.fork()  # TensorFlow is imported, and has not begun
+    if pid:
+        return pid
+    code = 1
+    try:
+        _end_with(this)
+        task = {"type": "worker", "index": index}
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+        run(folder, index)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

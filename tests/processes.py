@@ -22,7 +22,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdlite.lite.fork_server import Ended
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("tensorflow", "keras", "numpy", "matplotlib", "ai_edge_litert")
@@ -52,33 +55,22 @@ def run_light(
         )
 
 
-def run_in_copy(job: str, folder: Path, **told: Any) -> None:
+def run_in_copy(job: str, folder: Path, **told: Any) -> Ended:
     """Has `"module:function"` called with a folder, in a copy that has TensorFlow.
 
     Args:
-        job: The function; its module is one of the tests' own.
-        folder: What it is called with; may not be there yet.
+        job: The function, of a module of the tests'.
+        folder: What it is called with; made if it is not there.
         **told: What the function finds in `folder/told.json`.
+
+    Returns:
+        How it ended.
     """
-    ended = _start_copy(job, folder, told)()
-    assert ended.returncode == 0, ended.printed
-
-
-def _start_copy(job: str, folder: Path, told: dict[str, Any]) -> Callable[[], Any]:
-    """Starts a copy; what is returned waits for its end and says what it was."""
     from kdlite.lite._converter import _SERVERS
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     (folder / "told.json").write_text(json.dumps(told))
-    ends: list[Any] = []
-    thread = threading.Thread(target=lambda: ends.append(_SERVERS.run(job, folder)))
-    thread.start()
-
-    def end() -> Any:
-        thread.join()
-        return ends[0]
-
-    return end
+    return _SERVERS.run(job, folder, time_limit_s=500)
 
 
 def run_kdlite(folder: Path) -> None:
@@ -124,7 +116,13 @@ class KdliteCopy:
         folder = Path(self._folder.name)
         told = {"arguments": arguments, "directory": os.getcwd()}
         told |= {"environment": environment, "output": output}
-        self._end = _start_copy("processes:run_kdlite", folder, told)
+        self._ended: list[Ended] = []
+
+        def run() -> None:
+            self._ended.append(run_in_copy("processes:run_kdlite", folder, **told))
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
         pid, end = folder / "pid", time.monotonic() + 240
         while not (pid.exists() and pid.read_text().endswith("\n")):
             assert time.monotonic() < end, "it does not begin"
@@ -132,9 +130,9 @@ class KdliteCopy:
         self.pid = int(pid.read_text())
 
     def wait(self, timeout: float | None = None) -> int:
-        code = self._end().returncode
+        self._thread.join(timeout)
         self._folder.cleanup()
-        return code
+        return self._ended[0].returncode
 
 
 class OnTerminal:
