@@ -13,6 +13,8 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What a test starts is to have its own, so that sets have other orders there.
+os.environ.pop("PYTHONHASHSEED", None)
 
 import gc
 import random

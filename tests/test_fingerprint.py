@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from processes import run_in_copy
 
 from kdlite.fingerprint import data_fingerprint, model_fingerprint, rows_fingerprint
 
@@ -220,28 +220,27 @@ class TestModel:
     def test_other_processes_agree(self, tmp_path):
         model = functional()
         model.save(tmp_path / "model.keras")
-        code = (
-            "import sys, keras, numpy as np\n"
-            "from kdlite.fingerprint import *\n"
-            "keras.layers.Dense(3), keras.Input((2,))  # other automatic names\n"
-            "print(model_fingerprint(keras.models.load_model(sys.argv[1])))\n"
-            "x = np.arange(12, dtype='float32').reshape(3, 4)\n"
-            "print(data_fingerprint(x), *rows_fingerprint(x))\n"
-        )
-        printed = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "model.keras")],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": "77"},
-        ).stdout.split()
-        x = np.arange(12, dtype="float32").reshape(3, 4)
-        expected = [
-            model_fingerprint(model),
-            data_fingerprint(x),
-            *map(str, rows_fingerprint(x)),
-        ]
-        assert printed == expected
+        ended = run_in_copy("test_fingerprint:in_copy", tmp_path)
+        assert ended.returncode == 0, ended.printed
+        told = json.loads((tmp_path / "prints.json").read_text())
+        assert told["model"] == model_fingerprint(model)
+        assert told["data"] == data_fingerprint(ROWS)
+        assert told["rows"] == rows_fingerprint(ROWS).tolist()
+        assert told["hash"] != hash("name")  # its sets have other orders
+
+
+ROWS = np.arange(12, dtype="float32").reshape(3, 4)
+
+
+def in_copy(folder: Path) -> None:
+    layers.Dense(3), keras.Input((2,))  # other automatic names
+    told = {
+        "model": model_fingerprint(keras.models.load_model(folder / "model.keras")),
+        "data": data_fingerprint(ROWS),
+        "rows": rows_fingerprint(ROWS).tolist(),
+        "hash": hash("name"),
+    }
+    (folder / "prints.json").write_text(json.dumps(told))
 
 
 class TestRows:
