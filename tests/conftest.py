@@ -48,6 +48,15 @@ def seeds() -> None:
 
 
 @pytest.fixture
+def step_by_step(monkeypatch) -> None:
+    """Models run eagerly, whatever they are told: less than tracing for few steps."""
+    import keras
+
+    yes = property(lambda model: True, lambda model, value: None)
+    monkeypatch.setattr(keras.Model, "run_eagerly", yes)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A random generator of the test's own."""
     return np.random.default_rng(SEED)

@@ -167,21 +167,14 @@ def test_wrong_use_is_exit_code_2(arguments, capsys) -> None:
     assert "usage:" in capsys.readouterr().err
 
 
-def test_export_prints_json_alone_on_stdout(folder, tmp_path) -> None:
+def test_export_prints_json_alone_on_stdout(folder, tmp_path, capfd) -> None:
     out = tmp_path / "m.tflite"
-    result = kdlite(
-        "export",
-        folder / "model.keras",
-        "-o",
-        out,
-        "--labels",
-        folder / "labels.txt",
-        "--verify-data",
-        folder / "data.npz",
-        "--json",
-    )
-    assert result.returncode == 0, result.stderr
-    printed = json.loads(result.stdout)
+    command = ["export", str(folder / "model.keras"), "-o", str(out), "--json"]
+    command += ["--labels", str(folder / "labels.txt")]
+    command += ["--verify-data", str(folder / "data.npz")]
+    capfd.readouterr()
+    assert cli.main(command) == 0
+    printed = json.loads(capfd.readouterr().out)  # with what C++ prints
     assert printed["size_bytes"] == out.stat().st_size
     assert printed["quantization"] == "float32"
 

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from processes import run_in_copy
 
 from kdlite.distill import label_store, training_batches
 from kdlite.distill.distiller import Distiller
@@ -371,37 +371,34 @@ class TestGoingOn:
     def test_killed(self, teacher, oracle, tmp_path):
         """`kill -9` at several places of real builds, each going on from the last."""
         teacher.save(tmp_path / "teacher.keras")
-        np.save(tmp_path / "x.npy", X)
-        code = """
-import os, signal, sys
-import keras, numpy as np
-from kdlite.distill import label_store
-from kdlite.distill.soft_labels import SoftLabels
-folder, kill_after = sys.argv[1], int(sys.argv[2])
-label_store._SECONDS_BETWEEN_COMMITS = 0.0
-append = label_store.LabelWriter.append
-calls = 0
-def deadly(writer, *rows):
-    global calls
-    calls += 1
-    append(writer, *rows)
-    if calls == kill_after:
-        os.kill(os.getpid(), signal.SIGKILL)
-label_store.LabelWriter.append = deadly
-teacher = keras.models.load_model(folder + "/teacher.keras")
-SoftLabels.build(teacher, np.load(folder + "/x.npy"), folder + "/labels", batch_size=8)
-"""
         done = []
         for kill_after in (1, 3):
-            command = [sys.executable, "-c", code, str(tmp_path), str(kill_after)]
-            killed = subprocess.run(command, capture_output=True, env=os.environ)
-            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            ended = run_in_copy(
+                "test_soft_labels:build_and_die", tmp_path, kill_after=kill_after
+            )
+            assert ended.returncode == -signal.SIGKILL, ended.printed
             done.append(Manifest.read(tmp_path / "labels").samples)
             with pytest.raises(ValueError, match="Only finished"):
                 SoftLabels.load(tmp_path / "labels")
         assert done == [8, 32]
         soft = SoftLabels.build(teacher, X, tmp_path / "labels", batch_size=8)
         np.testing.assert_allclose(soft.logits(), oracle(X), atol=1e-5)
+
+
+def build_and_die(folder: Path) -> None:
+    kill_after = json.loads((folder / "told.json").read_text())["kill_after"]
+    label_store._SECONDS_BETWEEN_COMMITS = 0.0
+    append, calls = label_store.LabelWriter.append, []
+
+    def deadly(writer, *rows):
+        calls.append(None)
+        append(writer, *rows)
+        if len(calls) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    label_store.LabelWriter.append = deadly
+    teacher = keras.models.load_model(folder / "teacher.keras")
+    SoftLabels.build(teacher, X, folder / "labels", batch_size=8)
 
 
 class TestLoad:

@@ -50,6 +50,11 @@ def tuned(data, student=None, **options):
     return tune(student or model(), *data, LOSS, **options)
 
 
+@pytest.fixture(autouse=True)
+def trials_step_by_step(result, step_by_step):
+    """All but `result`, whose trials are compiled: they are of one step each."""
+
+
 @pytest.fixture(scope="module")
 def result(data):
     return tuned(
