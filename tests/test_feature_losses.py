@@ -539,7 +539,7 @@ def random_run(teacher, seed=0):
         student, teacher, SoftTargets(2.0), 0.2, 0.8, feature_losses=pairs
     )
     optimizer = keras.optimizers.Adam(0.01)
-    return compiled(distiller, optimizer=optimizer, run_eagerly=False)
+    return compiled(distiller, optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,13 @@ def network(width, name=None, classes=CLASSES):
 
 
 class Training:
-    """A `train` that keeps what it was given."""
+    """A `train` that keeps what it was given.
 
-    def __init__(self, x, y, epochs=1, learning_rate=0.1):
-        self.data, self.epochs, self.rate = (x, y), epochs, learning_rate
+    A few steps are sooner taken than traced.
+    """
+
+    def __init__(self, x, y, epochs=1, run_eagerly=True):
+        self.data, self.epochs, self.run_eagerly = (x, y), epochs, run_eagerly
         self.models, self.teachers_before = [], []
 
     def __call__(self, trained):
@@ -39,9 +42,10 @@ class Training:
         teacher = getattr(trained, "teacher", None)
         self.teachers_before.append(teacher and teacher.get_weights())
         trained.compile(
-            keras.optimizers.Adam(self.rate),
+            keras.optimizers.Adam(0.1),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
+            run_eagerly=self.run_eagerly,
         )
         return trained.fit(*self.data, epochs=self.epochs, batch_size=30, verbose=0)
 
@@ -76,8 +80,8 @@ class TestAssistantChain:
     def test_knowledge_arrives_at_the_end_without_labels(self, data):
         x, y = data
         teacher = network(16)
-        Training(x, y, epochs=20)(teacher)
-        train = Training(x, y, epochs=25)
+        Training(x, y, epochs=20, run_eagerly=False)(teacher)
+        train = Training(x, y, epochs=25, run_eagerly=False)
         lineage = assistant_chain(
             teacher, [network(8), network(4)], train, hard_loss_weight=0.0
         )
@@ -127,7 +131,7 @@ class TestBornAgain:
 
     def test_the_lineage_is_a_report_and_an_ensemble(self, data):
         x, y = data
-        lineage = born_again(network(4), Training(x, y, epochs=15), generations=2)
+        lineage = born_again(network(4), Training(x, y, epochs=8), generations=2)
         report = json.loads(json.dumps(lineage.to_dict()))["students"]
         assert [entry["params"] for entry in report] == [27, 27]
         assert report[1]["soft_loss"] >= 0.0
