@@ -71,23 +71,35 @@ def data() -> dict:
 def teacher(data) -> keras.Model:
     keras.utils.set_random_seed(1)
     model = network(16, "big", softmax=True)
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        "sparse_categorical_crossentropy",
+        jit_compile=False,
+    )
     model.fit(*data["train"], epochs=12, verbose=0)
     return model
 
 
+def run(data, teacher, out):
+    """The whole way; XLA, which most of the time would go to, compiles nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        no = property(lambda model: False, lambda model, value: None)
+        patched.setattr(keras.Model, "jit_compile", no)
+        return distill_to_tflite(
+            teacher,
+            data["train"],
+            build_student,
+            validation=data["validation"],
+            test=data["test"],
+            out=out,
+            gates=Gates(size_ratio=1.0, teacher_drop_points=100.0),
+            **SETTINGS,
+        )
+
+
 @pytest.fixture(scope="module")
 def result(data, teacher, tmp_path_factory):
-    return distill_to_tflite(
-        teacher,
-        data["train"],
-        build_student,
-        validation=data["validation"],
-        test=data["test"],
-        out=tmp_path_factory.mktemp("run") / "out",
-        gates=Gates(size_ratio=1.0, teacher_drop_points=100.0),
-        **SETTINGS,
-    )
+    return run(data, teacher, tmp_path_factory.mktemp("run") / "out")
 
 
 def test_writes_the_promised_files_and_nothing_else(result) -> None:
@@ -204,6 +216,7 @@ def test_finished_folder_is_not_overwritten_unasked(result, data, teacher) -> No
 def test_without_a_student_one_of_the_wanted_size_is_made(
     data, teacher, tmp_path
 ) -> None:
+    """As users run it, with XLA."""
     made = distill_to_tflite(
         teacher,
         data["train"],
@@ -230,19 +243,6 @@ def test_stopped_run_goes_on_and_ends_alike(
     result, data, teacher, tmp_path, monkeypatch
 ) -> None:
     """Stopped in each stage, it goes on there; the files equal those of one run."""
-
-    def run(out):
-        return distill_to_tflite(
-            teacher,
-            data["train"],
-            build_student,
-            validation=data["validation"],
-            test=data["test"],
-            out=out,
-            gates=Gates(size_ratio=1.0, teacher_drop_points=100.0),
-            **SETTINGS,
-        )
-
     out = tmp_path / "out"
     fit, save = keras.Model.fit, stages._save_whole
 
@@ -259,7 +259,7 @@ def test_stopped_run_goes_on_and_ends_alike(
     with monkeypatch.context() as patched:
         patched.setattr(keras.Model, "fit", stopping_fit)
         with pytest.raises(_Stop):
-            run(out)
+            run(data, teacher, out)
     assert not out.exists()
 
     # After quantization-aware training, before its result is whole.
@@ -271,14 +271,14 @@ def test_stopped_run_goes_on_and_ends_alike(
     with monkeypatch.context() as patched:
         patched.setattr(stages, "_save_whole", stopping_save)
         with pytest.raises(_Stop):
-            run(out)
+            run(data, teacher, out)
     assert not out.exists()
 
     # While the last files are written.
     with monkeypatch.context() as patched:
         patched.setattr(stages, "page", lambda *_: (_ for _ in ()).throw(_Stop))
         with pytest.raises(_Stop):
-            run(out)
+            run(data, teacher, out)
     assert not out.exists()
 
     # Nothing that was done is done again.
@@ -287,7 +287,7 @@ def test_stopped_run_goes_on_and_ends_alike(
         patched.setattr(
             keras.Model, "fit", lambda self, *_, **__: calls.append(self.name)
         )
-        again = run(out)
+        again = run(data, teacher, out)
     assert calls == []
     ours = keras.models.load_model(again.student).get_weights()
     theirs = keras.models.load_model(result.student).get_weights()

@@ -48,7 +48,9 @@ def test_epochs_done_are_those_of_the_backup(tmp_path) -> None:
     assert stages._epochs_done(tmp_path) == 0
 
 
-def test_training_that_diverges_leaves_nothing_to_go_on_from(tmp_path) -> None:
+def test_training_that_diverges_leaves_nothing_to_go_on_from(
+    tmp_path, step_by_step
+) -> None:
     x = np.zeros((40, 2), "float32")
     y = np.zeros(40, "int64")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
