@@ -178,6 +178,14 @@ def test_sites_share_the_union_of_their_ranges():
     assert layer.frozen().fixed_range == (-1.0, 4.0)
 
 
+def test_symbolic_tensors_are_like_those_it_returns():
+    quantizer, x = FakeQuant(sites=0, fixed_range=(0, 1)), np.ones((2, 3), "int32")
+    for arguments in ({}, {"step": True}, {"half_away": True}):
+        symbolic = quantizer(keras.Input(batch_shape=(2, 3), dtype="int32"), **arguments)
+        told = quantizer(x, **arguments)
+        assert (symbolic.shape, symbolic.dtype) == (told.shape, told.dtype.name)
+
+
 def test_the_margin_widens_the_range():
     layer = FakeQuant(margin=0.25)
     layer(np.array([-1.0, 2.0]), training=True)

@@ -125,3 +125,18 @@ def test_a_notebook_is_told_nothing_of_passing_folders(tmp_path, caplog) -> None
     finally:
         told.removeHandler(caplog.handler)
         told.setLevel(level)
+
+
+def test_to_be_saved_a_model_is_traced_once(tmp_path) -> None:
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, inputs):
+            traces.append(inputs)
+            return inputs + 1.0
+
+    model = keras.Sequential([keras.Input((3,), name="x"), Counted(name="y")])
+    serving = serve(model)
+    traces.clear()
+    serving.save_for_conversion(tmp_path, serving.input_specs)
+    assert len(traces) == 1

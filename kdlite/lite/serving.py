@@ -231,10 +231,9 @@ class ServingModel(keras.Model):
         Returns:
             By output name the shape of one sample's output.
         """
-        module = tf.Module()
-        # Not by `self(inputs)`, which would put its name before every tensor's.
-        module.run = tf.function(lambda **inputs: self.call(inputs))
-        run = module.run.get_concrete_function(
+        # Not by `self(inputs)`, which would put its name before every tensor's. And not
+        # kept in the module, where saving would trace it again.
+        run = tf.function(lambda **inputs: self.call(inputs)).get_concrete_function(
             **{
                 spec.name: tf.TensorSpec(
                     (batch_size, *spec.shape), spec.dtype, name=spec.name
@@ -242,6 +241,7 @@ class ServingModel(keras.Model):
                 for spec in specs
             }
         )
+        module = tf.Module()
         # All that the graph reads, wherever the model keeps it.
         module.state = list(run.graph.variables)
         with _no_notices():
