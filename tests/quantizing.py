@@ -73,6 +73,18 @@ def operations(content):
     return [op["op_name"] for op in found], used
 
 
+def operations_behind(content, output):
+    """Names of the operations that an output of the signature is computed by."""
+    interpreter = Interpreter(model_content=content)
+    details = interpreter.get_signature_runner().get_output_details()
+    needed, names = {details[output]["index"]}, []
+    for op in interpreter._get_ops_details()[::-1]:
+        if op["op_name"] != "DELEGATE" and needed & set(op["outputs"]):
+            needed.update(op["inputs"])
+            names.append(op["op_name"])
+    return names[::-1]
+
+
 def run_lite(content, *inputs):
     """Returns for each output its values as real numbers, scale and zero point."""
     interpreter = Interpreter(model_content=content)
@@ -108,13 +120,16 @@ def assert_same_within_one_step(qat, content, *inputs):
     Not all: the converter rounds biases to int32 and the runtime rescales by an
     integer multiplier, so that a value close to a tie falls to the other level, and
     what follows it may make two of that.
+
+    Returns:
+        The Keras model's outputs.
     """
     struct = keras.tree.pack_sequence_as(qat.input, list(inputs))
     expected = keras.tree.flatten(qat(struct, training=False))
-    for y, (values, scale, _) in zip(
-        expected, run_lite(content, *inputs)[0], strict=True
-    ):
+    results = run_lite(content, *inputs)[0]
+    for k, (y, (values, scale, _)) in enumerate(zip(expected, results, strict=True)):
         steps = np.abs(values - y.numpy()) / scale
-        assert np.mean(steps < 1.01) >= 0.99
-        assert steps.max() < 4
-        assert len(np.unique(values)) > 8
+        assert np.mean(steps < 1.01) >= 0.99, f"output {k}: {np.mean(steps < 1.01)}"
+        assert steps.max() < 4, f"output {k}: {steps.max()} steps"
+        assert len(np.unique(values)) > 8, f"output {k}: {np.unique(values)}"
+    return expected

@@ -181,7 +181,9 @@ def test_sites_share_the_union_of_their_ranges():
 def test_symbolic_tensors_are_like_those_it_returns():
     quantizer, x = FakeQuant(sites=0, fixed_range=(0, 1)), np.ones((2, 3), "int32")
     for arguments in ({}, {"step": True}, {"half_away": True}):
-        symbolic = quantizer(keras.Input(batch_shape=(2, 3), dtype="int32"), **arguments)
+        symbolic = quantizer(
+            keras.Input(batch_shape=(2, 3), dtype="int32"), **arguments
+        )
         told = quantizer(x, **arguments)
         assert (symbolic.shape, symbolic.dtype) == (told.shape, told.dtype.name)
 

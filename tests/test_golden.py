@@ -54,18 +54,17 @@ def classifier(channels: int = 1) -> keras.Model:
 
 def test_a_float_file_gives_what_keras_gives() -> None:
     model = classifier()
-    golden = golden_vectors(converted(model), (0.0, 255.0))
+    blob = converted(model)
+    golden = golden_vectors(blob, (0.0, 255.0))
     assert golden is not None
     assert (golden["pattern"], golden["count"]) == ("squares-1", 8)
     told = np.array(golden["outputs"]["scores"])
-    wanted = model.predict(golden_pixels((6, 6, 1)).astype(np.float32), verbose=0)
+    wanted = model(golden_pixels((6, 6, 1)).astype(np.float32), training=False)
     # Float arithmetic in another order.
     np.testing.assert_allclose(told, wanted, atol=1e-5)
     assert golden["steps"] == {"scores": None}
     # Nine digits say which float32 it was.
-    again = TFLiteModel(converted(model)).predict(
-        golden_pixels((6, 6, 1)).astype(np.float32)
-    )
+    again = TFLiteModel(blob).predict(golden_pixels((6, 6, 1)).astype(np.float32))
     np.testing.assert_array_equal(told.astype(np.float32), again)
 
 

@@ -7,6 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from converting import converted
 from keras import layers
 
@@ -34,14 +35,16 @@ def spread_out() -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("io", ["float", "integer"])
-def test_the_layer_is_found(io, rng) -> None:
-    import tensorflow as tf
+@pytest.fixture(scope="module")
+def floats() -> bytes:
+    return converted(spread_out())
 
+
+@pytest.mark.parametrize("io", [tf.float32, tf.int8])
+def test_the_layer_is_found(io, floats, rng) -> None:
     model = spread_out()
     samples = {"x": rng.uniform(0, 1, (40, 6)).astype("float32")}
-    blob = converted(model, "int8", tf.int8 if io == "integer" else tf.float32)
-    errors = layer_errors(blob, converted(model), samples, model)
+    errors = layer_errors(converted(model, "int8", io), floats, samples, model)
     assert [error.layer for error in errors] == ["first", "wide", "narrow", "scores"]
     by_layer = {error.layer: error for error in errors}
     assert by_layer["first"].snr_db > 30 and by_layer["wide"].snr_db > 10
@@ -55,8 +58,7 @@ def test_the_layer_is_found(io, rng) -> None:
     assert str(by_layer["narrow"]).startswith("narrow (FULLY_CONNECTED): ")
 
 
-def test_a_file_that_rounds_nothing_adds_nothing() -> None:
-    model = spread_out()
+def test_a_file_that_rounds_nothing_adds_nothing(floats) -> None:
     samples = {"x": np.ones((3, 6), "float32")}
-    errors = layer_errors(converted(model), converted(model), samples, model)
+    errors = layer_errors(floats, floats, samples, spread_out())
     assert all(error.noise == error.added == 0 for error in errors)

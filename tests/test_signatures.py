@@ -74,7 +74,7 @@ def test_graphs_of_any_kind_run_side_by_side(models, order) -> None:
         x = np.random.default_rng(3).normal(size=(2, *shape[1:])).astype("float32")
         run = TFLiteModel(blob, signature=name)
         assert run.inputs == inspect(blob, name).inputs
-        wanted = known[name].predict(x, verbose=0)
+        wanted = known[name](x, training=False)
         np.testing.assert_allclose(run.predict(x), wanted, atol=1e-5)
         (told,) = theirs.get_signature_runner(name)(
             **{run.inputs[0].name: x[:1]}
@@ -150,7 +150,7 @@ def test_an_exported_file_has_each_function(models, exported) -> None:
     for name, model in models.items():
         told = TFLiteModel(exported.path, signature=name).predict(DATA)
         step = inspect(exported.path, name).step(model.output_names[0])
-        assert np.abs(told - model.predict(normalised, verbose=0)).max() < 9 * step
+        assert np.abs(told - model(normalised, training=False)).max() < 9 * step
 
 
 def test_it_says_of_each_what_it_takes_and_gives(exported) -> None:

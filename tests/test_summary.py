@@ -87,7 +87,7 @@ def test_shared_layers_compute_twice_and_count_once() -> None:
 
 
 def test_parameters_are_those_that_keras_counts_and_macs_those_of_the_file() -> None:
-    base = keras.applications.MobileNetV2((32, 32, 3), 0.35, weights=None, classes=5)
+    base = keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=5)
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, base(inputs))
     found = summary(model)

@@ -225,25 +225,31 @@ def test_an_operation_left_in_float_is_named(layer, left) -> None:
     assert content.to_dict()["float_ops"] == [str(content.float_ops[0])]
 
 
-@pytest.mark.parametrize(
-    ("shape", "layer", "macs"),
-    [
-        # 4x4 places; each of 6 filters sees a third of the channels.
-        ((4, 4, 6), layers.Conv2D(6, 3, padding="same", groups=3), 16 * 9 * 2 * 6),
-        # Each of 4x4 inputs with 3 channels meets a 2x2 kernel for each of 5 filters.
-        ((4, 4, 3), layers.Conv2DTranspose(5, 2, strides=2), 16 * 3 * 4 * 5),
-        ((4, 4, 4, 2), layers.Conv3D(3, 2), 27 * 8 * 2 * 3),
-        # (5, 4) by its transpose: 5x5 products over 4.
-        ((5, 4), layers.Dot((2, 2)), 25 * 4),
-        ((5, 4), layers.Dense(3), 5 * 4 * 3),
-        ((4, 4, 2), layers.MaxPooling2D(), 0),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_macs_of_layers(shape, layer, macs) -> None:
-    inputs = keras.Input(shape, name="x")
-    outputs = layer([inputs, inputs] if isinstance(layer, layers.Dot) else inputs)
-    assert inspect(converted(keras.Model(inputs, outputs))).macs == macs
+# Shape of one sample, layer, and multiply-accumulates by hand.
+COUNTED = [
+    # 4x4 places; each of 6 filters sees a third of the channels.
+    ((4, 4, 6), layers.Conv2D(6, 3, padding="same", groups=3), 16 * 9 * 2 * 6),
+    # Each of 4x4 inputs with 3 channels meets a 2x2 kernel for each of 5 filters.
+    ((4, 4, 3), layers.Conv2DTranspose(5, 2, strides=2), 16 * 3 * 4 * 5),
+    ((4, 4, 4, 2), layers.Conv3D(3, 2), 27 * 8 * 2 * 3),
+    # (5, 4) by its transpose: 5x5 products over 4.
+    ((5, 4), layers.Dot((2, 2)), 25 * 4),
+    ((5, 4), layers.Dense(3), 5 * 4 * 3),
+    ((4, 4, 2), layers.MaxPooling2D(), 0),
+]
+
+
+def test_macs_of_layers() -> None:
+    inputs = [keras.Input(shape) for shape, _, _ in COUNTED]
+    outputs = [
+        layer([x, x] if isinstance(layer, layers.Dot) else x)
+        for x, (_, layer, _) in zip(inputs, COUNTED, strict=True)
+    ]
+    content = inspect(converted(keras.Model(inputs, outputs)))
+    # All numbers differ, so that each is known by its own.
+    wanted = sorted(macs for _, _, macs in COUNTED if macs)
+    assert sorted(op.macs for op in content.ops if op.macs) == wanted
+    assert content.macs == sum(wanted)
 
 
 def test_a_quantization_aware_model_is_int8(tmp_path, rng) -> None:

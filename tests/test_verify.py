@@ -205,7 +205,7 @@ def test_a_float_file_does_what_its_model_does(file, model, data) -> None:
     assert output.top1_agreement == 1.0 and report.passed
     assert report.samples == 120 and report.file == "float.tflite"
     assert report.size_bytes == file.stat().st_size
-    scores = model.predict(data[0], verbose=0)
+    scores = model(data[0]).numpy()
     assert output.keras_metric == (scores.argmax(1) == data[1]).mean()
     assert report.require(top1_agreement=1.0, max_drop_points=0.0) is report
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
@@ -253,7 +253,7 @@ def test_outputs_that_are_swapped_are_found(heads, heads_file, data) -> None:
 
 def test_targets_of_several_outputs(heads, heads_file, data) -> None:
     x, y = data
-    right = [scores.argmax(1) for scores in heads.predict(x, verbose=0)]
+    right = [scores.numpy().argmax(1) for scores in heads(x)]
     by_name = dict(zip(("second", "first"), right, strict=True))
     batches = tf.data.Dataset.from_tensor_slices((x, by_name)).batch(50)
     for given in (
@@ -294,7 +294,7 @@ def test_regression(folder, rng) -> None:
     path = save(model, folder / "regression.tflite")
     x, y = rng.normal(size=(5, 2)).astype("float32"), rng.normal(size=(5, 1))
     (output,) = verify(path, model, (x, y)).outputs
-    error = np.abs(model.predict(x, verbose=0) - y).mean()
+    error = np.abs(model(x) - y).mean()
     assert output.metric == "mean absolute error" and output.top1_agreement is None
     assert output.keras_metric == pytest.approx(error, rel=1e-5)
     assert output.file_metric == pytest.approx(error, rel=1e-5)
@@ -333,7 +333,7 @@ def test_a_quantization_aware_model_with_normalisation_inside(folder, rng) -> No
     settings = {"mean": 100.0, "std": 50.0, "input_range": (0.0, 255.0)}
     export(student, path, "int8", io="uint8", **settings)
     # The plain model knows nothing of pixels; the file says what is before it.
-    y = student.predict((pixels - 100) / 50, verbose=0).argmax(1)
+    y = student((pixels - 100) / 50, training=False).numpy().argmax(1)
     report = verify(path, student, (pixels, y))
     report.require(share_within_one_step=0.99, max_steps=2, top1_agreement=0.97)
     (output,) = report.outputs
@@ -368,7 +368,7 @@ def test_the_files_own_word_on_normalisation(file, model, folder, rng) -> None:
 
 def test_targets_are_read_with_their_samples(file, model, data) -> None:
     x, _ = data
-    y = model.predict(x, verbose=0).argmax(1)
+    y = model(x).numpy().argmax(1)
     halves = [(x[:60], y[:60]), (x[60:], y[60:])]
     shuffled = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(120).batch(50)
     for given in (shuffled, halves, iter(halves), lambda: iter(halves)):
