@@ -161,3 +161,40 @@ def test_results_that_are_there_stay_and_cost_no_training(
     (tmp_path / "out" / "report.json").write_text("{}")
     with pytest.raises(FileExistsError, match="`out` must not exist"):
         run.run_demo(tmp_path / "out", retrain_teacher=True)
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch) -> Path:
+    """An app with nothing in it, and a Java."""
+    app = tmp_path / "android_demo"
+    (app / "app/src/main").mkdir(parents=True)
+    (app / "ci").mkdir()
+    (app / "ci/chain.py").touch()
+    monkeypatch.setattr(run.shutil, "which", lambda program: f"/usr/bin/{program}")
+    return app
+
+
+def test_the_student_goes_into_the_app(app, caplog) -> None:
+    bundled = Path(__file__).parent.parent / "android_demo/app/src/main/assets"
+    with caplog.at_level("INFO", logger="kdlite.demo"):
+        run.into_app(bundled / "model.tflite", app)
+    made = app / "app/src/main/assets/model.tflite"
+    assert made.read_bytes() == (bundled / "model.tflite").read_bytes()
+    assert f"next: cd {app} && ./gradlew installDebug" in caplog.text
+
+
+def test_a_student_that_the_app_cannot_run_is_no_loss(app, tmp_path, caplog) -> None:
+    (tmp_path / "student_int8.tflite").write_bytes(b"none")
+    run.into_app(tmp_path / "student_int8.tflite", app)
+    assert "the student is not in the app: A .tflite must be" in caplog.text
+    assert not (app / "app/src/main/assets").exists()
+
+
+@pytest.mark.parametrize("missing", ["java", "app"])
+def test_without_java_or_app_nothing_is_put_anywhere(app, monkeypatch, missing) -> None:
+    if missing == "java":
+        monkeypatch.setattr(run.shutil, "which", lambda program: None)
+    else:
+        (app / "ci/chain.py").unlink()
+    run.into_app(app / "none.tflite", app)
+    assert not (app / "app/src/main/assets").exists()

@@ -99,6 +99,13 @@ def _models(folder: Path) -> None:
         quantization="int16x8",
         calibration_data=pixels,
     )
+    # One step of training each: half of the weights zero, or four values a layer.
+    trained = (pixels, np.arange(200) % 3)
+    logits = {"batch_size": 200, "epochs": 1, "learning_rate": 1e-4}
+    pruned = kdlite.tfmot.prune(_tiny(), trained, 0.5, ramp=1.0, **logits)
+    add("pruned", pruned, pixels, **calibrated)
+    clustered = kdlite.tfmot.cluster(_tiny(), trained, 4, **logits)
+    add("clustered", clustered, pixels, **calibrated)
     if (bundled := ASSETS / "model.tflite").exists():
         path = folder / "bundled/model.tflite"
         path.parent.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.android import to_android
 from kdlite.datasets import FashionMNIST, Split, fashion_mnist
 from kdlite.demo.augment import flip
 from kdlite.demo.models import build_student
@@ -17,6 +19,8 @@ from kdlite.demo.teacher import load_teacher, train_teacher
 from kdlite.gates import Gates
 from kdlite.pipeline import PipelineResult, check_free, distill_to_tflite
 from kdlite.reporting.energy import check_country
+
+log = logging.getLogger(__name__)
 
 # The quick run shows that all works, not how well: a part of the data, few epochs.
 _QUICK_SAMPLES = {"train": 4_000, "validation": 500, "test": 1_000}
@@ -33,6 +37,9 @@ def run_demo(
     verbose: str | int = "auto",
 ) -> PipelineResult:
     """Distils Fashion-MNIST's teacher into a student for the phone.
+
+    In a clone of kdlite, where Java is there to build it, the whole demo ends by
+    putting its student into the Android app, as `kdlite android` does.
 
     Args:
         out: Folder to write, see `distill_to_tflite`.
@@ -94,7 +101,24 @@ def run_demo(
         **settings,
     )
     shutil.rmtree(kept, ignore_errors=True)
+    if not quick:  # whose student is too weak to be shown
+        into_app(result.tflite)
     return result
+
+
+def into_app(model: Path, app: Path = Path("android_demo")) -> None:
+    """Puts the student into the Android app, if it is here and can be built.
+
+    Args:
+        model: The student's `.tflite`.
+        app: The folder of the Android project.
+    """
+    if shutil.which("java") is None or not (app / "ci" / "chain.py").is_file():
+        return
+    try:
+        log.info("%s", to_android(model, app))
+    except (ValueError, OSError) as err:  # what was trained is there all the same
+        log.warning("the student is not in the app: %s", err)
 
 
 def _trained_anew(data: FashionMNIST, folder: Path) -> keras.Model:

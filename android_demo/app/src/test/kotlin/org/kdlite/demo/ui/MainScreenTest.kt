@@ -12,6 +12,7 @@ import android.widget.ImageView
 import android.widget.RadioGroup
 import java.io.ByteArrayInputStream
 import java.io.File
+import java.io.InputStream
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
@@ -45,9 +46,12 @@ class MainScreenTest {
         }
     }
 
-    private fun MainActivity.receive(button: () -> Unit, bytes: ByteArray) {
-        val uri = Uri.parse("content://test/${bytes.contentHashCode()}")
-        shadowOf(contentResolver).registerInputStreamSupplier(uri) { ByteArrayInputStream(bytes) }
+    private fun MainActivity.receive(button: () -> Unit, bytes: ByteArray) =
+        receive(button, "${bytes.contentHashCode()}") { ByteArrayInputStream(bytes) }
+
+    private fun MainActivity.receive(button: () -> Unit, name: String, content: () -> InputStream) {
+        val uri = Uri.parse("content://test/$name")
+        shadowOf(contentResolver).registerInputStreamSupplier(uri, content)
         button()
         val asked = shadowOf(this).nextStartedActivityForResult.intent
         shadowOf(this).receiveResult(asked, Activity.RESULT_OK, Intent().setData(uri))
@@ -147,6 +151,22 @@ class MainScreenTest {
         }
         screen.choose(3)
         assertFalse(screen.isShown(R.id.problem))
+    }
+
+    @Test
+    fun aModelThatDoesNotEndIsASentenceAndNotKept() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        val zeros = object : InputStream() {
+            override fun read() = 0
+
+            override fun read(bytes: ByteArray, offset: Int, length: Int) = length
+        }
+        val before = screen.filesDir.walk().toSet() + screen.cacheDir.walk()
+        screen.receive({ shadowOf(screen).clickMenuItem(R.id.open_model) }, "zeros") { zeros }
+        waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unusable_too_large) }
+        assertEquals("fashion_student", screen.text(R.id.model_name))
+        assertEquals(before, screen.filesDir.walk().toSet() + screen.cacheDir.walk())
     }
 
     @Test
