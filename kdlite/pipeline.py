@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
 from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
-from kdlite.distill.label_store import LOCK, locked
+from kdlite.distill.label_store import locked
 from kdlite.distill.losses import SoftTargets
 from kdlite.distill.views import Views
 from kdlite.doctor import check_inputs
@@ -28,15 +26,20 @@ from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.gates import Gate, Gates
 from kdlite.reporting.energy import check_country
 from kdlite.reporting.table import table
+from kdlite.result_folder import (
+    begin_or_go_on,
+    check_free,
+    make_work_folder,
+    put_in_place,
+)
 from kdlite.sizing import STEPS, shrink_candidates
-from kdlite.stages import About, Stages, Training
+from kdlite.stages import About, Stages, Training, check_knows_the_task
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 Data = Any  # (x, y) of arrays, tf.data.Dataset or keras.utils.PyDataset
 
-_STATE = "run.json"
 _QUANTIZATIONS = ("int8",)
 _PROBED = 4  # samples that an augmentation is tried on
 
@@ -143,7 +146,8 @@ def distill_to_tflite(
         ratio: Without `student`: how many times smaller the int8 file is to be than the
             teacher's float32 file; 10 if nothing else is asked.
         max_bytes: Without `student`: most bytes of the int8 file.
-        validation: Like `train`: watched during training, and where seeds are compared.
+        validation: Like `train`: watched during training, and where seeds are compared;
+            with `seeds` above 1 it is needed.
         test: Like `train`: the figures in the report. Without it they are taken on
             `validation`, and the report says so. One of the two is needed.
         labels: Class names in the order of the indices.
@@ -187,7 +191,9 @@ def distill_to_tflite(
 
     Raises:
         ValueError: An input breaks a rule; found before anything is computed.
-        FileExistsError: `out` exists, and `overwrite` is False.
+        TypeError: An argument is of the wrong type.
+        FileExistsError: `out` exists, and `overwrite` is False or it is no result; or
+            `<out>.partial` is of something else.
         ModuleNotFoundError: `country` is given, and CodeCarbon is not installed.
         RuntimeError: Another process is at the same `out`, or training diverged.
     """
@@ -204,7 +210,7 @@ def distill_to_tflite(
         ("views", views),
         ("seeds", seeds),
     ):
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(
                 f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
                 "Give a whole number from 1 on."
@@ -213,7 +219,8 @@ def distill_to_tflite(
         ("learning_rate", learning_rate, "above 0"),
         ("weight_decay", weight_decay, "0 or more"),
     ):
-        if not math.isfinite(rate) or rate < 0 or (rate == 0 and least == "above 0"):
+        known = isinstance(rate, Real) and math.isfinite(rate)
+        if not known or rate < 0 or (rate == 0 and least == "above 0"):
             raise ValueError(
                 f"`{name}` must be finite and {least}. Received: {name}={rate!r}. The "
                 "default is a good start."
@@ -229,20 +236,42 @@ def distill_to_tflite(
             f"each seed has its own start. Received: seeds={seeds} and the model "
             f"{student.name!r}. Pass student=lambda: build_student()."
         )
+    if seeds > 1 and validation is None:
+        raise ValueError(
+            "`seeds` above 1 needs `validation`: the best seed is chosen on it, and "
+            f"nothing on `test`. Received: seeds={seeds} and no `validation`. Hold "
+            "some samples back and pass them."
+        )
     if student is not None and (ratio, max_bytes) != (None, None):
         raise ValueError(
             "`ratio` and `max_bytes` make a student, so that none must be given. "
             f"Received: student={student!r}, ratio={ratio!r}, max_bytes={max_bytes!r}. "
             "Leave out the student, or the others."
         )
+    if train is None:
+        raise TypeError(
+            "`train` must be (x, y), a tf.data.Dataset or a keras.utils.PyDataset. "
+            "Received: None. Give (images, class indices)."
+        )
     if validation is None and test is None:
         raise ValueError(
             "Figures need data that the student was not trained on. Received: neither "
             "`validation` nor `test`. Hold some samples back and pass them."
         )
+    if gates is not None and not isinstance(gates, Gates):
+        raise TypeError(
+            f"`gates` must be kdlite.Gates or None. Received: {gates!r}. Give for "
+            "example kdlite.Gates(teacher_drop_points=2.0)."
+        )
+    about = About(description, author, license, intended_use)
+    for name, text in asdict(about).items():
+        if not isinstance(text, str):
+            raise TypeError(
+                f"`{name}` must be a text. Received: {name}={text!r}. Leave it out "
+                "for none."
+            )
     check_free(out, overwrite)
     check_country(country)
-    about = About(description, author, license, intended_use)
     data = {
         name: _as_arrays(split, name)
         for name, split in (
@@ -253,12 +282,14 @@ def distill_to_tflite(
         if split is not None
     }
     example = _example(student, teacher)
+    _check_labels(labels)
     check_inputs(example, teacher, data, labels)
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
+    check_knows_the_task(teacher, data, names)
     training = Training(
-        epochs,
-        qat_epochs,
-        batch_size,
+        int(epochs),
+        int(qat_epochs),
+        int(batch_size),
         learning_rate,
         weight_decay,
         temperature,
@@ -299,10 +330,9 @@ def distill_to_tflite(
         "trainable": [layer.trainable for layer in example._flatten_layers()],
         **{f"data_{name}": data_fingerprint(split) for name, split in data.items()},
     }
-    work = Path(f"{out}.partial")
-    _make_folder(work, out)
+    work = make_work_folder(out)
     with locked(work, "A run is"):
-        _begin_or_go_on(work, settings, overwrite)
+        begin_or_go_on(work, settings, overwrite)
         stages = Stages(
             work,
             teacher,
@@ -324,8 +354,7 @@ def distill_to_tflite(
         outcomes.sort(key=lambda outcome: outcome.validation_top1, reverse=True)
         report, comparison = stages.measure(outcomes, gates or Gates())
         stages.write_files(outcomes[0], report, comparison)
-        _put_in_place(work / "final", out)
-        shutil.rmtree(work)
+        put_in_place(work, out)
     return PipelineResult(out, report, tuple(Gate(**gate) for gate in report["gates"]))
 
 
@@ -339,12 +368,19 @@ def _example(
     return shrunken(teacher, 1.0 / STEPS) if student is None else student()
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Raises `FileExistsError` if there is something at `out` that is to stay."""
-    if _exists(out) and not overwrite:
-        raise FileExistsError(
-            f"`out` must not exist. Received: {out}, which is there. Choose another "
-            "folder, or pass overwrite=True to replace it."
+def _check_labels(labels: Sequence[str] | None) -> None:
+    """Raises where class names are no list of different names."""
+    if labels is None:
+        return
+    if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
+        raise TypeError(
+            f"`labels` must be a list of class names. Received: {labels!r}. Give for "
+            "example ['cat', 'dog']."
+        )
+    if twice := [name for name in dict.fromkeys(labels) if labels.count(name) > 1]:
+        raise ValueError(
+            f"Class names must differ from each other. Received: {twice[0]!r} "
+            f"{labels.count(twice[0])} times in `labels`. Name each class once."
         )
 
 
@@ -383,54 +419,3 @@ def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:
         np.concatenate([np.asarray(batch[0]) for batch in batches]),
         np.concatenate([np.asarray(batch[1]) for batch in batches]),
     )
-
-
-def _exists(out: Path) -> bool:
-    return out.exists() and (not out.is_dir() or any(out.iterdir()))
-
-
-def _make_folder(work: Path, out: Path) -> None:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise type(err)(
-            f"`out` must be a place that can be written. Received: {out} "
-            f"({err.strerror}). Choose another folder, or change its permissions."
-        ) from err
-
-
-def _begin_or_go_on(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Leaves the folder of the same run stopped as it is, and empties any other."""
-    state = work / _STATE
-    if state.exists():
-        before = json.loads(state.read_text())
-        changed = sorted(
-            key for key in {*settings, *before} if settings.get(key) != before.get(key)
-        )
-        if not changed:
-            logger.info("going on with the run in %s", work)
-            return
-        if not overwrite:
-            raise FileExistsError(
-                "A run that was stopped goes on only with the same settings. Received: "
-                f"{work} from a run with other {', '.join(changed)}. Repeat the call "
-                "of then, delete the folder, or pass overwrite=True."
-            )
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
-    temporary = work / f"{_STATE}.tmp"
-    temporary.write_text(json.dumps(settings, indent=2))
-    os.replace(temporary, state)
-
-
-def _put_in_place(final: Path, out: Path) -> None:
-    """Renames the finished folder to `out`; an old one leaves only when it is there."""
-    old = Path(f"{out}.old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(out, old)
-    os.replace(final, out)
-    shutil.rmtree(old, ignore_errors=True)

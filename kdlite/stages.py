@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.backup import Backup
 from kdlite.compress.qat import quantize_aware
 from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
+_ASKED = 256  # samples that show whether a teacher knows the task
+
 
 @dataclass(frozen=True)
 class Training:
@@ -67,6 +70,36 @@ class About:
     author: str = ""
     license: str = ""
     intended_use: str = ""
+
+
+def check_knows_the_task(
+    teacher: keras.Model,
+    data: Mapping[str, tuple[Array, Array]],
+    labels: Sequence[str],
+) -> None:
+    """Raises if a teacher is hardly better than guessing, on a part of the data.
+
+    Args:
+        teacher: The trained classifier.
+        data: Splits by name, `(x, y)`; "validation" if there is one, else "test".
+        labels: Class names.
+
+    Raises:
+        ValueError: If too few of the samples are right.
+    """
+    name = "validation" if "validation" in data else "test"
+    x, y = data[name]
+    rows = np.linspace(0, len(y) - 1, min(len(y), _ASKED)).astype(int)
+    top1 = _top1(teacher.predict(x[rows], batch_size=_ASKED, verbose=0), y[rows])
+    guessing = 1 / len(labels)
+    # A tenth of the way to all is much for two classes, and for a thousand too much.
+    if top1 < min(1.5 * guessing, guessing + 0.1 * (1 - guessing)):
+        raise ValueError(
+            f"The teacher must know the task. Received: teacher {teacher.name!r} with "
+            f"{top1:.1%} right on {len(rows)} samples of `{name}`, where guessing "
+            f"gives {guessing:.1%}. Compare the order of the classes and the scale of "
+            "the inputs with those it was trained on."
+        )
 
 
 class Stages:
@@ -99,17 +132,7 @@ class Stages:
         self.soft: SoftLabels
 
     def label(self) -> None:
-        """Stores the teacher's outputs, once for all seeds; first, does it know any?"""
-        name = "validation" if "validation" in self.data else "test"
-        _, y = self.data[name]
-        top1 = _top1(self._teacher_scores(name), y)
-        if top1 < 1.5 / len(self.labels):
-            raise ValueError(
-                "The teacher must know the task. Received: teacher "
-                f"{self.teacher.name!r} with {top1:.1%} right on `{name}`, where "
-                f"guessing gives {1 / len(self.labels):.1%}. Compare the order of the "
-                "classes and the scale of the inputs with those it was trained on."
-            )
+        """Stores the teacher's outputs, once for all seeds."""
         logger.info("labelling the training data with the teacher")
         self.soft = SoftLabels.build(
             self.teacher,
@@ -173,7 +196,7 @@ class Stages:
         quantized: bool = False,
     ) -> keras.Model:
         """Trains one model, or loads it where an earlier call had finished it."""
-        whole, backup = path.with_suffix(".keras"), path.with_suffix(".backup")
+        whole, backup = path.with_suffix(".keras"), Backup(path.with_suffix(".backup"))
         if whole.exists():
             return keras.models.load_model(whole)
         if not isinstance(model, keras.Model):
@@ -187,7 +210,7 @@ class Stages:
             seed=seed,
             augment=self.augment,
             drop_remainder=len(self.soft) >= training.batch_size,
-            initial_epoch=_epochs_done(backup),
+            initial_epoch=backup.epochs,
         )
         if not distill:
             # The very same images in the same order, only without the teacher's word.
@@ -211,31 +234,32 @@ class Stages:
         )
         _create_variables(trained, *(part[:1] for part in self.data["train"]))
         keras.utils.set_random_seed(seed)
-        begun_before = _epochs_done(backup) > 0
+        done = backup.restore(trained)
         with track_energy(self.country) as tracker:
             trained.fit(
                 train,
                 epochs=epochs,
+                initial_epoch=done,
                 validation_data=self.data.get("validation"),
                 validation_batch_size=BATCH_PREDICT,
                 verbose=self.verbose,
                 shuffle=False,
                 callbacks=[
                     Curve(path.with_suffix(".csv")),
-                    keras.callbacks.BackupAndRestore(str(backup)),
+                    backup,
                 ],
             )
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):
-            shutil.rmtree(backup, ignore_errors=True)  # not to go on from there
+            backup.remove()  # not to go on from there
             raise RuntimeError(
                 "Training must give finite weights. Received: NaN or infinity after "
                 f"training {path.name!r} with learning_rate={training.learning_rate}. "
                 "Lower the learning rate, or look at the range of the data."
             )
-        if not begun_before:  # what a stopped run took is not known
+        if not done:  # what a stopped run took is not known
             store_energy(path, tracker.used)
         _save_whole(model, whole)
-        shutil.rmtree(backup, ignore_errors=True)
+        backup.remove()
         return model
 
     def _teacher_scores(self, split: str) -> Array:
@@ -322,14 +346,6 @@ def _save_whole(model: keras.Model, path: Path) -> None:
     temporary = path.with_suffix(".tmp.keras")
     model.save(temporary)
     os.replace(temporary, path)
-
-
-def _epochs_done(backup: Path) -> int:
-    """The epoch at which `BackupAndRestore` will go on."""
-    try:
-        return int(json.loads((backup / "training_metadata.json").read_text())["epoch"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _optimizer(

@@ -78,6 +78,7 @@ _BELOW_LITE = {"compress", "datasets", "fingerprint", "progress"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
     *("doctor", "symptoms", "gates", "reporting", "android", "sizing", "teachers"),
+    *("backup", "result_folder"),
     *_BELOW_REPORT,
 }
 _BELOW_CLI = {"pipeline", "demo", "stages", "outcomes", *_BELOW_PIPELINE}
@@ -88,6 +89,8 @@ MAY_IMPORT = {
     "terminal": set(),
     "datasets": {"progress"},
     "gates": set(),
+    "backup": set(),
+    "result_folder": {"distill"},
     "distill": {"fingerprint", "progress"},
     "compress": {"fingerprint"},
     "lite": _BELOW_LITE,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import keras
 import numpy as np
@@ -317,7 +316,20 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"quantization": "int9"}, ValueError, "`quantization` must be one of"),
         ({"epochs": 0}, ValueError, "`epochs` must be an integer above 0"),
         ({"qat_epochs": 1.5}, ValueError, "`qat_epochs` must be an integer above 0"),
+        ({"epochs": True}, ValueError, "`epochs` must be an integer above 0"),
         ({"seeds": 2}, ValueError, "`seeds` above 1 needs the student as a function"),
+        (
+            {"seeds": 2, "student": build_student},
+            ValueError,
+            "`seeds` above 1 needs `validation`.*nothing on `test`",
+        ),
+        ({"train": None}, TypeError, "`train` must be.*Received: None"),
+        ({"gates": 3}, TypeError, "`gates` must be kdlite.Gates or None. Received: 3"),
+        ({"description": 3}, TypeError, "`description` must be a text.*description=3"),
+        ({"labels": "abc"}, TypeError, "`labels` must be a list.*'abc'"),
+        ({"labels": [1, 2, 3]}, TypeError, r"`labels` must be a list.*\[1, 2, 3\]"),
+        ({"labels": ["a", "b", "a"]}, ValueError, "must differ.*'a' 2 times"),
+        ({"learning_rate": "a"}, ValueError, "`learning_rate` must be.*'a'"),
         ({"test": None}, ValueError, "neither `validation` nor `test`"),
         ({"ratio": 10}, ValueError, "`ratio` and `max_bytes` make a student, so"),
         ({"test": {"x": 1}}, TypeError, "`test` must be .*Received: dict"),
@@ -338,10 +350,10 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
 def test_wrong_arguments_fail_before_anything_is_written(
     data, teacher, tmp_path, changes, error, text
 ) -> None:
-    arguments = {"test": data["test"], **SETTINGS, **changes}
+    given = {"train": data["train"], "student": build_student(), "test": data["test"]}
     with pytest.raises(error, match=text):
         distill_to_tflite(
-            teacher, data["train"], build_student(), out=tmp_path / "out", **arguments
+            teacher, out=tmp_path / "out", **{**given, **SETTINGS, **changes}
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -383,20 +395,14 @@ def test_one_process_at_a_time(data, teacher, tmp_path) -> None:
         )
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    out = tmp_path / "file" / "out"
-    with pytest.raises(OSError, match="`out` must be a place that can be written"):
-        pipeline._make_folder(tmp_path / "file" / "out.partial", out)
-
-
 def test_a_teacher_that_guesses_is_refused(data, tmp_path) -> None:
     keras.utils.set_random_seed(3)
     blind = network(4, "blind")
     blind.set_weights([np.zeros_like(w) for w in blind.get_weights()])
     x, y = data["test"]
     one_class = (x, np.full_like(y, 2))
-    with pytest.raises(ValueError, match="must know the task.*'blind' with 0.0% right"):
+    told = "must know the task.*'blind' with 0.0% right on 128 samples of `test`"
+    with pytest.raises(ValueError, match=told):
         distill_to_tflite(
             blind,
             data["train"],
@@ -405,6 +411,20 @@ def test_a_teacher_that_guesses_is_refused(data, tmp_path) -> None:
             out=tmp_path / "out",
             **SETTINGS,
         )
+
+
+def test_a_weak_teacher_of_two_classes_may_teach() -> None:
+    class Told(keras.Model):
+        def predict(self, x, **kwargs):
+            return np.eye(2)[x]
+
+    y = np.arange(200) % 2
+    right = np.random.default_rng(0).random(200) < 0.65
+    data = {"validation": (np.where(right, y, 1 - y), y)}
+    stages.check_knows_the_task(Told(), data, ("a", "b"))
+    with pytest.raises(ValueError, match="40.5% right.*guessing gives 50.0%"):
+        other = {"validation": (np.where(right, 1 - y, y), y)}
+        stages.check_knows_the_task(Told(), other, ("a", "b"))
 
 
 def test_data_sets_of_every_kind_become_arrays(data) -> None:
@@ -439,14 +459,3 @@ def test_data_sets_that_cannot_be_arrays_are_named(data) -> None:
         pipeline._as_arrays(single.map(lambda x, y: x), "train")
     with pytest.raises(ValueError, match="`train` must hold samples"):
         pipeline._as_arrays(single.take(0), "train")
-
-
-def test_old_result_leaves_only_when_the_new_one_is_there(tmp_path) -> None:
-    final, out = tmp_path / "final", tmp_path / "out"
-    for folder, word in ((final, "new"), (out, "old")):
-        folder.mkdir()
-        (folder / "a").write_text(word)
-    pipeline._put_in_place(final, out)
-    assert (out / "a").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    shutil.rmtree(out)

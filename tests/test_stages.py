@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -38,14 +36,6 @@ def test_biases_and_normalization_do_not_decay() -> None:
         if optimizer._use_weight_decay(variable)
     }
     assert decaying == {"kernel"}
-
-
-def test_epochs_done_are_those_of_the_backup(tmp_path) -> None:
-    assert stages._epochs_done(tmp_path) == 0
-    (tmp_path / "training_metadata.json").write_text(json.dumps({"epoch": 7}))
-    assert stages._epochs_done(tmp_path) == 7
-    (tmp_path / "training_metadata.json").write_text("half a fi")
-    assert stages._epochs_done(tmp_path) == 0
 
 
 def test_training_that_diverges_leaves_nothing_to_go_on_from(

@@ -17,8 +17,9 @@ from kdlite.demo.augment import flip
 from kdlite.demo.models import build_student
 from kdlite.demo.teacher import load_teacher, train_teacher
 from kdlite.gates import Gates
-from kdlite.pipeline import PipelineResult, check_free, distill_to_tflite
+from kdlite.pipeline import PipelineResult, distill_to_tflite
 from kdlite.reporting.energy import check_country
+from kdlite.result_folder import check_free
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def run_demo(
         verbose=verbose,
         **settings,
     )
-    shutil.rmtree(kept, ignore_errors=True)
+    if retrain_teacher:
+        shutil.rmtree(kept, ignore_errors=True)
     if not quick:  # whose student is too weak to be shown
         into_app(result.tflite)
     return result

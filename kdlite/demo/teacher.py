@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.backup import Backup
 from kdlite.datasets import FashionMNIST
 from kdlite.demo.augment import erase, shift_and_flip
 from kdlite.demo.models import build_teacher
@@ -121,21 +122,22 @@ def _train_round(
         # The regular convolutions' gradients are about twice as fast under XLA here.
         jit_compile=True,
     )
-    callbacks = []
-    if folder is not None:
-        callbacks = [keras.callbacks.BackupAndRestore(str(folder / "backup"))]
+    backup = Backup(folder / "backup") if folder else None
     model.fit(
         _augmented(data, settings.erase, seed),
         epochs=settings.epochs,
+        initial_epoch=backup.restore(model) if backup else 0,
         validation_data=tuple(data.validation),
         validation_batch_size=500,
-        callbacks=callbacks,
+        callbacks=[backup] if backup else [],
         shuffle=False,
     )
     if whole is not None:
         unfinished = whole.with_name("unfinished.weights.h5")
         model.save_weights(unfinished)
         os.replace(unfinished, whole)
+    if backup is not None:
+        backup.remove()
 
 
 def _augmented(data: FashionMNIST, erasing: bool, seed: int) -> tf.data.Dataset:
