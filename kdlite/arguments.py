@@ -305,6 +305,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("model", type=Path, help="the .keras file it came from")
     verify.add_argument("--data", type=Path, required=True, help=".npz or image folder")
     verify.add_argument(
+        "--labels", type=Path, help="class names, one a line (those in the file)"
+    )
+    verify.add_argument(
         "--top1-agreement",
         type=float,
         default=0.99,

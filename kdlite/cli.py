@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import sys
-import zipfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # It warns of retracing where several models take turns.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     name = f"kdlite {args.command}:"
+    written, warnings.formatwarning = warnings.formatwarning, _in_a_line(name)
     try:
         if args.command not in _WITHOUT_TENSORFLOW:
             _load_tensorflow()
@@ -70,12 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = coloured(name, "red", sys.stderr)
         print(f"{name} {_in_its_words(err)}", file=sys.stderr)
         return 1 if _is_failed_check(err) else 2
+    finally:
+        warnings.formatwarning = written
     _print(
         json.dumps(result.to_dict(), indent=2)
         if args.json
         else with_verdicts(str(result), sys.stdout)
     )
     return 0 if getattr(result, "passed", True) else 1
+
+
+def _in_a_line(name: str) -> Any:
+    """How warnings are written: without the place in kdlite that they come from."""
+    written = warnings.formatwarning
+
+    def in_a_line(message: Any, category: type[Warning], *place: Any) -> str:
+        if not issubclass(category, UserWarning):  # of a library, to its maintainers
+            return written(message, category, *place)
+        return f"{coloured(f'{name} warning:', 'yellow', sys.stderr)} {message}\n"
+
+    return in_a_line
 
 
 def _stderr() -> Any:
@@ -124,11 +139,25 @@ def _in_its_words(err: Exception) -> str:
     """What an error says, in the command line's terms."""
     text = str(err).replace("pass overwrite=True", "give --overwrite")
     text = text.replace("overwrite=True", "--overwrite")
+    # A model without a graph does not say what it returns, and no flag does.
+    text = text.replace("Fix: say it, with", "Fix: in Python, say it, with")
+    text = text.replace(
+        "or allow depth=0.5 or separable=True.",
+        "or give a --student of your own (in Python, kdlite.shrink takes depth=0.5 and "
+        "separable=True).",
+    )
     # h5py has the system's number in its text alone.
     if getattr(err, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
         return (
             "There must be room for the files. Received: a full disk. Free some, and "
             "give the same command again: it goes on where it was."
+        )
+    if isinstance(err, OSError) and err.errno is not None:  # in the system's words
+        where = err.filename2 or err.filename or "a file"
+        return (
+            "Files must be there to be read, and folders writable. Received: "
+            f"{where}: {(err.strerror or str(err)).lower()}. Fix: name another path, "
+            "or change what stands in its way."
         )
     return text
 
@@ -154,22 +183,21 @@ def _demo(args: argparse.Namespace) -> Any:
 
 def _distill(args: argparse.Namespace) -> Any:
     from kdlite import datasets
+    from kdlite.model_files import class_count, load_model, sample_shape
     from kdlite.pipeline import distill_to_tflite
 
-    teacher = _load_model(args.teacher)
-    student = _load_model(args.student) if args.student else None
+    teacher = load_model(args.teacher)
+    student = load_model(args.student) if args.student else None
+    shape, classes = sample_shape(teacher), class_count(teacher)
     labels = _read_labels(args.labels)
+    train = datasets.load(args.data, shape, labels, classes=classes)
+    # The other parts may lack a class: which is which, the first says.
+    names = labels or train.class_names
 
     def load(path: Path | None) -> datasets.Samples | None:
-        return datasets.load(path, teacher.input_shape[1:], labels) if path else None
+        return datasets.load(path, shape, names, classes=classes) if path else None
 
-    train, validation, test = map(
-        load, (args.data, args.validation_data, args.test_data)
-    )
-    if train is None:
-        raise ValueError(
-            "`--data` is needed. Received: none. Name an .npz or a folder."
-        )
+    validation, test = map(load, (args.validation_data, args.test_data))
     if validation is None and test is None:
         train, validation = train.split(0.1)
         logging.getLogger(__name__).info(
@@ -183,7 +211,7 @@ def _distill(args: argparse.Namespace) -> Any:
         max_bytes=args.max_bytes,
         validation=(validation.x, validation.y) if validation else None,
         test=(test.x, test.y) if test else None,
-        labels=labels or train.class_names,
+        labels=names,
         epochs=args.epochs,
         qat_epochs=args.qat_epochs,
         batch_size=args.batch_size,
@@ -206,6 +234,7 @@ def _distill(args: argparse.Namespace) -> Any:
 def _label(args: argparse.Namespace) -> Any:
     from kdlite import datasets
     from kdlite.distill.soft_labels import SoftLabels
+    from kdlite.model_files import load_model, sample_shape
 
     if args.merge:
         if args.teacher or args.data or args.shard:
@@ -219,9 +248,9 @@ def _label(args: argparse.Namespace) -> Any:
             "A teacher and `--data` are needed. Received: one of them is missing. "
             "Give: kdlite label teacher.keras --data train.npz -o FOLDER."
         )
-    teacher = _load_model(args.teacher)
+    teacher = load_model(args.teacher)
     samples = datasets.load(
-        args.data, teacher.input_shape[1:], _read_labels(args.labels), needs_y=False
+        args.data, sample_shape(teacher), _read_labels(args.labels), needs_y=False
     )
     return SoftLabels.build(
         teacher,
@@ -237,21 +266,16 @@ def _label(args: argparse.Namespace) -> Any:
 
 
 def _export(args: argparse.Namespace) -> Any:
-    from kdlite import datasets
     from kdlite.lite.convert import export
+    from kdlite.model_files import class_count, load_model
 
-    model = _load_model(args.model)
+    model = load_model(args.model)
     labels = _read_labels(args.labels)
     verify_data = calibration = None
     if args.verify_data:
-        samples = datasets.load(
-            args.verify_data, model.input_shape[1:], labels, needs_y=False
-        )
-        verify_data = samples.x if samples.y is None else (samples.x, samples.y)
+        verify_data = _samples(args.verify_data, model, labels, class_count(model))
     if args.calibration_data:
-        calibration = datasets.load(
-            args.calibration_data, model.input_shape[1:], labels, needs_y=False
-        ).x
+        calibration = _samples(args.calibration_data, model, labels)
     return export(
         model,
         args.out,
@@ -275,6 +299,19 @@ def _export(args: argparse.Namespace) -> Any:
         memory_limit_bytes=args.memory_limit_bytes,
         overwrite=args.overwrite,
     )
+
+
+def _samples(
+    path: Path, model: Any, labels: Sequence[str] | None, classes: int | None = None
+) -> Any:
+    """Samples for `export` and `verify`: `x`, or `(x, y)` where there are targets."""
+    from kdlite import datasets
+    from kdlite.model_files import sample_shape, takes_several
+
+    if takes_several(model) and path.is_file():
+        return path  # whose arrays have the inputs' names
+    samples = datasets.load(path, sample_shape(model), labels, False, classes)
+    return samples.x if samples.y is None else (samples.x, samples.y)
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, str]:
@@ -301,13 +338,14 @@ def _inspect(args: argparse.Namespace) -> Any:
 
 
 def _verify(args: argparse.Namespace) -> Any:
-    from kdlite import datasets
+    from kdlite.lite.metadata import read_metadata
     from kdlite.lite.verification import VerificationError
     from kdlite.lite.verify import verify
+    from kdlite.model_files import class_count, load_model
 
-    model = _load_model(args.model)
-    samples = datasets.load(args.data, model.input_shape[1:], needs_y=False)
-    data = samples.x if samples.y is None else (samples.x, samples.y)
+    model = load_model(args.model)
+    labels = _read_labels(args.labels) or read_metadata(args.file).labels or None
+    data = _samples(args.data, model, labels, class_count(model))
     report = verify(args.file, model, data)
     try:
         report.require(top1_agreement=args.top1_agreement)
@@ -372,41 +410,17 @@ class _Completion:
         return self.script
 
 
-def _load_model(path: Path) -> Any:
-    import keras
-
-    # Registers kdlite's own layers, which a quantization-aware model is made of.
-    import kdlite.compress.qat  # noqa: F401
-
-    if not path.exists():
-        raise FileNotFoundError(
-            f"A model file must exist. Received: {path}, which is not there. Name a "
-            ".keras file."
-        )
-    old_format = path.suffix in (".h5", ".hdf5")
-    if not path.is_file() or not (old_format or zipfile.is_zipfile(path)):
-        raise ValueError(
-            f"A model must be a .keras file. Received: {path}, which is "
-            f"{'a folder' if path.is_dir() else 'another file'}. Save the model with "
-            "model.save('name.keras')."
-        )
-    try:
-        return keras.models.load_model(path)
-    except Exception as err:  # whatever a broken file makes Keras raise
-        raise ValueError(
-            f"A model must be a file that Keras can load. Received: {path}, and Keras "
-            f"says: {err} Save it with model.save('name.keras')."
-        ) from err
-
-
 def _doctor(args: argparse.Namespace) -> Any:
     from kdlite import datasets
     from kdlite.distill.losses import SoftTargets
     from kdlite.doctor import check
+    from kdlite.model_files import class_count, load_model, sample_shape
 
-    student, teacher = _load_model(args.student), _load_model(args.teacher)
+    student, teacher = load_model(args.student), load_model(args.teacher)
     samples = datasets.load(
-        args.data, teacher.input_shape[1:], _read_labels(args.labels), needs_y=False
+        *(args.data, sample_shape(teacher), _read_labels(args.labels)),
+        needs_y=False,
+        classes=class_count(teacher),
     )
     return check(
         student,
@@ -421,9 +435,25 @@ def _doctor(args: argparse.Namespace) -> Any:
 
 
 def _read_labels(path: Path | None) -> list[str] | None:
+    """The class names in a file, or None; checked, as folders are read by them."""
+    from kdlite.lite.labels import check_texts
+
     if path is None:
         return None
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    rule = "`--labels` must be a text file with the class names, one a line."
+    fix = "Fix: name such a file, in UTF-8, in the order of the model's output."
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not there"
+        raise ValueError(f"{rule} Received: {path}, which is {what}. {fix}")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{rule} Received: {path}, which is no text. {fix}") from err
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{rule} Received: {path}, which is empty. {fix}")
+    check_texts(names)
+    return names
 
 
 _RUN: dict[str, Callable[[argparse.Namespace], Any]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -222,8 +223,9 @@ def _download() -> Path:
         if _missing(folder):
             raise OSError(
                 "Fashion-MNIST was found nowhere and Keras could not download it. "
-                f"Received: {err} Install Debian's package dataset-fashion-mnist, or "
-                "set KDLITE_DATA_DIR to a folder with the four published .gz files."
+                f"Received: {str(err).rstrip('.')}. Install Debian's package "
+                "dataset-fashion-mnist, or set KDLITE_DATA_DIR to a folder with the "
+                "four published .gz files."
             ) from err
     return folder
 
@@ -283,20 +285,27 @@ class Samples:
 
 def load(
     path: str | Path,
-    shape: tuple[int | None, ...],
+    shape: tuple[int | None, ...] | None,
     class_names: Sequence[str] | None = None,
     needs_y: bool = True,
+    classes: int | None = None,
 ) -> Samples:
     """Reads samples from an ``.npz`` file or a folder of images.
+
+    A folder that lacks a class, as a part held back may, has the labels of the others
+    only where ``class_names`` say which these are.
 
     Args:
         path: An ``.npz`` with an array ``x`` (and ``y``), or a folder with one
             subfolder of images (PNG, JPEG, BMP, GIF) a class.
         shape: One sample's shape, as the model takes it; images are resized to it
-            (bilinear), to grey or colour by its channels, as float32 in 0..255.
-        class_names: The subfolders' names in the order of the class indices;
-            alphabetical by default.
+            (bilinear), to grey or colour by its channels, as float32 in 0..255. None
+            where the model does not say, which will do for an ``.npz``.
+        class_names: The names of all classes in the order of their indices; a folder
+            may lack some. By default its subfolders in alphabetical order.
         needs_y: Whether an ``.npz`` without ``y`` is an error.
+        classes: How many classes the model has: without ``class_names`` a folder must
+            have as many subfolders. None where labels do not matter.
 
     Returns:
         The samples.
@@ -304,11 +313,11 @@ def load(
     Raises:
         FileNotFoundError: There is nothing at ``path``.
         ValueError: The file is no ``.npz``, lacks an array, or the folder has no
-            images.
+            images, or subfolders that are none of the classes.
     """
     path = Path(path)
     if path.is_dir():
-        return _load_folder(path, shape, class_names)
+        return _load_folder(path, shape, class_names, classes)
     if not path.exists():
         raise FileNotFoundError(
             f"Data must exist. Received: {path}, which is not there. Name an .npz file "
@@ -322,7 +331,10 @@ def load(
                 f"{sorted(arrays)}. Write it with np.savez(path, x=x, y=y)."
             )
     y = arrays.get("y")
-    return Samples(arrays["x"], None if y is None else np.squeeze(y))
+    if y is not None and y.ndim > 1:
+        # Never the first axis: there may be a single sample.
+        y = np.squeeze(y, tuple(a for a in range(1, y.ndim) if y.shape[a] == 1))
+    return Samples(arrays["x"], y)
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -347,29 +359,27 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise ValueError(
             f"A data file must be an .npz of plain arrays. Received: {path}, and numpy "
-            f"says: {err} Write it with np.savez(path, x=x, y=y)."
+            f"says: {str(err).rstrip('.')}. Write it with np.savez(path, x=x, y=y)."
         ) from err
 
 
 def _load_folder(
-    path: Path, shape: tuple[int | None, ...], class_names: Sequence[str] | None
+    path: Path,
+    shape: tuple[int | None, ...] | None,
+    class_names: Sequence[str] | None,
+    classes: int | None,
 ) -> Samples:
     import keras
     import tensorflow as tf
 
-    if len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
+    if shape is None or len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
+        received = "that does not say what it takes" if shape is None else "that takes "
         raise ValueError(
             "A folder of images needs a model that takes (height, width, 1 or 3). "
-            f"Received: a model that takes {shape}. Give an .npz instead."
+            f"Received: a model {received}{shape or ''}. Give an .npz instead."
         )
     found = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    if not found or (class_names is not None and set(class_names) != set(found)):
-        raise ValueError(
-            "A folder of images must have one subfolder a class. Received: "
-            f"{path} with {found}"
-            + (f", where {list(class_names)} were named. " if class_names else ". ")
-            + "Sort the images into subfolders named like the classes."
-        )
+    names = _all_classes(path, found, class_names, classes)
     empty = [name for name in found if not any((path / name).iterdir())]
     if empty:
         raise ValueError(
@@ -377,10 +387,11 @@ def _load_folder(
             f"{path} with nothing in {', '.join(empty)}. Add images, or remove the "
             "subfolder."
         )
+    present = [name for name in names if name in found]
     dataset = keras.utils.image_dataset_from_directory(
         path,
         label_mode="int",
-        class_names=list(class_names) if class_names else None,
+        class_names=present,
         color_mode="grayscale" if shape[-1] == 1 else "rgb",
         image_size=shape[:2],
         shuffle=False,
@@ -398,11 +409,46 @@ def _load_folder(
             "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "
             f"Received: {_unreadable(dataset.file_paths)}. Mend or remove it."
         ) from err
-    return Samples(
-        np.concatenate([x for x, _ in batches]),
-        np.concatenate([y for _, y in batches]),
-        tuple(dataset.class_names),
-    )
+    y = np.concatenate([y for _, y in batches])
+    index_of = np.array([names.index(name) for name in present], y.dtype)
+    return Samples(np.concatenate([x for x, _ in batches]), index_of[y], names)
+
+
+def _all_classes(
+    path: Path,
+    found: Sequence[str],
+    class_names: Sequence[str] | None,
+    classes: int | None,
+) -> tuple[str, ...]:
+    """The names of all classes in the order of their indices, of which some are found.
+
+    Which of them a folder lacks, the folder cannot tell: labels would be shifted.
+    """
+    if not found:
+        raise ValueError(
+            "A folder of images must have one subfolder a class. Received: "
+            f"{path} without any. Sort the images into subfolders named like the "
+            "classes."
+        )
+    if class_names is not None:
+        unknown = [name for name in found if name not in class_names]
+        if unknown:
+            raise ValueError(
+                "Each subfolder of images must be named like a class. Received: "
+                f"{', '.join(map(repr, unknown))} in {path}, where {list(class_names)} "
+                "were named. Fix: rename the subfolder or take it away, or name the "
+                "classes like the subfolders: --labels FILE."
+            )
+        return tuple(class_names)
+    if classes is not None and len(found) != classes:
+        few = ", ".join([*found[:5], *(["..."] if len(found) > 5 else [])])
+        raise ValueError(
+            "A folder of images must have one subfolder a class, where the classes are "
+            f"not named. Received: {path} with {len(found)} subfolders ({few}) for a "
+            f"model of {classes} classes. Fix: name all classes in the order of the "
+            "model's output, in a file, one a line: --labels FILE."
+        )
+    return tuple(found)
 
 
 def _unreadable(paths: Sequence[str]) -> str:
@@ -413,5 +459,7 @@ def _unreadable(paths: Sequence[str]) -> str:
         try:
             tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
         except tf.errors.OpError as err:
-            return f"{path} ({err.message.splitlines()[0]})"
+            # What ran it, {{function_node ...}} and [Op:...], says nothing to anyone.
+            said = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", err.message.splitlines()[0])
+            return f"{path} ({said.strip(' .')})"
     return "one that cannot be read a second time"

@@ -331,9 +331,9 @@ def _output_shape(model: keras.Model) -> tuple[int | None, ...]:
         shape = model.output_shape
     except (AttributeError, ValueError) as err:
         raise ValueError(
-            "A model must know its shapes before it is used. Received: "
-            f"{model.name!r}, which was never built. Call it once on a batch, "
-            "or build it with keras.Input."
+            "A model must say the shapes that it takes and returns. Received: "
+            f"{model.name!r}, a {type(model).__name__} without a graph. Build it with "
+            "keras.Input; or use kdlite.Distiller, which takes subclassed models."
         ) from err
     if isinstance(shape, (list, dict)):
         raise ValueError(

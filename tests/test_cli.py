@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -59,6 +61,13 @@ def folder(tmp_path_factory):
     np.savez(path / "inputs.npz", x=x)
     (path / "labels.txt").write_text("one\ntwo\nthree\n")
     (path / "broken.keras").write_text("not a model")
+    (path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (path / "blank.txt").write_text("\n\n")
+    (path / "twice.txt").write_text("one\ntwo\none\n")
+    inputs = [keras.Input((6,), name=name) for name in ("left", "right")]
+    outputs = keras.layers.Dense(3)(keras.layers.Add()(inputs))
+    keras.Model(inputs, outputs).save(path / "two.keras")
+    np.savez(path / "two.npz", left=x, right=x)
     with zipfile.ZipFile(path / "torn.keras", "w") as archive:
         archive.writestr("config.json", "{}")
     (path / "broken.tflite").write_text("not a file of LiteRT")
@@ -215,6 +224,103 @@ def test_doctor_prints_findings_and_fails(folder, tmp_path, capsys) -> None:
     assert "must name findings" in capsys.readouterr().err
 
 
+def image_classifier(classes: int = 3) -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(classes)]
+    )
+
+
+def write_images(folder, *classes: str) -> str:
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        grey = np.full((2, 2, 1), 50 * number, "uint8")
+        keras.utils.save_img(folder / name / "0.png", grey, scale=False)
+    return str(folder)
+
+
+def test_other_parts_are_read_by_the_classes_of_the_first(
+    tmp_path, monkeypatch
+) -> None:
+    told = {}
+    monkeypatch.setattr(
+        "kdlite.pipeline.distill_to_tflite",
+        lambda teacher, train, student, **others: told.update(others, train=train),
+    )
+    image_classifier().save(tmp_path / "model.keras")
+    arguments = ["distill", str(tmp_path / "model.keras"), "-o", str(tmp_path / "o")]
+    arguments += ["--data", write_images(tmp_path / "all", "a", "b b", "c")]
+    parts = ["--validation-data", write_images(tmp_path / "two", "a", "c")]
+    parts += ["--test-data", write_images(tmp_path / "one", "c")]
+    assert cli.main([*arguments, *parts]) == 0
+    assert told["train"][1].tolist() == [0, 1, 2]
+    assert told["validation"][1].tolist() == [0, 2]
+    assert told["test"][1].tolist() == [2]
+    assert told["labels"] == ("a", "b b", "c")
+
+
+def test_folders_that_no_one_can_tell_the_classes_of_are_refused(
+    tmp_path, capsys, tflite
+) -> None:
+    model = str(tmp_path / "model.keras")
+    image_classifier().save(model)
+    images = write_images(tmp_path / "two", "a", "c")
+    other = write_images(tmp_path / "other", "a", "z")
+    out = str(tmp_path / "o")
+    for command in (
+        ["distill", model, "--data", images, "-o", out],
+        ["export", model, "--verify-data", images, "-o", out],
+        ["verify", str(tflite), model, "--data", images],
+        ["doctor", model, "--student", model, "--data", images],
+    ):
+        assert cli.main(command) == 2
+        told = capsys.readouterr().err
+        assert "2 subfolders (a, c) for a model of 3 classes. Fix: name all" in told
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\ufeffa\nb\nc\n", "utf-8")
+    for command in (
+        ["verify", str(tflite), model, "--data", other],
+        ["label", model, "--data", other, "-o", out],
+    ):
+        assert cli.main([*command, "--labels", str(labels)]) == 2
+        assert "named like a class. Received: 'z' in " in capsys.readouterr().err
+
+
+def test_verify_reads_folders_by_the_labels_in_the_file(
+    tmp_path, monkeypatch, tflite
+) -> None:
+    told = []
+    monkeypatch.setattr(
+        "kdlite.lite.metadata.read_metadata",
+        lambda file: SimpleNamespace(labels=("a", "b", "c")),
+    )
+
+    class Report:
+        passed = True
+
+        def require(self, **limits) -> None: ...
+
+    def verify(file, model, data) -> Report:
+        told.append(data[1].tolist())
+        return Report()
+
+    monkeypatch.setattr("kdlite.lite.verify.verify", verify)
+    model = str(tmp_path / "model.keras")
+    image_classifier().save(model)
+    images = write_images(tmp_path / "two", "a", "c")
+    command = ["verify", str(tflite), model, "--data", images]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("c\nb\na\n")
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--labels", str(labels)]) == 0
+    assert told == [[0, 2], [0, 2]]
+
+
+def test_arrays_named_like_several_inputs_are_left_to_who_reads_them(folder) -> None:
+    model = keras.models.load_model(folder / "two.keras")
+    path = folder / "two.npz"
+    assert cli._samples(path, model, None) == path
+
+
 def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
     other = keras.Sequential([keras.Input((6,), name="signal"), keras.layers.Dense(3)])
     other.layers[0].set_weights([-np.eye(6, 3), np.zeros(3)])
@@ -262,6 +368,29 @@ def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
             "-o {}/o".split(),
             "must have the array 'y'",
         ),
+        *(
+            (
+                f"label {{}}/model.keras --data {{}}/inputs.npz -o {{}}/o --labels {{}}"
+                f"/{name}".split(),
+                text,
+            )
+            for name, text in (
+                ("none.txt", "with the class names, one a line. Received: "),
+                ("none.txt", "none.txt, which is not there. Fix: name such a file"),
+                ("", "which is a folder. Fix: "),
+                ("binary.txt", "binary.txt, which is no text. Fix: "),
+                ("blank.txt", "blank.txt, which is empty. Fix: "),
+                ("twice.txt", "must differ from each other. Received: 'one'"),
+            )
+        ),
+        *(
+            (f"{command} -o {{}}/two".split(), "takes models of one input. Received: ")
+            for command in (
+                "label {}/two.keras --data {}/inputs.npz",
+                "label {}/two.keras --data {}/two.npz",
+                "distill {}/two.keras --student {}/model.keras --data {}/data.npz",
+            )
+        ),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(
@@ -272,6 +401,7 @@ def test_errors_are_one_sentence_and_exit_code_2(
     assert text in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+    assert not {"o", "l", "two"} & {path.name for path in folder.iterdir()}
 
 
 def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
@@ -340,6 +470,56 @@ def test_a_shard_that_is_none_is_wrong_use(shard, capsys) -> None:
         cli.main(["label", "t.keras", "-o", "out", "--shard", shard])
     assert stop.value.code == 2
     assert "--shard: invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("err", "text"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "labels"),
+            "and folders writable. Received: labels: read-only file system. Fix: name",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Received: a file: input/output er"),
+        (
+            ValueError("Raise the limit, or allow depth=0.5 or separable=True."),
+            "or give a --student of your own (in Python, kdlite.shrink takes depth=0.5",
+        ),
+        (
+            ValueError("Fix: say it, with teacher_outputs='"),
+            "Fix: in Python, say it, w",
+        ),
+        (ValueError("overwrite=True replaces it"), "inspect: --overwrite replaces"),
+    ],
+)
+def test_errors_are_in_the_command_lines_words(err, text, monkeypatch, capsys) -> None:
+    def fail(args):
+        raise err
+
+    monkeypatch.setitem(cli._RUN, "inspect", fail)
+    assert cli.main(["inspect", "any.tflite"]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_warnings_are_one_line_without_a_place_in_the_source(monkeypatch) -> None:
+    written = warnings.formatwarning
+    place = ("source.py", 178, "    return distil()")
+    told = []
+
+    def warn(args):
+        told.extend(
+            warnings.formatwarning("Few samples.", category, *place)
+            for category in (UserWarning, DeprecationWarning)
+        )
+        raise ValueError
+
+    monkeypatch.setitem(cli._RUN, "inspect", warn)
+    assert cli.main(["inspect", "any.tflite"]) == 2
+    # Those of libraries to their maintainers stay as they are.
+    assert told == [
+        "kdlite inspect: warning: Few samples.\n",
+        written("Few samples.", DeprecationWarning, *place),
+    ]
+    assert warnings.formatwarning is written
 
 
 @pytest.mark.parametrize(

@@ -245,12 +245,33 @@ def test_folder_takes_the_models_size_colours_and_order(tmp_path: Path) -> None:
     assert samples.x[0, 0, 0].tolist() == [80, 80, 80]
 
 
+def test_a_folder_that_lacks_classes_keeps_the_numbers_of_the_others(
+    tmp_path: Path,
+) -> None:
+    write_images(tmp_path, "bd", count=1)
+    samples = datasets.load(tmp_path, (6, 8, 1), class_names=["d", "a", "b"])
+    assert samples.y is not None and samples.y.tolist() == [0, 2]
+    np.testing.assert_allclose(samples.x[:, 0, 0, 0], [160, 80])
+    assert samples.class_names == ("d", "a", "b")
+
+
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have one subfolder a class"):
         datasets.load(tmp_path, (6, 8, 1))
     write_images(tmp_path)
-    with pytest.raises(ValueError, match=r"where \['a', 'c'\] were named"):
+    with pytest.raises(
+        ValueError,
+        match=r"named like a class. Received: 'b' in .*, where \['a', 'c'\] were named"
+        r"\. Fix: rename",
+    ):
         datasets.load(tmp_path, (6, 8, 1), class_names=["a", "c"])
+    with pytest.raises(
+        ValueError,
+        match=r"2 subfolders \(a, b\) for a model of 3 classes. Fix: name all",
+    ):
+        datasets.load(tmp_path, (6, 8, 1), classes=3)
+    with pytest.raises(ValueError, match="a model that does not say what it takes. Gi"):
+        datasets.load(tmp_path, None)
     with pytest.raises(ValueError, match=r"takes \(height, width, 1 or 3\).*\(4,\)"):
         datasets.load(tmp_path, (4,))
 
@@ -265,7 +286,9 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     write_images(tmp_path)
     (tmp_path / "a" / "torn.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"TensorFlow can read.*a.torn\.png \("):
+    with pytest.raises(
+        ValueError, match=r"TensorFlow can read.*torn\.png \(Unknown i[^{\[]*\)\. Mend"
+    ):
         datasets.load(tmp_path, (4, 4, 1))
 
 
@@ -279,6 +302,13 @@ def test_npz_is_read_with_and_without_y(tmp_path: Path) -> None:
     assert datasets.load(tmp_path / "x.npz", (2,), needs_y=False).y is None
     with pytest.raises(ValueError, match=r"must have the array 'y'.*\['x'\]"):
         datasets.load(tmp_path / "x.npz", (2,))
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1)])
+def test_an_npz_of_one_sample_keeps_its_axis(tmp_path: Path, shape) -> None:
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 2)), y=np.full(shape, 3))
+    samples = datasets.load(tmp_path / "one.npz", (2,))
+    assert samples.y is not None and samples.y.tolist() == [3]
 
 
 def test_files_that_are_no_npz_are_named(tmp_path: Path) -> None:

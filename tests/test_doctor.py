@@ -61,7 +61,9 @@ def test_names_that_are_not_one_a_class_are_shown(rng) -> None:
 
 def test_unbuilt_model_is_named(rng) -> None:
     raw = keras.Sequential([keras.layers.Dense(3)], name="raw")
-    with pytest.raises(ValueError, match="must know its shapes.*'raw'"):
+    with pytest.raises(
+        ValueError, match="must say the shapes.*'raw', a Sequential without a g"
+    ):
         check_inputs(net(), raw, {"train": split(rng)})
 
 

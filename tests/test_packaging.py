@@ -106,7 +106,8 @@ MAY_IMPORT = {
     "pipeline": {"stages", *_BELOW_PIPELINE},
     "demo": _BELOW_CLI,
     "arguments": set(),
-    "cli": {"arguments", "interrupts", "terminal", *_BELOW_CLI},
+    "model_files": {"compress", "teachers"},
+    "cli": {"arguments", "interrupts", "model_files", "terminal", *_BELOW_CLI},
     "__main__": {"cli"},
     # The public names: those that type checkers see, and nothing loaded at import.
     "__init__": {*_BELOW_CLI},
