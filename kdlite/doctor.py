@@ -20,7 +20,7 @@ from kdlite.distill.distiller import Distiller
 from kdlite.distill.heads import Outputs
 from kdlite.distill.losses import SoftTargets
 from kdlite.distill.losses.outputs import needs_of
-from kdlite.distill.samples import DataSet
+from kdlite.distill.samples import DataSet, not_finite
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import check_label_range
 from kdlite.fingerprint import rows_fingerprint
@@ -40,6 +40,7 @@ CODES = (
     "data",
     "label-range",
     "unlabelled",
+    "class-without-samples",
     "probabilities-as-logits",
     "logits-as-probabilities",
     "double-softmax",
@@ -197,6 +198,13 @@ def check(
             )
             count = len(case.student_logits)
             found += _symptoms(case, y)
+            # Of a stream no more than its beginning is known.
+            streamed = hasattr(dataset, "element_spec") or isinstance(
+                dataset, keras.utils.PyDataset
+            )
+            in_range = all(finding.code != "label-range" for finding in found)
+            if in_range and not streamed:
+                found += [*filter(None, [outputs.classes_without_samples(case, y)])]
             if quantization is not None:
                 found += [*filter(None, [unsupported_layer(case, quantization)])]
     found = [finding for finding in found if finding.code not in allow]
@@ -375,14 +383,13 @@ def _check_split(name: str, split: tuple[Array, Array], classes: int | None) -> 
             f"`{name}` inputs must be numbers. Received: dtype {x.dtype}. Turn them "
             "into an array of numbers first."
         )
-    if np.issubdtype(x.dtype, np.floating):
-        bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"`{name}` inputs must be finite. Received: NaN or infinity in "
-                f"{int(bad.sum())} samples, the first at index {int(bad.argmax())}. "
-                "Clean or drop these samples."
-            )
+    bad = not_finite([x])
+    if bad.any():
+        raise ValueError(
+            f"`{name}` inputs must be finite. Received: NaN or infinity in "
+            f"{int(bad.sum())} samples, the first at index {int(bad.argmax())}. "
+            "Clean or drop these samples."
+        )
 
 
 def _check_shape(name: str, x: Array, role: str, model: keras.Model) -> None:

@@ -745,6 +745,12 @@ def test_wrong_models(small, trained, tmp_path, no_conversion) -> None:
         export(keras.Sequential([layers.Dense(2)], name="empty"), path)
     with pytest.raises(TypeError, match="`allow_float_ops` must be a collection"):
         export(small, path, allow_float_ops="NEG")
+    with pytest.raises(
+        ValueError, match="TFLite has. Received: 'conv2'. Near it are CONV_2D.* Fix: th"
+    ):
+        export(small, path, allow_float_ops=["NEG", "conv2", "FlexErf"])
+    with pytest.raises(ValueError, match="Received: 'zzzzzz'. Fix: the names that"):
+        export(small, path, allow_float_ops=["zzzzzz"])
     with pytest.raises(TypeError, match="`labels` must be a list.*Received: str"):
         export(small, path, labels="ab")
     with pytest.raises(ValueError, match="for int8.*quantization='float32'"):

@@ -230,6 +230,22 @@ class TestWitness:
         with pytest.raises(ValueError, match="another sample 2 than before"):
             witness(0, X[[0, 1, 3]])
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("shard", [(1, 1), (2, 3)])
+    def test_samples_that_are_not_finite(self, bad, shard):
+        x = X.copy()
+        x[4, 1] = bad
+        own = Samples(X).fingerprints()[shard[0] - 1 :: shard[1]]
+        known = own[:1]
+        for given in (X, x):  # finite, and where nobody asks
+            Witness(self.SPEC, known, shard=shard, finite=given is X)(0, given)
+        witness = Witness(self.SPEC, known, shard=shard, finite=True)
+        witness(0, x[:3])
+        with pytest.raises(
+            ValueError, match="must be finite. Received: .* in sample 4. Fix: clean"
+        ):
+            witness(3, x[3:])
+
     def test_more_than_all(self):
         witness = Witness(self.SPEC, Samples(X).fingerprints()[:4], complete=True)
         witness(0, X[:4])

@@ -842,6 +842,18 @@ class TestArguments:
         with pytest.raises(ValueError, match="must be built"):
             SoftLabels.build(unbuilt, X, tmp_path)
 
+    @pytest.mark.parametrize("form", ["arrays", "stream"])
+    def test_samples_that_are_not_finite(self, tmp_path, form):
+        # A ReLU makes a number of NaN: the logits do not show it.
+        deaf = keras.Sequential([keras.Input((2,)), layers.ReLU(), layers.Dense(3)])
+        x = np.ones((9, 2), "float32")
+        x[7, 1] = np.nan
+        data = x if form == "arrays" else tf.data.Dataset.from_tensor_slices(x).batch(4)
+        with pytest.raises(ValueError, match="finite. Received: NaN .* in sample 7. F"):
+            SoftLabels.build(deaf, data, tmp_path)
+        # Nothing was labelled yet: the same place takes the data mended.
+        assert len(SoftLabels.build(deaf, np.nan_to_num(x), tmp_path)) == 9
+
     def test_logits_that_are_none(self, tmp_path, teacher):
         broken = linear()
         broken.layers[-1].bias.assign([0.0, np.nan, 0.0])

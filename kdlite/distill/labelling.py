@@ -79,7 +79,7 @@ def label(
         return gathered(x, rows), count
 
     run = tf.function(lambda x: logits(x, training=False))
-    witness = Witness(samples.spec, writer.known, shard=shard)
+    witness = Witness(samples.spec, writer.known, shard=shard, finite=True)
     among = looks.mixing.among if looks.mixing and samples.arrays is None else None
     parts = samples.blocks(among, witness) if among else samples.chunks(witness)
     batches = (

@@ -8,7 +8,7 @@ there before.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -233,13 +233,15 @@ class Witness:
         complete: Whether those are all; then nothing is noted.
         shard: `(i, n)`: every n-th sample from the i-th on, i from 1, is looked at; the
             others are only counted.
+        finite: Whether a sample that is not known yet must be free of NaN and infinity.
 
     Attributes:
         count: Number of samples looked at.
         dataset_samples: Number of samples that went by.
 
     Raises:
-        ValueError: When called with a sample of another shape or fingerprint.
+        ValueError: When called with a sample of another shape or fingerprint, or with
+            one that is not finite.
     """
 
     def __init__(
@@ -248,6 +250,7 @@ class Witness:
         known: Array | None = None,
         complete: bool = False,
         shard: tuple[int, int] = (1, 1),
+        finite: bool = False,
     ) -> None:
         self.count = 0
         self.dataset_samples = 0
@@ -255,6 +258,7 @@ class Witness:
         self._known = np.zeros(0, np.uint64) if known is None else known
         self._complete = complete
         self._shard = shard
+        self._finite = finite
         self._noted: list[Array] = []
         self._noted_from = 0
         self._lock = threading.Lock()
@@ -293,7 +297,8 @@ class Witness:
             )
         index, shards = self._shard[0] - 1, self._shard[1]
         offset = (index - start) % shards
-        rows = rows_fingerprint([leaf[offset::shards] for leaf in leaves])
+        own = [leaf[offset::shards] for leaf in leaves]
+        rows = rows_fingerprint(own)
         first = (start + offset - index) // shards
         known = self._known[first : first + len(rows)]
         differs = np.flatnonzero(rows[: len(known)] != known)
@@ -304,6 +309,14 @@ class Witness:
                 f"Received: another sample {index + shards * number} than before. "
                 f"{_ORDER_FIX}"
             )
+        if self._finite:
+            bad = not_finite([leaf[len(known) :] for leaf in own])
+            if bad.any():
+                number = first + len(known) + int(bad.argmax())
+                raise ValueError(
+                    f"The inputs must be finite. Received: NaN or infinity in sample "
+                    f"{index + shards * number}. Fix: clean or drop this sample."
+                )
         self.count = first + len(rows)
         self.dataset_samples = start + len(leaves[0])
         if not self._complete:
@@ -342,6 +355,19 @@ def first_samples(samples: Samples) -> Structure:
     few = samples.numbered().take(_FIRST_SAMPLES).batch(_FIRST_SAMPLES)
     _, parts = next(iter(few))
     return _numpy(parts[0])
+
+
+def not_finite(leaves: Sequence[Array]) -> Array:
+    """Returns for each sample whether it has a NaN or an infinity, `(samples,)` bool.
+
+    Args:
+        leaves: The arrays of some samples, `(samples, ...)`.
+    """
+    bad = np.zeros(len(leaves[0]), bool)
+    for leaf in leaves:
+        if leaf.dtype.kind in "fc" or leaf.dtype.name == "bfloat16":
+            bad |= ~np.isfinite(leaf.reshape(len(leaf), leaf[:1].size)).all(-1)
+    return bad
 
 
 def check_same_samples(

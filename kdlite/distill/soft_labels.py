@@ -178,8 +178,9 @@ class SoftLabels:
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is out of range, `augment` is not stateless or
-                changes shape or type, or if what is stored at `path` was begun with
-                another teacher, data set, augmentation, number of views, seed or form.
+                changes shape or type, a sample is not finite, or if what is stored at
+                `path` was begun with another teacher, data set, augmentation, number of
+                views, seed or form.
             FileExistsError: If at `path` is something else.
             RuntimeError: If another process is building there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import keras
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.lite.layer_names import matching
+from kdlite.lite.tflite_reader import builtin_ops
 
 _KEPT = ("float16", "float32")
 
@@ -96,7 +98,24 @@ def checked_options(
             "`batch_size` must be an integer above 0. Received: "
             f"batch_size={batch_size!r}. Use 1: a phone sees one sample at a time."
         )
-    return frozenset(str(name).upper() for name in allow_float_ops)
+    return frozenset(map(_checked_op, allow_float_ops))
+
+
+def _checked_op(name: Any) -> str:
+    """Returns the name of an operation as files have it, or raises ValueError."""
+    name = str(name)
+    if name.startswith("Flex"):  # TensorFlow's own, with allow_select_tf_ops
+        return name
+    known, wanted = builtin_ops(), name.upper()
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, sorted(known), 3, 0.5)
+        raise ValueError(
+            "`allow_float_ops` must name operations that TFLite has. Received: "
+            f"{name!r}. "
+            + (f"Near it are {', '.join(near)}. " if near else "")
+            + "Fix: the names that kdlite.inspect and the converter's errors show."
+        )
+    return wanted
 
 
 def check_limits(time_limit_s: float, memory_limit_bytes: float | None) -> None:

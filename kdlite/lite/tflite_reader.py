@@ -346,6 +346,11 @@ def _parameters(ops: Sequence[Op], tensors_of: Sequence[Sequence[TensorInfo]]) -
 
 
 @functools.cache
+def builtin_ops() -> frozenset[str]:
+    """Returns the names of the operations that TFLite has, such as "CONV_2D"."""
+    return frozenset(_names(schema.BuiltinOperator).values()) - {"CUSTOM"}
+
+
 def _names(enum: type) -> Mapping[int, str]:
     """Returns the names of one of the schema's enumerations, by number."""
     return {value: name for name, value in vars(enum).items() if type(value) is int}

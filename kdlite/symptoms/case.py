@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite.distill.class_map import ClassMap
-from kdlite.distill.samples import DataSet, Samples
+from kdlite.distill.samples import DataSet, Samples, not_finite
 from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
 from kdlite.distill.targets import UNLABELLED, class_indices
 
@@ -196,14 +196,12 @@ def examine(
         and set(x) == {INPUTS_KEY, SOFT_LABELS_KEY}
     ):
         x, stored = x[INPUTS_KEY], np.asarray(x[SOFT_LABELS_KEY], "float32")
-    arrays = keras.tree.flatten(x)
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = ~np.isfinite(array.reshape(len(array), -1)).all(-1)
-            raise ValueError(
-                f"The inputs must be finite. Received: NaN or infinity in {bad.sum()} "
-                f"of {len(bad)} samples. Fix: clean or drop these samples."
-            )
+    bad = not_finite(keras.tree.flatten(x))
+    if bad.any():
+        raise ValueError(
+            f"The inputs must be finite. Received: NaN or infinity in {bad.sum()} "
+            f"of {len(bad)} samples. Fix: clean or drop these samples."
+        )
     if teacher is None and stored is None:
         raise ValueError(
             "There must be a teacher, or soft labels in the data. Received: "

@@ -41,6 +41,8 @@ _LEAST_SPREAD = 0.1
 _LEAST_MOVED = 0.01
 # Mean mass off the first choice to aim at: the teacher is heard, and not flat.
 _GOOD_SOFT_MASS = 0.1
+# So many classes without a sample are put down to chance.
+_BY_CHANCE = 0.01
 # Gradients of KL are differences of probabilities: this is rounding.
 _DEAD_GRADIENT = 1e-6
 
@@ -167,6 +169,40 @@ def label_range(case: Case, y: Array | None) -> Finding | None:
     except ValueError as err:
         return Finding.of("label-range", err)
     return None
+
+
+def classes_without_samples(case: Case, y: Array | None) -> Finding | None:
+    """Classes that no sample is of, where by chance each would have some.
+
+    Args:
+        case: The case.
+        y: The labels of all samples.
+    """
+    if y is None:
+        return None
+    indices = class_indices(y, case.classes)
+    if (indices == UNLABELLED).any():  # which may be of any class
+        return None
+    there = np.isin(np.arange(case.classes), indices)
+    if y.ndim == case.student_logits.ndim and y.shape[-1] == case.classes:
+        there |= (y.reshape(-1, case.classes) > 0).any(0)
+    count = indices.size
+    missing = np.flatnonzero(~there)
+    # Of samples drawn evenly, the classes that are expected to get none.
+    if not missing.size or case.classes * np.exp(-count / case.classes) > _BY_CHANCE:
+        return None
+    named = ", ".join(
+        [*map(str, missing[:10]), *(["..."] if missing.size > 10 else [])]
+    )
+    return Finding(
+        "class-without-samples",
+        "warning",
+        f"Of {case.classes} classes {missing.size} "
+        f"{'has' if missing.size == 1 else 'have'} no sample among {count:,} labels: "
+        f"{named}.",
+        "Add samples of these classes, or leave them out of the student: "
+        "class_map= of a Distiller says which of the teacher's it has.",
+    )
 
 
 def class_order(case: Case) -> Finding | None:
