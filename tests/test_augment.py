@@ -286,8 +286,11 @@ def test_a_student_learns_from_mixed_samples_with_weights(teacher, tmp_path):
     check(train, teacher, 1, weighted=True)
     distiller = Distiller(keras.models.clone_model(teacher))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    distiller.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
-    history = distiller.fit(train, epochs=12, shuffle=False, verbose=0).history
+    # A few steps are sooner taken than traced.
+    distiller.compile(
+        keras.optimizers.Adam(0.05), loss, metrics=["accuracy"], run_eagerly=True
+    )
+    history = distiller.fit(train, epochs=6, shuffle=False, verbose=0).history
     assert history["soft_loss"][-1] < 0.5 * history["soft_loss"][0]
 
 

@@ -669,6 +669,17 @@ class TestGoingOn:
             with pytest.raises(ValueError, match="needs a teacher or soft labels"):
                 fit(loaded, x, y)
 
+    @pytest.mark.parametrize("run_eagerly", [False, True])
+    def test_without_a_source_nothing_moves(self, x, y, run_eagerly):
+        body = (layers.Dropout(0.5), layers.BatchNormalization())
+        distiller = compiled(Distiller(model(body=body)), run_eagerly=run_eagerly)
+        distiller.build(x.shape)
+        before = [np.array(v) for v in distiller.student.variables]
+        with pytest.raises(ValueError, match="needs a teacher or soft labels"):
+            fit(distiller, x, y)
+        for variable, value in zip(distiller.student.variables, before, strict=True):
+            np.testing.assert_array_equal(variable, value)
+
     def test_a_teacher_may_change_after_compiling(self, x, y, logits):
         distiller = Distiller(model(), model(seed=1))
         fit(compiled(distiller, 0.0, run_eagerly=False), x, y)

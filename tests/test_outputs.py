@@ -261,7 +261,7 @@ class TestInKerasDistiller:
         distiller = keras.distillation.Distiller(
             teacher, student, SoftTargets(3.0), student_loss_weight=0.0
         )
-        distiller.compile(keras.optimizers.SGD(0.0), "mse")
+        distiller.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
         logs = distiller.fit(x, np.zeros((8, 3)), verbose=0).history
         assert logs["distillation_loss"][0] == pytest.approx(expected, rel=1e-5)
 

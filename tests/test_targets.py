@@ -45,7 +45,7 @@ def distiller(loss, softmax: bool = False) -> kdlite.Distiller:
         return keras.Sequential([keras.Input((2,)), head])
 
     model = kdlite.Distiller(net(), net())
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, run_eagerly=True)
     return model
 
 
@@ -101,7 +101,7 @@ INDICES = np.array([0, 1, 2, 0])
 def test_labels_of_another_form_are_told_of_before_the_first_step(
     loss, y, text, form
 ) -> None:
-    distiller, x = on_three_classes(loss)
+    distiller, x = on_three_classes(loss, run_eagerly=False)
     before = distiller.student.get_weights()
     data = (x, y)
     if form == "dataset":
@@ -151,12 +151,12 @@ def test_mixed_samples_and_a_sparse_loss(tmp_path) -> None:
         )
 
 
-def on_three_classes(loss):
+def on_three_classes(loss, run_eagerly=True):
     """A distiller of a softmax over three classes, and four samples."""
     models = [
         keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
         for _ in range(2)
     ]
     distiller = kdlite.Distiller(*models)
-    distiller.compile("sgd", loss)
+    distiller.compile("sgd", loss, run_eagerly=run_eagerly)
     return distiller, np.eye(4, dtype="float32")

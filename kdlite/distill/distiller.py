@@ -540,7 +540,10 @@ class Distiller(Resumable):
             return self._pairs.soft_labels(soft_labels)
         if self._teacher_outputs is not None:
             return self._teacher_outputs(inputs, training=False)
-        raise ValueError(
+        raise self._untaught()
+
+    def _untaught(self) -> ValueError:
+        return ValueError(
             f"Training needs a teacher or soft labels. Received: teacher=None and data "
             f"without soft labels. Fix: distiller.teacher = teacher, or let x be a "
             f"dict with the keys '{INPUTS_KEY}' and '{SOFT_LABELS_KEY}', as "
@@ -610,6 +613,10 @@ class Distiller(Resumable):
 
     def train_step(self, data: Any) -> dict[str, Tensor]:
         """Trains the student on a batch; a mean teacher takes what came of it."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        # Before the student runs: that moves the states of its random layers.
+        if self._split(x)[1] is None and self._teacher_outputs is None:
+            raise self._untaught()
         if self._mean_teacher is None:
             return super().train_step(data)
         # The optimizer counts updates: none while it accumulates gradients, or after
