@@ -107,7 +107,7 @@ def test_weights_survive_half_precision(tmp_path, monkeypatch) -> None:
 
 
 def test_training_of_the_teacher_goes_on_with_the_round_it_stopped_in(
-    fashion, tmp_path, monkeypatch
+    fashion, tmp_path, monkeypatch, step_by_step
 ) -> None:
     def small() -> keras.Model:
         layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
