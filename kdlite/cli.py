@@ -183,7 +183,8 @@ def _demo(args: argparse.Namespace) -> Any:
 
 def _distill(args: argparse.Namespace) -> Any:
     from kdlite import datasets
-    from kdlite.model_files import class_count, load_model, sample_shape
+    from kdlite.lite.labels import class_count
+    from kdlite.model_files import load_model, sample_shape
     from kdlite.pipeline import distill_to_tflite
 
     teacher = load_model(args.teacher)
@@ -267,7 +268,8 @@ def _label(args: argparse.Namespace) -> Any:
 
 def _export(args: argparse.Namespace) -> Any:
     from kdlite.lite.convert import export
-    from kdlite.model_files import class_count, load_model
+    from kdlite.lite.labels import class_count
+    from kdlite.model_files import load_model
 
     model = load_model(args.model)
     labels = _read_labels(args.labels)
@@ -338,10 +340,11 @@ def _inspect(args: argparse.Namespace) -> Any:
 
 
 def _verify(args: argparse.Namespace) -> Any:
+    from kdlite.lite.labels import class_count
     from kdlite.lite.metadata import read_metadata
     from kdlite.lite.verification import VerificationError
     from kdlite.lite.verify import verify
-    from kdlite.model_files import class_count, load_model
+    from kdlite.model_files import load_model
 
     model = load_model(args.model)
     labels = _read_labels(args.labels) or read_metadata(args.file).labels or None
@@ -414,7 +417,8 @@ def _doctor(args: argparse.Namespace) -> Any:
     from kdlite import datasets
     from kdlite.distill.losses import SoftTargets
     from kdlite.doctor import check
-    from kdlite.model_files import class_count, load_model, sample_shape
+    from kdlite.lite.labels import class_count
+    from kdlite.model_files import load_model, sample_shape
 
     student, teacher = load_model(args.student), load_model(args.teacher)
     samples = datasets.load(

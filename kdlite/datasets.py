@@ -407,7 +407,7 @@ def _load_folder(
     except tf.errors.InvalidArgumentError as err:  # it names no file
         raise ValueError(
             "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "
-            f"Received: {_unreadable(dataset.file_paths)}. Mend or remove it."
+            f"Received: {unreadable(dataset.file_paths)}. Mend or remove it."
         ) from err
     y = np.concatenate([y for _, y in batches])
     index_of = np.array([names.index(name) for name in present], y.dtype)
@@ -451,8 +451,12 @@ def _all_classes(
     return tuple(found)
 
 
-def _unreadable(paths: Sequence[str]) -> str:
-    """The first image that cannot be read."""
+def unreadable(paths: Sequence[str]) -> str:
+    """Returns the first image that cannot be read, and why, in a few words.
+
+    Args:
+        paths: The images' files.
+    """
     import tensorflow as tf
 
     for path in paths:

@@ -144,24 +144,3 @@ def _built_with(model: keras.Model) -> list[Any]:
         return list(shape.values())
     nested = any(isinstance(part, (list, tuple)) for part in shape)
     return list(shape) if nested else [shape]
-
-
-def class_count(model: keras.Model) -> int | None:
-    """Returns the number of classes of a classifier of one output.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The number; None of other models, or where the model does not say.
-
-    Example:
-        >>> class_count(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
-        3
-    """
-    outputs: Any = getattr(model, "outputs", None) or ()
-    if len(outputs) != 1 or len(outputs[0].shape) != 2:
-        return None
-    classes = outputs[0].shape[-1]
-    # A single score is of two classes, or of none.
-    return int(classes) if classes and classes > 1 else None

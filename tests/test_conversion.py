@@ -10,6 +10,7 @@ from test_layer_errors import spread_out
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite import options
+from kdlite.lite.calibration import InputSpec, read_folder
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.tflite_reader import inspect
 from kdlite.lite.verification import VerificationError
@@ -285,7 +286,7 @@ def test_a_folder_of_images(tmp_path, rng) -> None:
             keras.Input((8, 8, 3), name="image"),
             layers.Rescaling(1 / 255, name="scale"),
             layers.Flatten(name="flat"),
-            layers.Dense(2, name="scores"),
+            layers.Dense(3, name="scores"),
         ],
         name="net",
     )
@@ -293,13 +294,27 @@ def test_a_folder_of_images(tmp_path, rng) -> None:
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(path, rng.integers(0, 256, (10, 12, 3)))
-    result = export(model, tmp_path / "m.tflite", verify_data=tmp_path / "images")
+    images, out = tmp_path / "images", tmp_path / "m.tflite"
+    with pytest.raises(ValueError, match="2 subfolders.*for a model of 3 classes"):
+        export(model, out, verify_data=images)
+    # A folder may lack a class whose name is known, from the file too.
+    result = export(model, out, verify_data=images, labels=["a", "c", "b"])
     assert result.verification.samples == 3
+    _, y = read_folder(images, [InputSpec("x", (8, 8, 3))], "data", ["a", "c", "b"])
+    assert y.tolist() == [0, 0, 2]
+    (tmp_path / "others" / "z").mkdir(parents=True)
+    with pytest.raises(ValueError, match="named like a class. Received: 'z' in"):
+        verify(out, model, tmp_path / "others")
     assert result.verification.outputs[0].metric == "top-1"
     flat = verify(result.path, model, tmp_path / "images" / "a")
     assert flat.samples == 2 and not flat.outputs[0].metric
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="`data` must be a folder of images.*'.*none'"):
+        verify(result.path, model, tmp_path / "none")
+    (tmp_path / "none" / "torn.png").write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"folder of images.*torn.png \(Unkn[^{]*\)\. P"
+    ):
         verify(result.path, model, tmp_path / "none")
     numbers = keras.Sequential([keras.Input((3,), name="x"), layers.Dense(1)])
     with pytest.raises(ValueError, match="of one image.*images' for 'x'"):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kdlite import teachers
-from kdlite.model_files import class_count, load_model, sample_shape, takes_several
+from kdlite.lite.labels import class_count
+from kdlite.model_files import load_model, sample_shape, takes_several
 
 
 @pytest.fixture(scope="module")

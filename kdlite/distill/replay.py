@@ -212,7 +212,8 @@ class ReplayBuffer:
         except Exception as err:  # whatever a broken file makes numpy raise
             raise ValueError(
                 f"A replay buffer must be an .npz with x, y and logits. Received: "
-                f"{path}, and numpy says: {err} Fix: write it with ReplayBuffer.save."
+                f"{path}, and numpy says: {str(err).rstrip('.')}. Fix: write it with "
+                f"ReplayBuffer.save."
             ) from err
         return cls(**arrays)
 

@@ -88,7 +88,8 @@ class ONNX(NumpyTeacher):
         except Exception as err:  # onnxruntime's own types, of no common base
             raise ValueError(
                 f"An ONNX file must be one that onnxruntime can run. Received: {path}, "
-                f"of which it says: {err} Fix: export it anew, all in one file."
+                f"of which it says: {str(err).rstrip('.')}. Fix: export it anew, all "
+                f"in one file."
             ) from err
         taught = chosen_output(
             path, {node.name: node for node in session.get_outputs()}, output

@@ -19,9 +19,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kdlite.compress.met_statistics import met_statistics
-from kdlite.datasets import load, read_npz
+from kdlite.datasets import load, read_npz, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +277,13 @@ def with_shapes(
     return tuple(replace(spec, shape=samples[spec.name].shape[1:]) for spec in inputs)
 
 
-def read_folder(data: Any, inputs: Sequence[InputSpec], role: str) -> Any:
+def read_folder(
+    data: Any,
+    inputs: Sequence[InputSpec],
+    role: str,
+    class_names: Sequence[str] | None = None,
+    classes: int | None = None,
+) -> Any:
     """Reads a folder of images, whatever else comes in is returned as it is.
 
     Args:
@@ -284,6 +291,8 @@ def read_folder(data: Any, inputs: Sequence[InputSpec], role: str) -> Any:
             subfolder of images a class.
         inputs: What the model takes: one image.
         role: The argument that `data` was given as, for messages.
+        class_names: As `kdlite.datasets.load` takes them.
+        classes: Likewise.
 
     Returns:
         The images, resized to the input's size (bilinear), from 0 to 255; with the
@@ -307,8 +316,9 @@ def read_folder(data: Any, inputs: Sequence[InputSpec], role: str) -> Any:
             "arrays."
         )
     if any(entry.is_dir() for entry in path.iterdir()):
-        found = load(path, shape)
+        found = load(path, shape, class_names, classes=classes)
         return found.x, found.y
+    files: list[str] = []
     try:
         images = keras.utils.image_dataset_from_directory(
             path,
@@ -318,12 +328,18 @@ def read_folder(data: Any, inputs: Sequence[InputSpec], role: str) -> Any:
             shuffle=False,
             verbose=False,
         )
+        files = images.file_paths
         return np.concatenate(list(images.as_numpy_iterator()))
-    except ValueError as err:
+    except (ValueError, tf.errors.InvalidArgumentError) as err:
+        why = (
+            unreadable(files)
+            if files
+            else f"{str(path)!r} ({str(err).splitlines()[0]})"
+        )
         raise ValueError(
             f"`{role}` must be a folder of images that can be read (PNG, JPEG, BMP, "
-            f"GIF). Received: {str(path)!r} ({str(err).splitlines()[0]}). Put images "
-            "into it, or one subfolder of them a class."
+            f"GIF). Received: {why}. Put images into it, or one subfolder of them a "
+            "class."
         ) from err
 
 

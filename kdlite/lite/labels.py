@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
@@ -81,6 +82,27 @@ def check_counts(labels: Labels | None, outputs: Mapping[str, tuple[int, ...]]) 
             f"{received}; classes: {there}. Give one label a class, by output name "
             "where several outputs have as many."
         )
+
+
+def class_count(model: keras.Model) -> int | None:
+    """Returns the number of classes of a classifier of one output.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The number; None of other models, or where the model does not say.
+
+    Example:
+        >>> class_count(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        3
+    """
+    outputs: Any = getattr(model, "outputs", None) or ()
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return None
+    classes = outputs[0].shape[-1]
+    # A single score is of two classes, or of none.
+    return int(classes) if classes and classes > 1 else None
 
 
 def score_meaning(model: keras.Model) -> str:

@@ -35,7 +35,7 @@ from kdlite.lite.calibration import (
     with_shapes,
 )
 from kdlite.lite.conversion import Conversion, Settings
-from kdlite.lite.labels import Labels, check_counts, check_texts
+from kdlite.lite.labels import Labels, check_counts, check_texts, class_count
 from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.mixed import smallest_set
@@ -200,7 +200,11 @@ class Proof:
                 specs = with_shapes(specs, samples)
         compared = samples
         if verify_data is not None:
-            verify_data = read_folder(read_once(verify_data), specs, "verify_data")
+            verify_data = read_folder(
+                *(read_once(verify_data), specs, "verify_data"),
+                None if isinstance(labels, Mapping) else labels,
+                class_count(serving.model),
+            )
             compared = load_samples(verify_data, specs, role="verify_data")
         known = specs
         for found in filter(None, (samples, compared)):

@@ -17,6 +17,7 @@ from kdlite.lite.calibration import (
     with_shapes,
 )
 from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
+from kdlite.lite.labels import class_count
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.output_report import OutputReport, check_target, compare
 from kdlite.lite.serving import ServingModel, serve
@@ -149,7 +150,10 @@ def _verify_one(
         serving = serve(model, **_normalisation(blob, signature))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], content.inputs)
     specs = [_spec_of(spec, inputs, content.inputs) for spec in serving.input_specs]
-    data = read_folder(read_once(data), specs, "data")
+    # Of several signatures, only each model knows its classes.
+    labels = None if signature else read_metadata(blob).labels or None
+    classes = class_count(serving.model)
+    data = read_folder(read_once(data), specs, "data", labels, classes)
     samples = load_samples(data, specs, role="data")
     if any(None in spec.shape for spec in specs):
         specs = list(with_shapes(specs, samples))
