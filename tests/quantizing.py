@@ -117,9 +117,8 @@ def run_floats(content, x):
 def assert_same_within_one_step(qat, content, *inputs):
     """The integer model's outputs are at most one step off, in 99 % of the values.
 
-    Not all: the converter rounds biases to int32 and the runtime rescales by an
-    integer multiplier, so that a value close to a tie falls to the other level, and
-    what follows it may make two of that.
+    Not all: float arithmetic takes a value close to a tie to the other level, and what
+    follows it may make two of that.
 
     Returns:
         The Keras model's outputs.

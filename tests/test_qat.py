@@ -26,6 +26,7 @@ from kdlite.compress.qat import (
     trained_bits,
 )
 from kdlite.compress.recipes import Recipe, recipe
+from kdlite.lite.convert import export
 
 
 def separable_block(x, filters, strides, name):
@@ -595,3 +596,21 @@ def test_a_model_knows_what_it_was_made_for(name, bits, tmp_path):
 
 def test_a_recipe_may_be_given_itself():
     assert is_quantize_aware(quantize_aware(tiny(), recipe("int8")))
+
+
+def test_a_deep_network_is_equal_to_the_bit(rng, tmp_path):
+    """One value on another level makes many others so, layer by layer."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((24,), name="x")
+    x = inputs
+    for _ in range(12):
+        bias = keras.initializers.RandomUniform(-0.5, 0.5)
+        x = layers.Dense(48, bias_initializer=bias)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    qat = quantize_aware(keras.Model(inputs, layers.Dense(10, name="y")(x)))
+    x = rng.normal(0, 1, (500, 24)).astype("float32")
+    for _ in range(40):
+        qat(x, training=True)
+    result = export(qat, tmp_path / "deep.tflite", "int8", verify_data=x)
+    (output,) = result.verification.outputs
+    assert output.histogram[0] / sum(output.histogram) > 0.99

@@ -47,8 +47,7 @@ class FoldedLayer(keras.layers.Layer):
     small gamma. With `frozen_statistics` the moving statistics are used in training
     too, which then computes the very function of inference.
 
-    The kernel is rounded from the first training step on. The bias is not rounded: the
-    converter stores it in 32 bits.
+    The kernel is rounded from the first training step on.
 
     With `learned`, each channel is clipped to `exp(-shrink) max|K_c|` before it is
     rounded, where `shrink >= 0` starts at 0 and follows the loss, with the gradient of
@@ -67,16 +66,19 @@ class FoldedLayer(keras.layers.Layer):
         learned: Whether the steps of a kernel that trains are trained.
         **kwargs: Arguments of `keras.layers.Layer`.
 
-    Where steps are coarse or multipliers are, the integer operation is followed
-    closer, wherever the statistics of the batch are not used: with 4 bits the bias is
-    rounded to the steps of the sum, `S_c = input_step * s_c` (with the factor of batch
-    normalization), and the sum twice, as TFLite's kernels do; with 16-bit activations
-    it is scaled by the 15 bits that they keep of `S_c / output_step`.
+    Given `input_step`, the integer operation is followed closer, wherever the
+    statistics of the batch are not used: the bias is rounded to the steps of the sum,
+    `S_c = input_step * s_c` (with the factor of batch normalization). That moves a sum
+    by a thousandth of a level, and so one value in a thousand to another one, which in
+    deep networks makes others of the values behind it. With 4 bits the sum is rounded
+    twice besides, as TFLite's kernels do; with 16-bit activations, whose biases have 64
+    bits, it is scaled by the 15 bits that they keep of `S_c / output_step`.
 
     Call arguments:
         inputs: What `layer` takes, before the rescaling.
         input_step: How wide a step of `inputs` is, if the operation is to be followed.
-        output_step: How wide a step of the output is; goes with it.
+        output_step: How wide a step of the output is; with 4 bits, and with 16-bit
+            activations.
         training: Whether batch normalization uses the batch's statistics.
 
     Raises:
@@ -173,7 +175,11 @@ class FoldedLayer(keras.layers.Layer):
         return ops.where(self.rounding, integers, outputs)
 
     def _as_integers(
-        self, outputs: Tensor, kernel: Tensor, input_step: Tensor, output_step: Tensor
+        self,
+        outputs: Tensor,
+        kernel: Tensor,
+        input_step: Tensor,
+        output_step: Tensor | None,
     ) -> Tensor:
         """Returns the outputs with the bias and the scale of the integer operation."""
         kernel = ops.stop_gradient(kernel)
@@ -183,7 +189,7 @@ class FoldedLayer(keras.layers.Layer):
         factor, bias = map(ops.stop_gradient, affine)
         steps = ops.reshape(largest, (-1,)) / _highest(self.bits)
         steps = steps * ops.abs(factor) * input_step
-        if self.bits == 8:
+        if self.bits == 8 and output_step is not None:
             return outputs * _in_15_bits(steps / output_step)
         # As a channel of 8 bits has it, whose steps are 127/7 times as fine, and then
         # in these (`kdlite.lite.stored_types`).
@@ -191,6 +197,8 @@ class FoldedLayer(keras.layers.Layer):
         known = ops.where(steps > 0.0, steps, 1.0)
         rounded = ops.round(ops.round(bias / known * finer) / finer) * known
         outputs = outputs + (rounded - bias)
+        if output_step is None:
+            return outputs
         return rounded_once(outputs, known, output_step)
 
     def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:

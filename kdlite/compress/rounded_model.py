@@ -232,18 +232,16 @@ class RoundedModel:
         return self._folded[id(op.layer)]
 
     def _steps(self, op: Op, value: Tensor) -> dict[str, Tensor]:
-        """Returns the steps that an integer operation is coarse in."""
+        """Returns the steps that an integer operation is followed in."""
         wide = self._recipe.activation_bits == 16
+        before = self._quantizers[self._group[op.inputs[0]]]
+        steps = {"input_step": before(value, site=None, step=True)}
         if not wide and self._kernel_bits(op.layer) == 8:
-            return {}
+            return steps
         end = self._graph.sole_user(op.output) if self._in_next(op) else None
         end = end or op
-        before = self._quantizers[self._group[op.inputs[0]]]
         after = self._quantizer(end.output, end.name)
-        return {
-            "input_step": before(value, site=None, step=True),
-            "output_step": after(value, site=None, step=True),
-        }
+        return {**steps, "output_step": after(value, site=None, step=True)}
 
     def _kernel_bits(self, layer: keras.Layer) -> int:
         return 8 if isinstance(layer, EIGHT_BITS) else self._recipe.weight_bits
