@@ -116,7 +116,8 @@ def sample_shape(model: keras.Model) -> tuple[int | None, ...] | None:
         ValueError: It has several inputs.
 
     Example:
-        >>> sample_shape(keras.Sequential([keras.Input((28, 28, 1))]))
+        >>> layers = [keras.Input((28, 28, 1)), keras.layers.Flatten()]
+        >>> sample_shape(keras.Sequential(layers))
         (28, 28, 1)
     """
     inputs: Any = getattr(model, "inputs", None)

@@ -542,6 +542,11 @@ class Distiller(Resumable):
             return self._teacher_outputs(inputs, training=False)
         raise self._untaught()
 
+    def _check_source(self, x: Tensor) -> None:
+        """Raises where there is nothing to learn from beside the labels."""
+        if self._split(x)[1] is None and self._teacher_outputs is None:
+            raise self._untaught()
+
     def _untaught(self) -> ValueError:
         return ValueError(
             f"Training needs a teacher or soft labels. Received: teacher=None and data "
@@ -615,8 +620,7 @@ class Distiller(Resumable):
         """Trains the student on a batch; a mean teacher takes what came of it."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         # Before the student runs: that moves the states of its random layers.
-        if self._split(x)[1] is None and self._teacher_outputs is None:
-            raise self._untaught()
+        self._check_source(x)
         if self._mean_teacher is None:
             return super().train_step(data)
         # The optimizer counts updates: none while it accumulates gradients, or after

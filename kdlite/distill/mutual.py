@@ -162,6 +162,9 @@ class MutualLearning(Distiller):
             return labels
         return dict.fromkeys(names, labels)
 
+    def _check_source(self, x: Tensor) -> None:
+        """Nothing: the students learn from each other."""
+
     def _taught(
         self, x: Tensor, y: Tensor, said: dict[str, Tensor], sample_weight: Tensor
     ) -> dict[str, Tensor]:
