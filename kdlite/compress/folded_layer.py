@@ -196,7 +196,8 @@ class FoldedLayer(keras.layers.Layer):
         finer = _highest(8) / _highest(self.bits)
         known = ops.where(steps > 0.0, steps, 1.0)
         rounded = ops.round(ops.round(bias / known * finer) / finer) * known
-        outputs = outputs + (rounded - bias)
+        # A channel of zeros has no steps, and its bias all bits.
+        outputs = outputs + ops.where(steps > 0.0, rounded - bias, 0.0)
         if output_step is None:
             return outputs
         return rounded_once(outputs, known, output_step)
