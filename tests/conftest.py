@@ -20,6 +20,7 @@ import gc
 import random
 import signal
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -45,6 +46,28 @@ def seeds() -> None:
             gc.collect()
             gc.freeze()
         sys.modules["keras"].utils.set_random_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def names_go_on() -> Iterator[None]:
+    """A test that clears Keras's state (Keras Tuner does) leaves the names counted on.
+
+    Else layers that other tests' modules hold would meet new ones of their names.
+    """
+    before = dict(names_given())
+    yield
+    after = names_given()
+    for name, count in before.items():
+        after[name] = max(count, after.get(name, 0))
+
+
+def names_given() -> dict[str, int]:
+    """Keras's own count of each name that layers were given."""
+    if "keras" not in sys.modules:
+        return {}
+    from keras.src.backend.common import global_state
+
+    return global_state.get_global_attribute("object_name_uids", {})
 
 
 @pytest.fixture
