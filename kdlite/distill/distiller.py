@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.balance import GradientBalance
 from kdlite.distill.feature_losses import FeatureLosses, FeaturePair, Given
+from kdlite.distill.first_step import build_metrics, build_optimizer, prepared
 from kdlite.distill.heads import Outputs
 from kdlite.distill.loss_weights import LossWeights, Weight
 from kdlite.distill.losses.classes import SoftTargets
@@ -365,7 +367,33 @@ class Distiller(Resumable):
         schedules = [schedule for _, schedule in self._scheduled().values()]
         force = force or schedules != self._traced_schedules
         self._traced_schedules = schedules
+        made = self.train_function
         super().make_train_function(force)
+        self._prepare("train_function", made)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes Keras's evaluation step.
+
+        Args:
+            force: Whether to make it anew in any case.
+        """
+        made = self.test_function
+        super().make_test_function(force)
+        self._prepare("test_function", made)
+
+    def _prepare(self, name: str, made: Any) -> None:
+        """Has a new step function make its variables before it is traced."""
+        step = getattr(self, name)
+
+        def build(batch: Any) -> None:
+            _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            if name == "train_function":
+                build_optimizer(self)
+            build_metrics(self, self.student, labels)
+
+        if step is not made:
+            then = functools.partial(setattr, self, name)
+            setattr(self, name, prepared(step, then, build))
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the student: `keras.Model.fit`, with schedules over epochs followed.
