@@ -33,6 +33,7 @@ SEED = 20240229
 # TensorFlow's and Keras's modules are a million objects that live on, and a trace makes
 # many more: Python would look through all of them time and again.
 gc.set_threshold(50_000, 20, 20)
+FROZEN: list[bool] = []
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,8 @@ def seeds() -> None:
     np.random.seed(SEED)
     # Tests of modules without TensorFlow stay quick: seeded only once it is loaded.
     if "keras" in sys.modules:
-        if not gc.get_freeze_count():
+        if not FROZEN:
+            FROZEN.append(True)  # gc.get_freeze_count() would count them one by one
             gc.collect()
             gc.freeze()
         sys.modules["keras"].utils.set_random_seed(SEED)
