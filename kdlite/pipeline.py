@@ -33,7 +33,13 @@ from kdlite.result_folder import (
     put_in_place,
 )
 from kdlite.sizing import STEPS, shrink_candidates
-from kdlite.stages import About, Stages, Training, check_knows_the_task
+from kdlite.stages import (
+    About,
+    Stages,
+    Training,
+    check_knows_the_task,
+    tell_of_untaught_classes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -286,6 +292,7 @@ def distill_to_tflite(
     check_inputs(example, teacher, data, labels)
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
     check_knows_the_task(teacher, data, names)
+    tell_of_untaught_classes(data["train"][1], names)
     training = Training(
         int(epochs),
         int(qat_epochs),

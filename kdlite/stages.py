@@ -102,6 +102,25 @@ def check_knows_the_task(
         )
 
 
+def tell_of_untaught_classes(y: Array, labels: Sequence[str]) -> None:
+    """Logs the classes that no sample shows, of which soft targets alone tell.
+
+    Args:
+        y: Class indices of the training samples, `(samples,)`.
+        labels: Class names.
+    """
+    missing = sorted(set(range(len(labels))) - set(np.unique(y).tolist()))
+    if missing:
+        shown = [labels[index] for index in missing[:5]]
+        logger.warning(
+            "no training sample is of %d of the %d classes (%s): the student learns "
+            "what the teacher says of them on samples of others",
+            len(missing),
+            len(labels),
+            ", ".join([*shown, *(["..."] if len(missing) > len(shown) else [])]),
+        )
+
+
 class Stages:
     """The stages, each of which leaves a whole file or nothing, so a run can go on."""
 

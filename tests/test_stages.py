@@ -38,6 +38,16 @@ def test_biases_and_normalization_do_not_decay() -> None:
     assert decaying == {"kernel"}
 
 
+def test_classes_that_no_sample_shows_are_told(caplog) -> None:
+    stages.tell_of_untaught_classes(np.array([0, 2, 2, 1]), ("cat", "dog", "ox"))
+    assert not caplog.records
+    stages.tell_of_untaught_classes(np.array([0, 2]), ("cat", "dog", "ox"))
+    assert "no training sample is of 1 of the 3 classes (dog)" in caplog.text
+    caplog.clear()
+    stages.tell_of_untaught_classes(np.array([3]), tuple("abcdefgh"))
+    assert "7 of the 8 classes (a, b, c, e, f, ...)" in caplog.text
+
+
 def test_training_that_diverges_leaves_nothing_to_go_on_from(
     tmp_path, step_by_step
 ) -> None:

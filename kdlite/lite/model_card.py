@@ -181,7 +181,7 @@ def _glance(name: str, report: FileReport) -> list[tuple[str, str]]:
         ("author", about.author or _UNKNOWN),
         ("licence", about.license or _UNKNOWN),
         ("computes in", computes),
-        ("parameters", f"{content.parameters:,}"),
+        ("parameters in the file", f"{content.parameters:,}"),
         ("multiply-accumulates", f"{content.macs:,} a run"),
         ("memory for tensors", f"{report.arena_bytes:,} bytes"),
         (
