@@ -202,7 +202,7 @@ def _distill(args: argparse.Namespace) -> Any:
     if validation is None and test is None:
         train, validation = train.split(0.1)
         logging.getLogger(__name__).info(
-            "no --validation-data: every tenth sample of --data is held back for it"
+            "no --validation-data: a tenth of the samples of --data is held back for it"
         )
     return distill_to_tflite(
         teacher,

@@ -35,6 +35,7 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 _VALIDATION_IMAGES = 5_000
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")  # what Keras reads of a folder
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FIX = (
     "Delete it and fetch it again, or install Debian's package dataset-fashion-mnist, "
@@ -268,13 +269,20 @@ class Samples:
     def split(self, share: float) -> tuple[Samples, Samples]:
         """Holds back an evenly spread part, the same in every run.
 
+        One of each so many samples, drawn: data in the order of their classes give up
+        some of each class, and so do data in which the classes take turns.
+
         Args:
-            share: The part to hold back, in 0..0.5.
+            share: The part to hold back, above 0 and up to 0.5.
 
         Returns:
             The rest, and the part held back.
         """
-        held = np.arange(len(self.x)) % round(1 / share) == 0
+        count, every = len(self.x), round(1 / share)
+        starts = np.arange(0, count, every)
+        lengths = np.minimum(every, count - starts)
+        held = np.zeros(count, bool)
+        held[starts + np.random.default_rng(0).integers(0, lengths)] = True
 
         def part(rows: NDArray[np.bool_]) -> Samples:
             y = None if self.y is None else self.y[rows]
@@ -378,14 +386,18 @@ def _load_folder(
             "A folder of images needs a model that takes (height, width, 1 or 3). "
             f"Received: a model {received}{shape or ''}. Give an .npz instead."
         )
-    found = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    found = subfolders(path)
     names = _all_classes(path, found, class_names, classes)
-    empty = [name for name in found if not any((path / name).iterdir())]
+    empty = [
+        name
+        for name in found
+        if not any(f.suffix.lower() in _IMAGES for f in (path / name).rglob("*"))
+    ]
     if empty:
         raise ValueError(
             "Each class must have images. Received: "
-            f"{path} with nothing in {', '.join(empty)}. Add images, or remove the "
-            "subfolder."
+            f"{path} without any in {', '.join(empty)}. Add images (PNG, JPEG, BMP, GIF), "
+            "or remove the subfolder."
         )
     present = [name for name in names if name in found]
     dataset = keras.utils.image_dataset_from_directory(
@@ -412,6 +424,20 @@ def _load_folder(
     y = np.concatenate([y for _, y in batches])
     index_of = np.array([names.index(name) for name in present], y.dtype)
     return Samples(np.concatenate([x for x, _ in batches]), index_of[y], names)
+
+
+def subfolders(path: Path) -> list[str]:
+    """Returns the subfolders of images, sorted, one a class.
+
+    Args:
+        path: A folder. What a system or a notebook hides in it, such as
+            `.ipynb_checkpoints`, is no class, for Keras as well.
+    """
+    return sorted(
+        folder.name
+        for folder in path.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+    )
 
 
 def _all_classes(

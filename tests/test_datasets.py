@@ -276,11 +276,21 @@ def test_folder_errors(tmp_path: Path) -> None:
         datasets.load(tmp_path, (4,))
 
 
-def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [None, ".DS_Store", "notes.txt"])
+def test_a_class_without_images_is_named(tmp_path: Path, file) -> None:
     write_images(tmp_path)
     (tmp_path / "nobody").mkdir()
+    if file is not None:
+        (tmp_path / "nobody" / file).touch()
     with pytest.raises(ValueError, match="Each class must have images.*nobody"):
         datasets.load(tmp_path, (4, 4, 1))
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    samples = datasets.load(tmp_path, (6, 8, 1), classes=2)
+    assert samples.class_names == ("a", "b") and len(samples.x) == 6
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -338,6 +348,26 @@ def test_files_that_are_no_npz_are_named(tmp_path: Path) -> None:
 def test_held_back_part_is_spread_and_the_same_each_time() -> None:
     samples = datasets.Samples(np.arange(50), np.arange(50), ("a",))
     rest, held = samples.split(0.1)
-    assert held.x.tolist() == [0, 10, 20, 30, 40]
+    assert (held.x // 10).tolist() == [0, 1, 2, 3, 4]
     assert sorted([*rest.x, *held.x]) == list(range(50))
     assert rest.class_names == ("a",)
+    assert samples.split(0.1)[1].x.tolist() == held.x.tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 20])
+def test_held_back_part_has_each_class_in_whatever_order(classes) -> None:
+    y = np.arange(1000) % classes
+    for labels in (y, np.sort(y)):
+        samples = datasets.Samples(np.arange(1000), labels)
+        for part, share in zip(samples.split(0.1), (0.9, 0.1), strict=True):
+            counts = np.bincount(part.y, minlength=classes)
+            assert len(part.x) == 1000 * share
+            # Drawn: within three deviations of what each class has a share in.
+            wanted = 1000 / classes * share
+            assert np.abs(counts - wanted).max() <= 3 * np.sqrt(wanted) and all(counts)
+
+
+@pytest.mark.parametrize("count", [1, 5, 11, 19])
+def test_few_samples_are_split_too(count) -> None:
+    rest, held = datasets.Samples(np.arange(count), None).split(0.1)
+    assert len(held.x) == -(-count // 10) and len(rest.x) + len(held.x) == count

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite.compress.met_statistics import met_statistics
-from kdlite.datasets import load, read_npz, unreadable
+from kdlite.datasets import load, read_npz, subfolders, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ def read_folder(
             f"{', '.join(f'{spec.name!r} {spec.shape}' for spec in inputs)}. Give "
             "arrays."
         )
-    if any(entry.is_dir() for entry in path.iterdir()):
+    if subfolders(path):
         found = load(path, shape, class_names, classes=classes)
         return found.x, found.y
     files: list[str] = []
