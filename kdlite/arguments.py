@@ -194,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     label.add_argument(
         "--max-feature-bytes",
         type=_size,
-        default=4_000_000_000,
+        default="4GB",
         help="most bytes of these, such as 500MB (%(default)s)",
     )
     label.add_argument(
@@ -280,7 +280,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--time-limit-s", type=float, default=600.0, help="(%(default)s)"
     )
-    export.add_argument("--memory-limit-bytes", type=float, help="(none)")
+    export.add_argument(
+        "--memory-limit-bytes",
+        type=_size,
+        help="most memory of the converter, such as 4GB (none)",
+    )
     overwritable(export)
 
     inspect = command(
@@ -408,22 +412,27 @@ def _complete_files(action: argparse.Action) -> None:
 
 def _shard(text: str) -> tuple[int, int]:
     """Reads `i/n`; what is out of range, `SoftLabels.build` says."""
-    index, _, count = text.partition("/")
-    return int(index), int(count)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"A shard must be like 1/4, the first of four. Received: {text!r}."
+        )
+    return int(match[1]), int(match[2])
 
 
 def _size(text: str) -> int:
     """Reads a size in bytes; a KB is 1000 of them, and a KiB 1024."""
-    match = re.fullmatch(r"([\d.]+)\s*(?:([kM])(i?)B)?", text.replace("K", "k"))
+    match = re.fullmatch(r"([\d.]+)\s*(?:([kMG])(i?)B)?", text.replace("K", "k"))
     try:
         number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
     if not match or not number:
         raise argparse.ArgumentTypeError(
-            f"A size must be like 500KB, 1.5MB, 64KiB or 500000. Received: {text!r}."
+            "A size must be like 500KB, 1.5MB, 4GB, 64KiB or 500000. Received: "
+            f"{text!r}."
         )
-    power = {None: 0, "k": 1, "M": 2}[match[2]]
+    power = {None: 0, "k": 1, "M": 2, "G": 3}[match[2]]
     return int(number * (1024 if match[3] else 1000) ** power)
 
 

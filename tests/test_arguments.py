@@ -75,6 +75,8 @@ def test_a_shell_is_offered_what_fits(complete, line, words) -> None:
         ("500 kB", 500_000),
         ("1.5MB", 1_500_000),
         ("64KiB", 65_536),
+        ("4GB", 4_000_000_000),
+        ("1.5 GiB", 1_610_612_736),
         ("7000", 7000),
     ],
 )
@@ -83,13 +85,31 @@ def test_sizes_are_read_in_their_units(text, size) -> None:
     assert parser().parse_args([*arguments, text]).max_bytes == size
 
 
+def test_sizes_are_read_alike_by_every_flag() -> None:
+    label = ["label", "t.keras", "--data", "d.npz", "-o", "o"]
+    assert parser().parse_args(label).max_feature_bytes == 4_000_000_000
+    export = ["export", "m.keras", "-o", "m.tflite", "--memory-limit-bytes", "2GiB"]
+    assert parser().parse_args(export).memory_limit_bytes == 2**31
+
+
+@pytest.mark.parametrize("text", ["first", "1", "1/", "1/4/2", "0.5/2", "-1/2"])
+def test_a_shard_that_is_none(text, capsys) -> None:
+    label = ["label", "t.keras", "--data", "d.npz", "-o", "o"]
+    assert parser().parse_args([*label, "--shard", "2/4"]).shard == (2, 4)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*label, f"--shard={text}"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert f"A shard must be like 1/4, the first of four. Received: {text!r}." in told
+
+
 @pytest.mark.parametrize("text", ["much", "5XB", "0", "1.2.3KB", "-5KB"])
 def test_a_size_that_is_none(text, capsys) -> None:
     arguments = ["distill", "t.keras", "--data", "d.npz", "-o", "o"]
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, f"--max-bytes={text}"])
     assert stop.value.code == 2
-    assert "A size must be like 500KB, 1.5MB" in capsys.readouterr().err
+    assert "A size must be like 500KB, 1.5MB, 4GB" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--student", "s.keras", "--ratio", "10"])
     assert "not allowed with argument --student" in capsys.readouterr().err
