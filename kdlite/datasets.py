@@ -395,9 +395,9 @@ def _load_folder(
     ]
     if empty:
         raise ValueError(
-            "Each class must have images. Received: "
-            f"{path} without any in {', '.join(empty)}. Add images (PNG, JPEG, BMP, GIF), "
-            "or remove the subfolder."
+            f"Each class must have images. Received: {path} without any in "
+            f"{', '.join(empty)}. Add images (PNG, JPEG, BMP, GIF), or remove the "
+            "subfolder."
         )
     present = [name for name in names if name in found]
     dataset = keras.utils.image_dataset_from_directory(

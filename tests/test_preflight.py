@@ -9,7 +9,8 @@ from keras import layers
 
 from kdlite.compress.recipes import recipe
 from kdlite.lite._converter import ConversionError
-from kdlite.lite.preflight import check_layers
+from kdlite.lite.convert import export
+from kdlite.lite.preflight import check_layers, check_weights
 
 
 def model_of(*stack, shape=(8, 8, 4)) -> keras.Model:
@@ -129,3 +130,21 @@ def test_layers_in_training_mode_are_named() -> None:
     other = keras.Model(other_in, dropout(other_in))
     check(other, "float32")
     assert np.isfinite(other(np.ones((1, 4)))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_that_are_no_numbers(tmp_path, dtype, nested) -> None:
+    stack = layers.Dense(3, name="a", dtype=dtype), layers.Dense(2, name="b")
+    model = model_of(*stack, shape=(4,))
+    model.layers[0].bias.assign([0.0, np.inf, 0.0])  # may be meant
+    check_weights(model)
+    model.layers[0].bias.assign([0.0, np.nan, np.nan])
+    if nested:
+        model = keras.Sequential([keras.Input((4,)), model], name="net")
+    text = r"must be numbers. Received: model='net' with 2 NaN in '.*a/bias'\. Its"
+    with pytest.raises(ValueError, match=text):
+        check_weights(model)
+    with pytest.raises(ValueError, match=text):
+        export(model, tmp_path / "m.tflite")
+    assert not any(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from kdlite.compress.recipes import Recipe
 from kdlite.lite._converter import ConversionError
@@ -67,6 +68,29 @@ _RULES = (
     _Rule((), ("selu",), (), ("GREATER", "SELECT_V2"), "swish or ReLU"),
     _Rule((layers.UpSampling2D,), (), (), ("TILE",), "interpolation='bilinear'"),
 )
+
+
+def check_weights(model: keras.Model) -> None:
+    """Raises for weights that are no numbers, as after a training that diverged.
+
+    The file would do just what the model does. An infinity may be meant, as a mask.
+
+    Args:
+        model: A Keras model.
+
+    Raises:
+        ValueError: That names the first such weight.
+    """
+    for weight in model.weights:
+        if keras.backend.is_float_dtype(weight.dtype):
+            count = int(np.isnan(np.asarray(weight.value, np.float32)).sum())
+            if count:
+                raise ValueError(
+                    f"A model's weights must be numbers. Received: model={model.name!r} "
+                    f"with {count} NaN in {weight.path!r}. Its training may have "
+                    "diverged: train it again with a lower learning rate, and look at "
+                    "the range of the data."
+                )
 
 
 def check_layers(

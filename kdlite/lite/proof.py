@@ -47,7 +47,7 @@ from kdlite.lite.options import (
     checked_overrides,
     release,
 )
-from kdlite.lite.preflight import check_layers
+from kdlite.lite.preflight import check_layers, check_weights
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
 from kdlite.lite.tflite_file import Op, TFLiteFile
@@ -163,6 +163,7 @@ class Proof:
             )
         check_texts(labels)
         serving = serve(model, mean=mean, std=std, input_range=input_range)
+        check_weights(model)
         specs = serving.input_specs
         self.model, self.serving = model, serving
         self.trained = trained = serving.quantize_aware
