@@ -146,9 +146,9 @@ def distill_to_tflite(
         train: `(x, y)` of arrays, a `tf.data.Dataset` or a `keras.utils.PyDataset` of
             them; `y` integer class indices. Held in memory; for more data than that use
             `SoftLabels`, `Distiller` and `export` themselves.
-        student: The model to train, from its weights as they are; or a function that
-            builds one, called once for each seed. None: `kdlite.shrink` makes one from
-            the teacher.
+        student: The model to train, a copy of it, from its weights as they are; or a
+            function that builds one, called once for each seed. None: `kdlite.shrink`
+            makes one from the teacher.
         ratio: Without `student`: how many times smaller the int8 file is to be than the
             teacher's float32 file; 10 if nothing else is asked.
         max_bytes: Without `student`: most bytes of the int8 file.

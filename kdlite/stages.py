@@ -165,11 +165,19 @@ class Stages:
     def train_and_export(
         self, start: keras.Model, seed: int, baseline: bool
     ) -> Outcome:
-        """Trains one student, its quantization-aware successor and its baseline."""
+        """Trains one student, its quantization-aware successor and its baseline.
+
+        Of `start` copies are trained: a run that was stopped knows it again.
+        """
         folder = self.work / f"seed{seed}"
         folder.mkdir(exist_ok=True)
-        weights = start.get_weights()
-        student = self._fit(start, folder / "student", seed, distill=True)
+
+        def copy() -> keras.Model:
+            model = keras.models.clone_model(start)
+            model.set_weights(start.get_weights())
+            return model
+
+        student = self._fit(copy, folder / "student", seed, distill=True)
         qat = self._fit(
             lambda: quantize_aware(student, "int8"),
             folder / "student_qat",
@@ -179,9 +187,7 @@ class Stages:
         )
         plain = None
         if baseline:
-            plain = keras.models.clone_model(start)
-            plain.set_weights(weights)
-            plain = self._fit(plain, folder / "baseline", seed, distill=False)
+            plain = self._fit(copy, folder / "baseline", seed, distill=False)
         name = "validation" if "validation" in self.data else "test"
         verify_data = self.data[self.measured_on]
         accuracy = {
@@ -207,7 +213,7 @@ class Stages:
 
     def _fit(
         self,
-        model: keras.Model | Callable[[], keras.Model],
+        build: Callable[[], keras.Model],
         path: Path,
         seed: int,
         *,
@@ -218,8 +224,8 @@ class Stages:
         whole, backup = path.with_suffix(".keras"), Backup(path.with_suffix(".backup"))
         if whole.exists():
             return keras.models.load_model(whole)
-        if not isinstance(model, keras.Model):
-            model = model()
+        keras.utils.set_random_seed(seed)  # of masks that are dropped
+        model = build()
         logger.info("seed %d: training %s", seed, path.name)
         training = self.training
         epochs = training.qat_epochs if quantized else training.epochs

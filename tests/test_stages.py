@@ -62,6 +62,45 @@ def test_training_that_diverges_leaves_nothing_to_go_on_from(
     sound = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     run.soft = SoftLabels.build(sound, x, tmp_path / "labels")
     with pytest.raises(RuntimeError, match="finite weights.*'student'.*rate=0.01"):
-        run._fit(model, tmp_path / "student", 0, distill=True)
+        run._fit(lambda: model, tmp_path / "student", 0, distill=True)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["labels"]
     assert not list(tmp_path.glob("*.keras"))
+
+
+def test_the_student_that_was_given_stays_as_it_was(
+    tmp_path, monkeypatch, step_by_step
+) -> None:
+    """Else a run of it that was stopped would be taken for another one."""
+    x, y = np.eye(4, dtype="float32"), np.arange(4) % 2
+
+    def network() -> keras.Model:
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dropout(0.5)(keras.layers.Dense(8)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(2)(hidden))
+
+    student, teacher, made = network(), network(), []
+    training = stages.Training(1, 1, 2, 0.1, 0.0, 2.0, 0.5, 0.5)
+    before = student.get_weights()
+
+    class Stop(Exception):
+        pass
+
+    def save(model, path) -> None:
+        made.append(model.get_weights())
+        raise Stop
+
+    monkeypatch.setattr(stages, "_save_whole", save)
+    for folder in ("first", "again"):
+        (tmp_path / folder).mkdir()
+        run = stages.Stages(
+            *(tmp_path / folder, teacher, {"train": (x, y)}, ("a", "b")),
+            *(training, None, 1, 0),
+        )
+        run.label()
+        with pytest.raises(Stop):
+            run.train_and_export(student, seed=3, baseline=True)
+    for weight, then in zip(student.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, then)
+    assert any((a != b).any() for a, b in zip(made[0], before, strict=True))
+    for first, again in zip(*made, strict=True):  # the same masks were dropped
+        np.testing.assert_array_equal(first, again)
