@@ -86,10 +86,10 @@ def check_weights(model: keras.Model) -> None:
             count = int(np.isnan(np.asarray(weight.value, np.float32)).sum())
             if count:
                 raise ValueError(
-                    f"A model's weights must be numbers. Received: model={model.name!r} "
-                    f"with {count} NaN in {weight.path!r}. Its training may have "
-                    "diverged: train it again with a lower learning rate, and look at "
-                    "the range of the data."
+                    "A model's weights must be numbers. Received: "
+                    f"model={model.name!r} with {count} NaN in {weight.path!r}. Its "
+                    "training may have diverged: train it again with a lower learning "
+                    "rate, and look at the range of the data."
                 )
 
 
