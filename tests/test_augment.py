@@ -117,7 +117,8 @@ def test_cutmix_is_the_papers_rectangle():
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_shares_are_drawn_from_beta(alpha):
-    shares = Mixup(alpha).shares(seeds(0, tf.range(3000, dtype=tf.int64)))
+    drawn = seeds(0, tf.range(3000, dtype=tf.int64))
+    shares = tf.function(Mixup(alpha).shares)(drawn)  # one by one: slow if eager
     shares = shares.numpy().astype("float64")
     # Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2a + 1)).
     variance = 1 / (4 * (2 * alpha + 1))
@@ -128,7 +129,8 @@ def test_shares_are_drawn_from_beta(alpha):
 
 
 def test_the_smallest_alpha_hardly_mixes():
-    shares = Mixup(0.01).shares(seeds(0, tf.range(300, dtype=tf.int64))).numpy()
+    drawn = seeds(0, tf.range(300, dtype=tf.int64))
+    shares = tf.function(Mixup(0.01).shares)(drawn).numpy()
     mixed = (shares > 0.01) & (shares < 0.99)
     # Beta(a, a) has the density a / 2s next to 0: a log 99 = 4.6 % of it in between.
     assert np.isfinite(shares).all() and mixed.mean() < 0.1

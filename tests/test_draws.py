@@ -17,12 +17,11 @@ def splitmix(state):
 
 
 def test_it_is_the_published_generator():
-    assert int(draws.mixed(0)) == splitmix(0) == 0xE220A8397B1DCDAF
-    for state in (1, 2**63 - 1):
-        assert int(draws.mixed(state)) == splitmix(state)
+    assert splitmix(0) == 0xE220A8397B1DCDAF
+    states = [0, 1, 2**63 - 1]
+    assert draws.mixed(np.array(states, "uint64")).tolist() == [*map(splitmix, states)]
     expected = splitmix((splitmix((splitmix(7) + 2**40) % 2**64) + 3) % 2**64)
-    assert int(draws.hashed(7, 2**40, 3)) == expected
-    assert draws.hashed_array(7, np.array([2**40, 1]), 3)[0] == expected
+    assert draws.hashed(7, np.array([2**40, 1]), 3)[0] == expected
     words = draws.seeds(7, 2**40, 3).numpy().view("uint64")
     np.testing.assert_array_equal(
         words, np.array([expected, splitmix(expected)], "uint64")

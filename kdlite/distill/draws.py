@@ -18,80 +18,65 @@ _STEP = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-def uint64(numbers: Any) -> Tensor:
-    """Returns whole numbers as uint64.
+def mixed(state: Array) -> Array:
+    """Returns the number that SplitMix64 gives from each state, uint64.
 
     Args:
-        numbers: A Python integer or a tensor.
-    """
-    if isinstance(numbers, int):
-        return tf.constant(numbers, tf.uint64)
-    return tf.cast(numbers, tf.uint64)
-
-
-def mixed(state: Any) -> Tensor:
-    """Returns the number that SplitMix64 gives from a state, uint64.
-
-    Args:
-        state: uint64, or what can be made so.
+        state: uint64, an array.
 
     Reference:
         Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators,
         OOPSLA, section 4 (as its authors' Java code has it since).
     """
-    z = uint64(state) + uint64(_STEP)
+    z = state + np.uint64(_STEP)
     for shift, factor in _ROUNDS:
-        z = tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, uint64(shift)))
-        z *= uint64(factor)
-    return tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, uint64(31)))
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    mixed: Array = z ^ (z >> np.uint64(31))
+    return mixed
 
 
-def hashed(first: Any, *others: Any) -> Tensor:
-    """Returns a number drawn for some whole numbers, or tensors of such, uint64.
+def hashed(first: Any, *others: Any) -> Array:
+    """Returns a number drawn for some whole numbers, or arrays of such, uint64.
 
     Args:
         first: The first of them.
         *others: The others; their order counts.
     """
-    state = mixed(first)
-    for number in others:
-        state = mixed(state + uint64(number))
-    return state
-
-
-def hashed_array(first: Any, *others: Any) -> Array:
-    """Returns what `hashed` does, for arrays instead of tensors.
-
-    A graph of TensorFlow's takes longer to be traced than numpy takes to calculate it.
-
-    Args:
-        first: Whole numbers, or arrays of such.
-        *others: The same.
-    """
     state: Array = np.zeros(1, np.uint64)
     for number in (first, *others):
-        z = np.asarray(number).astype(np.uint64) + state
-        z = z + np.uint64(_STEP)
-        for shift, factor in _ROUNDS:
-            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-        state = z ^ (z >> np.uint64(31))
+        state = mixed(np.asarray(number).astype(np.uint64) + state)
     return state
 
 
 def seeds(first: Any, *others: Any) -> Tensor:
     """Returns seeds as `tf.random.stateless_*` take them, each word good by itself.
 
-    TensorFlow's own folding takes one sample at a time, and longer than a flip.
+    TensorFlow's own folding takes one sample at a time, and longer than a flip; and a
+    graph of this arithmetic takes longer to be traced than numpy takes to calculate it.
 
     Args:
-        first: What they are drawn for: whole numbers, or tensors of such.
-        *others: The same.
+        first: What they are drawn for: whole numbers below 2^63, or tensors of such.
+        *others: The same, of one shape, or numbers.
 
     Returns:
         int64 `(..., 2)`.
     """
-    word = hashed(first, *others)
-    return tf.bitcast(tf.stack([word, mixed(word)], axis=-1), tf.int64)
+
+    def drawn(*numbers: Array) -> Array:
+        word = hashed(*numbers)
+        words = np.stack([word, mixed(word)], axis=-1).view(np.int64)
+        return words.reshape(*np.broadcast_shapes(*map(np.shape, numbers)), 2)
+
+    numbers = [
+        number if tf.is_tensor(number) else np.asarray(number, np.int64)
+        for number in (first, *others)
+    ]
+    shape = tf.TensorShape([])
+    for number in numbers:
+        shape = tf.broadcast_static_shape(shape, tf.TensorShape(number.shape))
+    words = tf.numpy_function(drawn, numbers, tf.int64)
+    words.set_shape([*shape, 2])
+    return words
 
 
 def derived(from_seeds: Tensor, purpose: int) -> Tensor:
@@ -101,7 +86,7 @@ def derived(from_seeds: Tensor, purpose: int) -> Tensor:
         from_seeds: int64 `(..., 2)`.
         purpose: What they are for: a number of the caller's own.
     """
-    return seeds(tf.bitcast(from_seeds[..., 0], tf.uint64), purpose)
+    return seeds(from_seeds[..., 0], purpose)
 
 
 def natural(words: Tensor) -> Tensor:
@@ -111,7 +96,7 @@ def natural(words: Tensor) -> Tensor:
         words: Drawn, int64 or uint64.
     """
     bits = tf.bitcast(words, tf.uint64)
-    return tf.cast(tf.bitwise.right_shift(bits, uint64(1)), tf.int64)
+    return tf.cast(tf.bitwise.right_shift(bits, tf.constant(1, tf.uint64)), tf.int64)
 
 
 def unit(words: Tensor) -> Tensor:
@@ -121,4 +106,7 @@ def unit(words: Tensor) -> Tensor:
         words: Drawn, int64 or uint64.
     """
     bits = tf.bitcast(words, tf.uint64)
-    return tf.cast(tf.bitwise.right_shift(bits, uint64(40)), tf.float32) * 2.0**-24
+    return (
+        tf.cast(tf.bitwise.right_shift(bits, tf.constant(40, tf.uint64)), tf.float32)
+        * 2.0**-24
+    )

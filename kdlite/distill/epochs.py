@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kdlite.distill.draws import hashed_array
+from kdlite.distill.draws import hashed
+from kdlite.distill.tracing import as_written
 
 Tensor = Any
 Array = np.ndarray[Any, Any]
@@ -18,6 +19,7 @@ Structure = Any
 _ORDER, _VIEWS = 1, 2  # what is drawn
 _ROUNDS = 6
 _POSITIONS_AT_ONCE = 1024
+_NOT_BEGUN = -1
 
 
 class Epochs:
@@ -56,7 +58,7 @@ class Epochs:
         return views
 
     def _view(self, epoch: Any, places: Array) -> Array:
-        first = hashed_array(self._seed, _VIEWS, places) >> np.uint64(1)
+        first = hashed(self._seed, _VIEWS, places) >> np.uint64(1)
         views = first.astype(np.int64) % self._views + epoch
         return (views % self._views).reshape(np.shape(places))
 
@@ -87,7 +89,7 @@ class Epochs:
         def once(number: Array) -> Array:
             left, right = number >> shift, number & mask
             for turn in range(_ROUNDS):
-                drawn = hashed_array(self._seed, _ORDER, epoch, turn, right)
+                drawn = hashed(self._seed, _ORDER, epoch, turn, right)
                 left, right = right, left ^ (drawn & mask)
             return (left << shift) | right
 
@@ -99,19 +101,17 @@ class Epochs:
     def places(self) -> tf.data.Dataset:
         """One epoch of `(epoch, place)`."""
 
-        def ordered(_: Tensor) -> tf.data.Dataset:
-            epoch = tf.numpy_function(self._begun, [], tf.int64)
+        def ordered(epoch: Tensor, positions: Tensor) -> Structure:
+            epoch, places = tf.numpy_function(
+                self._ordered, [epoch, positions], (tf.int64, tf.int64)
+            )
             epoch.set_shape([])
+            places.set_shape(positions.shape)
+            return epoch, (tf.fill(tf.shape(positions), epoch), places)
 
-            def block(positions: Tensor) -> tuple[Tensor, Tensor]:
-                places = tf.numpy_function(self.order, [epoch, positions], tf.int64)
-                places.set_shape(positions.shape)
-                return tf.fill(tf.shape(positions), epoch), places
-
-            blocks = tf.data.Dataset.range(self._samples).batch(_POSITIONS_AT_ONCE)
-            return blocks.map(block).unbatch()
-
-        return tf.data.Dataset.range(1).flat_map(ordered)
+        blocks = tf.data.Dataset.range(self._samples).batch(_POSITIONS_AT_ONCE)
+        not_begun = tf.constant(_NOT_BEGUN, tf.int64)
+        return blocks.scan(not_begun, as_written(ordered)).unbatch()
 
     def shuffled(
         self, stream: Callable[[Tensor], tf.data.Dataset], buffer: int
@@ -132,9 +132,9 @@ class Epochs:
                 seed.set_shape([])
                 tf.random.set_seed(1)  # of this function alone, so that none other acts
                 rows = rows.shuffle(buffer, seed, reshuffle_each_iteration=False)
-            return rows.map(lambda place, parts: (epoch, place, parts))
+            return rows.map(as_written(lambda place, parts: (epoch, place, parts)))
 
-        return tf.data.Dataset.range(1).flat_map(ordered)
+        return tf.data.Dataset.range(1).flat_map(as_written(ordered))
 
     def counted(self, batches: tf.data.Dataset, count: int) -> tf.data.Dataset:
         """Strips the epoch off, and goes on to the next one with the last batch.
@@ -150,11 +150,8 @@ class Epochs:
 
         def handed_out(number: Tensor, numbered: Structure) -> Structure:
             epoch, batch = numbered
-            told = tf.cond(
-                tf.equal(number, count - 1),
-                lambda: tf.numpy_function(self._ended, [epoch], tf.int64),
-                lambda: epoch,
-            )
+            last = tf.equal(number, count - 1)
+            told = tf.numpy_function(self._handed_out, [epoch, last], tf.int64)
             with tf.control_dependencies([told]):
                 return tf.nest.map_structure(tf.identity, batch)
 
@@ -165,7 +162,7 @@ class Epochs:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        batches = batches.enumerate().map(handed_out)
+        batches = batches.enumerate().map(as_written(handed_out))
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
         return batches.with_options(options)
 
@@ -175,11 +172,17 @@ class Epochs:
         with self._lock:
             return np.int64(self._epoch)
 
-    def _ended(self, epoch: Any) -> Any:
-        with self._lock:
-            self._epoch = max(self._epoch, int(epoch) + 1)
+    def _ordered(self, epoch: Any, positions: Array) -> tuple[Any, Array]:
+        if epoch == _NOT_BEGUN:
+            epoch = self._begun()
+        return epoch, self.order(epoch, positions)
+
+    def _handed_out(self, epoch: Any, last: Any) -> Any:
+        if last:
+            with self._lock:
+                self._epoch = max(self._epoch, int(epoch) + 1)
         return np.int64(epoch)
 
     def _buffer_seed(self, epoch: Any) -> Any:
-        drawn = hashed_array(self._seed, _ORDER, epoch)[0]
+        drawn = hashed(self._seed, _ORDER, epoch)[0]
         return np.int64(1 + int(drawn) % (2**31 - 1))  # two zeros would mean any seed

@@ -18,9 +18,9 @@ from kdlite.distill.samples import (
     Witness,
     check_same_samples,
     gathered,
-    length,
 )
 from kdlite.distill.taps import LogitsModel
+from kdlite.distill.tracing import as_written
 from kdlite.distill.views import Views
 from kdlite.progress import Progress
 
@@ -51,44 +51,41 @@ def label(
     samples_at_once = max(1, batch_size // views)  # a batch holds whole samples
     rows_at_once = samples_at_once * views
 
-    def all_views(start: Tensor, parts: Structure) -> Structure:
+    def all_views(chunk: Tensor, parts: Structure) -> Structure:
         """Places, numbers of views and samples, of all views of those in the shard."""
         index, shards = shard[0] - 1, shard[1]
-        end = start + length(parts)
-        own = tf.range(start + (index - start) % shards, end, shards)
-        places = tf.repeat(own, views)
+        own = tf.where(chunk % shards == index)[:, 0]
+        rows = tf.repeat(own, views)
         numbers = tf.tile(tf.range(views, dtype=tf.int64), tf.shape(own))
-        x = gathered(parts[0], places - start)
+        places, x = tf.gather(chunk, rows), gathered(parts[0], rows)
         if looks.mixing is None:
             return places, numbers, x
         if samples.arrays is None:  # a block, with all partners in it
-            partners = looks.partners(places, numbers, end)
-            return places, numbers, x, gathered(parts[0], partners - start)
+            partners = looks.partners(places, numbers, chunk[-1] + 1)
+            return places, numbers, x, gathered(parts[0], partners - chunk[0])
         partners = looks.partners(places, numbers, samples.count)
         return places, numbers, x, samples.at(partners)[0]
 
     def seen(places: Tensor, numbers: Tensor, *x: Structure) -> Structure:
+        """A batch of views, of full size, so that the teacher is traced once."""
         if looks.mixing is None:
-            return looks.view(places, numbers, x[0])
-        return looks.mixed(places, numbers, x[0], x[1])[0]
-
-    def filled(x: Structure) -> Structure:
-        """A batch of full size, so that the teacher is traced once."""
-        count = tf.shape(tf.nest.flatten(x)[0])[0]
+            shown = looks.view(places, numbers, x[0])
+        else:
+            shown = looks.mixed(places, numbers, x[0], x[1])[0]
+        count = tf.size(places)
         rows = tf.minimum(tf.range(rows_at_once), count - 1)
-        return gathered(x, rows), count
+        return gathered(shown, rows), count
 
     run = tf.function(lambda x: logits(x, training=False))
     witness = Witness(samples.spec, writer.known, shard=shard, finite=True)
     among = looks.mixing.among if looks.mixing and samples.arrays is None else None
     parts = samples.blocks(among, witness) if among else samples.chunks(witness)
     batches = (
-        parts.map(all_views)
+        parts.map(as_written(all_views))
         .unbatch()
         .skip(manifest.samples * views)
         .batch(rows_at_once)
-        .map(seen, tf.data.AUTOTUNE, deterministic=True)
-        .map(filled)
+        .map(as_written(seen), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(2)
     )
     total = None

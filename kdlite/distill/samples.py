@@ -7,6 +7,7 @@ there before.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite.distill.augment import Mixing
+from kdlite.distill.tracing import as_written
 from kdlite.fingerprint import rows_fingerprint
 
 Tensor = Any
@@ -97,7 +99,7 @@ class Samples:
                 f"make sparse and ragged ones dense."
             )
         if not isinstance(spec, tuple):
-            dataset = dataset.map(lambda x: (x,))
+            dataset = dataset.map(as_written(lambda x: (x,)))
             spec = (spec,)
         rank = tf.nest.flatten(spec[0])[0].shape.rank
         batched = batch_rank is None or rank is None or rank >= batch_rank
@@ -118,51 +120,64 @@ class Samples:
         self.spec = _spec_of(leaves)
         return dataset
 
+    def read(self) -> Iterator[tuple[int, tuple[Structure, ...]]]:
+        """Reads the samples in order, in batches of the data set's making.
+
+        Yields:
+            The place of the batch's first sample, and `(x[, y[, sample_weight]])`,
+            tensors.
+
+        Raises:
+            ValueError: If the samples are of several shapes.
+        """
+        batches = self._batches if self.arrays is None else self._slices(self.arrays)
+        start = 0
+        for parts in batches:
+            leaves = tf.nest.flatten(parts[0])
+            _check_spec(_spec_of(leaves), self.spec, start)
+            yield start, parts
+            start += len(leaves[0])
+
+    def _slices(self, arrays: tuple[Structure, ...]) -> Iterator[tuple[Structure, ...]]:
+        for start in range(0, len(tf.nest.flatten(arrays)[0]), _CHUNK_SAMPLES):
+            yield _sliced(arrays, start)
+
     def chunks(self, witness: Callable[..., Any] | None = None) -> Any:
         """Returns the samples in order, in batches of the data set's making.
 
         Args:
-            witness: Called as `witness(start, *arrays_of_x)` for each batch, in order.
+            witness: Called as `witness(start, *arrays_of_x)` for each batch, in order,
+                with the place of its first sample.
 
         Returns:
-            A `tf.data.Dataset` of `(start, parts)`: the place of the batch's first
-            sample, and `(x[, y[, sample_weight]])`.
+            A `tf.data.Dataset` of `(places, parts)`: the places of the batch's samples,
+            and `(x[, y[, sample_weight]])`.
         """
+
+        def numbered(start: Tensor, parts: Structure) -> Structure:
+            leaves = tf.nest.flatten(parts[0])
+            told = []
+            if witness is not None:
+                told = [tf.numpy_function(witness, [start, *leaves], tf.int64)]
+            with tf.control_dependencies(told):
+                places = tf.range(start, start + length(parts))
+            leaves = [
+                tf.ensure_shape(leaf, [None, *shape])
+                for leaf, (_, shape) in zip(leaves, self.spec, strict=True)
+            ]
+            return places, (tf.nest.pack_sequence_as(parts[0], leaves), *parts[1:])
+
+        def sliced(start: Tensor) -> Structure:
+            return numbered(start, _sliced(self.arrays, start))
+
+        def counted(start: Tensor, parts: Structure) -> Structure:
+            return start + length(parts), numbered(start, parts)
+
+        # One function in the pipeline, as each takes its time to be traced.
         if self.arrays is not None:
-            arrays = self.arrays
             starts = tf.data.Dataset.range(0, self.count, _CHUNK_SAMPLES)
-            numbered = starts.map(
-                lambda start: (
-                    start,
-                    tf.nest.map_structure(
-                        lambda array: array[start : start + _CHUNK_SAMPLES], arrays
-                    ),
-                )
-            )
-        else:
-            numbered = self._batches.scan(
-                tf.constant(0, tf.int64),
-                lambda start, parts: (start + length(parts), (start, parts)),
-            )
-        if witness is not None:
-
-            def seen(start: Tensor, parts: Structure) -> Structure:
-                leaves = tf.nest.flatten(parts[0])
-                told = tf.numpy_function(witness, [start, *leaves], tf.int64)
-                with tf.control_dependencies([told]):
-                    return tf.identity(start), parts
-
-            numbered = numbered.map(seen)
-        return numbered.map(self._with_static_shapes)
-
-    def _with_static_shapes(self, start: Tensor, parts: Structure) -> Structure:
-        leaves = [
-            tf.ensure_shape(leaf, [None, *shape])
-            for leaf, (_, shape) in zip(
-                tf.nest.flatten(parts[0]), self.spec, strict=True
-            )
-        ]
-        return start, (tf.nest.pack_sequence_as(parts[0], leaves), *parts[1:])
+            return starts.map(as_written(sliced))
+        return self._batches.scan(tf.constant(0, tf.int64), as_written(counted))
 
     def at(self, places: Tensor) -> tuple[Structure, ...]:
         """Returns the parts of samples in memory.
@@ -181,7 +196,7 @@ class Samples:
         Returns:
             A `tf.data.Dataset` of `(place, parts)`.
         """
-        return self.chunks(witness).map(_places).unbatch()
+        return self.chunks(witness).unbatch()
 
     def blocks(self, size: int, witness: Callable[..., Any] | None = None) -> Any:
         """Returns the samples in order, so many at a time.
@@ -191,10 +206,9 @@ class Samples:
             witness: As for `chunks`.
 
         Returns:
-            A `tf.data.Dataset` of `(start, parts)`, as `chunks` gives it.
+            A `tf.data.Dataset` of `(places, parts)`, as `chunks` gives it.
         """
-        blocks = self.numbered(witness).batch(size)
-        return blocks.map(lambda places, parts: (places[0], parts))
+        return self.numbered(witness).batch(size)
 
     def check_mixing(self, mixing: Mixing | None) -> None:
         """Checks that each sample's partners can be had.
@@ -218,9 +232,8 @@ class Samples:
         if self.arrays is not None:
             return rows_fingerprint(_numpy(self.arrays[0]))
         witness = Witness(self.spec)
-        with witness.errors():
-            for _ in self.chunks(witness):
-                pass
+        for start, parts in self.read():
+            witness(start, *_numpy(tf.nest.flatten(parts[0])))
         return witness.take(0, witness.count)
 
 
@@ -283,18 +296,13 @@ class Witness:
         try:
             self._look(int(start), leaves)
         except ValueError as err:
-            self._error = err
+            # A pipeline may ask for more behind an error, out of step with the places.
+            self._error = self._error or err
             raise
         return np.int64(0)
 
     def _look(self, start: int, leaves: tuple[Array, ...]) -> None:
-        spec = _spec_of(leaves)
-        if spec != self._spec:
-            raise ValueError(
-                f"All samples must have the same shape. Received: {listed(spec)} from "
-                f"sample {start} on, before {listed(self._spec)}. Fix: pad or resize "
-                f"them to one shape."
-            )
+        _check_spec(_spec_of(leaves), self._spec, start)
         index, shards = self._shard[0] - 1, self._shard[1]
         offset = (index - start) % shards
         own = [leaf[offset::shards] for leaf in leaves]
@@ -346,15 +354,14 @@ def first_samples(samples: Samples) -> Structure:
     Args:
         samples: The data set.
     """
-    if samples.arrays is not None:
-        return _numpy(
-            tf.nest.map_structure(
-                lambda array: array[:_FIRST_SAMPLES], samples.arrays[0]
-            )
-        )
-    few = samples.numbered().take(_FIRST_SAMPLES).batch(_FIRST_SAMPLES)
-    _, parts = next(iter(few))
-    return _numpy(parts[0])
+    batches = []
+    for start, parts in samples.read():
+        batches.append(_numpy(parts[0]))
+        if start + len(tf.nest.flatten(parts[0])[0]) >= _FIRST_SAMPLES:
+            break
+    return tf.nest.map_structure(
+        lambda *arrays: np.concatenate(arrays)[:_FIRST_SAMPLES], *batches
+    )
 
 
 def not_finite(leaves: Sequence[Array]) -> Array:
@@ -391,9 +398,8 @@ def check_same_samples(
     witness = Witness(spec, known, complete=True, shard=shard)
     error: ValueError | None = None
     try:
-        with witness.errors():
-            for _ in samples.chunks(witness):
-                pass
+        for start, parts in samples.read():
+            witness(start, *_numpy(tf.nest.flatten(parts[0])))
     except ValueError as err:
         error = err
     if error is not None or witness.count != len(known):
@@ -402,9 +408,8 @@ def check_same_samples(
     if samples.arrays is None:
         # A shuffle with a seed can begin alike in each process, and go on otherwise.
         witness = Witness(spec, known, complete=True, shard=shard)
-        with witness.errors():
-            for _ in samples.chunks(witness).take(_REREAD_CHUNKS):
-                pass
+        for start, parts in itertools.islice(samples.read(), _REREAD_CHUNKS):
+            witness(start, *_numpy(tf.nest.flatten(parts[0])))
 
 
 def _difference(
@@ -505,10 +510,22 @@ def _array(values: Any) -> Array:
 
 
 def _spec_of(leaves: Any) -> Spec:
-    return [
-        ["string" if leaf.dtype.kind in "OSU" else leaf.dtype.name, [*leaf.shape[1:]]]
-        for leaf in leaves
-    ]
+    return [[_type_name(leaf.dtype), [*leaf.shape[1:]]] for leaf in leaves]
+
+
+def _type_name(dtype: Any) -> str:
+    if isinstance(dtype, np.dtype) and dtype.kind in "OSU":
+        return "string"
+    return str(dtype.name)
+
+
+def _check_spec(spec: Spec, expected: Spec, start: int) -> None:
+    if spec != expected:
+        raise ValueError(
+            f"All samples must have the same shape. Received: {listed(spec)} from "
+            f"sample {start} on, before {listed(expected)}. Fix: pad or resize them to "
+            f"one shape."
+        )
 
 
 def _numpy(structure: Structure) -> Structure:
@@ -534,6 +551,12 @@ def gathered(parts: Structure, at: Tensor) -> Structure:
     return tf.nest.map_structure(lambda array: tf.gather(array, at), parts)
 
 
+def _sliced(arrays: Structure, start: Any) -> Structure:
+    return tf.nest.map_structure(
+        lambda array: array[start : start + _CHUNK_SAMPLES], arrays
+    )
+
+
 def length(parts: Structure) -> Tensor:
     """Returns the number of samples in a batch, int64.
 
@@ -541,7 +564,3 @@ def length(parts: Structure) -> Tensor:
         parts: The batch.
     """
     return tf.shape(tf.nest.flatten(parts)[0], tf.int64)[0]
-
-
-def _places(start: Tensor, parts: Structure) -> Structure:
-    return tf.range(start, start + length(parts)), parts

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from kdlite.distill.augment import mixed_targets
 from kdlite.distill.epochs import Epochs
-from kdlite.distill.samples import Samples, Structure, Witness, gathered, length
+from kdlite.distill.samples import Samples, Structure, Witness, gathered
 from kdlite.distill.taps import FEATURES_KEY, INPUTS_KEY, SOFT_LABELS_KEY
+from kdlite.distill.tracing import as_written
 from kdlite.distill.views import Views
 
 Tensor = Any
@@ -61,15 +62,15 @@ def training_batches(
         return x, *mixed_targets(parts[1:], partners[1:], shares, logits_shape)
 
     def mixed_blocks(epoch: Tensor, size: int) -> tf.data.Dataset:
-        def of_block(start: Tensor, parts: Structure) -> Structure:
-            end = start + length(parts)
-            places = tf.range(start, end)
+        def of_block(places: Tensor, parts: Structure) -> Structure:
             views = epochs.view(epoch, places)
-            partners = gathered(parts, looks.partners(places, views, end) - start)
+            partners = looks.partners(places, views, places[-1] + 1)
+            partners = gathered(parts, partners - places[0])
             return places, mixed(places, views, parts, partners)
 
         blocks = samples.blocks(size, witness)
-        return blocks.map(of_block, tf.data.AUTOTUNE, deterministic=True).unbatch()
+        shown = blocks.map(as_written(of_block), tf.data.AUTOTUNE, deterministic=True)
+        return shown.unbatch()
 
     def made(epoch: Tensor, places: Tensor, *streamed: Structure) -> Structure:
         views = epochs.view(epoch, places)
@@ -104,7 +105,7 @@ def training_batches(
     else:
         numbered = epochs.shuffled(lambda _: samples.numbered(witness), buffer)
     batches = numbered.batch(batch_size, drop_remainder)
-    batches = batches.map(made, tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.map(as_written(made), tf.data.AUTOTUNE, deterministic=True)
     number = count // batch_size if drop_remainder else -(-count // batch_size)
     return epochs.counted(batches.prefetch(tf.data.AUTOTUNE), number)
 

@@ -466,7 +466,7 @@ def _in_memory(
     inputs = getattr(student.model, "inputs", None)
     samples = Samples(data, len(inputs[0].shape) if inputs else None)
     chunks = [
-        keras.tree.map_structure(np.asarray, parts) for _, parts in samples.chunks()
+        keras.tree.map_structure(np.asarray, parts) for _, parts in samples.read()
     ]
     x, *rest = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *chunks)
     if not isinstance(x, np.ndarray):

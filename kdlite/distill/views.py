@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,7 @@ import tensorflow as tf
 from kdlite.distill.augment import Augment, Mixing
 from kdlite.distill.draws import derived, seeds
 from kdlite.distill.samples import gathered
+from kdlite.distill.tracing import as_written, rewritten, status
 from kdlite.fingerprint import data_fingerprint
 
 Tensor = Any
@@ -38,6 +40,7 @@ class Views:
     augment: Augment | Mixing | None
     count: int
     seed: int
+    _where: Any = field(default_factory=status, init=False, repr=False, compare=False)
 
     @property
     def mixing(self) -> Mixing | None:
@@ -50,6 +53,11 @@ class Views:
         return (
             self.augment.augment if isinstance(self.augment, Mixing) else self.augment
         )
+
+    def _mixing(self, method: str) -> Callable[..., Any]:
+        """What a `Mixing` does, which may be one of the user's."""
+        function: Callable[..., Any] = getattr(self.augment, method)
+        return rewritten(function, self._where)
 
     def view(self, places: Tensor, views: Tensor, x: Structure) -> Structure:
         """Returns a view of each sample of a batch, if none are mixed.
@@ -70,7 +78,7 @@ class Views:
             end: The number of samples, or the end of a block of them.
         """
         drawn = seeds(self.seed, places, views)
-        return cast(Mixing, self.augment).partners(places, drawn, end)
+        return self._mixing("partners")(places, drawn, end)
 
     def mixed(
         self, places: Tensor, views: Tensor, x: Structure, partners: Structure
@@ -89,24 +97,26 @@ class Views:
         drawn = seeds(self.seed, places, views)
         mine = self._augmented(x, drawn)
         others = self._augmented(partners, derived(drawn, _PARTNER))
-        return cast(Mixing, self.augment).mix(mine, others, drawn)
+        return self._mixing("mix")(mine, others, drawn)
 
     def _augmented(self, x: Structure, drawn: Tensor) -> Structure:
         if self._single is None:
             return x
+        augment = rewritten(self._single, self._where)
+
+        def seen(row: tuple[Structure, Tensor]) -> Structure:
+            return tf.nest.map_structure(
+                lambda after, before: tf.ensure_shape(after, before.shape),
+                augment(*row),
+                row[0],
+            )
+
         return tf.map_fn(
-            lambda row: self._seen(*row),
+            as_written(seen),
             (x, drawn),
             fn_output_signature=tf.nest.map_structure(
                 lambda array: tf.TensorSpec(array.shape[1:], array.dtype), x
             ),
-        )
-
-    def _seen(self, x: Structure, seed: Tensor) -> Structure:
-        """A view of one sample."""
-        augmented = self._single(x, seed)  # type: ignore[misc]
-        return tf.nest.map_structure(
-            lambda after, before: tf.ensure_shape(after, before.shape), augmented, x
         )
 
     def check(self, x: Structure) -> None:
@@ -208,9 +218,9 @@ class Views:
             return tuple(tf.nest.flatten(seen))
 
         raised: list[ValueError] = []
-        pairs = tf.data.Dataset.from_tensor_slices((probes[:, 0], drawn))
+        word = tf.TensorSpec([], tf.int64), tf.TensorSpec([2], tf.int64)
         try:
-            pairs = pairs.map(made)
+            traced = tf.function(made).get_concrete_function(*word)
         except Exception as err:  # as `raised`, with TensorFlow's trace around it
             if raised:
                 raise raised[0] from None
@@ -219,7 +229,11 @@ class Views:
                 f"augment={_called(self._single)}: {err} Fix: def augment(x, seed), "
                 f"with operations of tf alone."
             ) from err
-        results = [tuple(leaf.numpy() for leaf in result) for result in pairs]
+        with tf.device("CPU:0"):
+            results = [
+                tuple(leaf.numpy() for leaf in traced(tf.constant(place), seed))
+                for place, seed in zip(probes[:, 0], drawn, strict=True)
+            ]
         shapes = [array.shape[1:] for array in tf.nest.flatten(held)]
         for result in results:
             if [leaf.shape for leaf in result] != shapes:

@@ -306,7 +306,7 @@ def _some(
     inputs = getattr(student.model, "inputs", None)
     samples = Samples(dataset, len(inputs[0].shape) if inputs else None)
     batches = []
-    for _, parts in samples.chunks():
+    for _, parts in samples.read():
         batches.append(keras.tree.map_structure(np.asarray, parts))
         if sum(len(keras.tree.flatten(batch)[0]) for batch in batches) >= count:
             break
