@@ -227,7 +227,15 @@ def predict(model: LogitsModel, x: Array) -> Array:
 
     Returns:
         float32 logits `(samples, classes)`.
+
+    Raises:
+        ValueError: If there are no samples.
     """
+    if not len(x):
+        raise ValueError(
+            f"There must be samples. Received: an array of shape {x.shape}. Fix: give "
+            "at least one, or leave the argument out."
+        )
     return np.concatenate(
         [
             np.asarray(model(x[start : start + _BATCH]), "float32")

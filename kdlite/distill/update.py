@@ -124,10 +124,10 @@ class UpdateResult:
                 + ("  new" if s.index >= self.old_classes else "")
                 for s in self.per_class
             ]
-            lines.append(
-                f"all: {self.top1_before:.2%} before, {self.top1_after:.2%} after; "
-                f"{self.forgotten_points:+.2f} points forgotten on old classes"
-            )
+            told = f"all: {self.top1_before:.2%} before, {self.top1_after:.2%} after"
+            if self.forgotten_points is not None:  # there were samples of old classes
+                told += f"; {self.forgotten_points:+.2f} points forgotten on old classes"
+            lines.append(told)
         lines.append(
             f"{self.new_samples:,} new samples, {self.replay_samples:,} old ones; "
             f"{self.student_samples:,} training samples, {self.seconds:.0f} s"
@@ -144,10 +144,10 @@ class ForgettingError(RuntimeError):
 
     def __init__(self, result: UpdateResult) -> None:
         self.result = result
+        old = [s.samples for s in result.per_class if s.index < result.old_classes]
         super().__init__(
             "An updated student must not forget its old classes. Received: "
-            f"{result.forgotten_points:.2f} points of top-1 lost on "
-            f"{sum(s.samples for s in result.per_class[: result.old_classes]):,} "
+            f"{result.forgotten_points:.2f} points of top-1 lost on {sum(old):,} "
             f"samples of old classes, where {result.max_forgetting_points:g} are "
             "allowed. The student given is unchanged. Fix: a larger replay buffer, "
             "fewer epochs, or a smaller learning rate; or allow more with "
