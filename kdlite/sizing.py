@@ -279,7 +279,8 @@ def shrink_candidates(
         teacher_bytes = _teacher_bytes(teacher, path)
         if ratio is not None:
             by_ratio = math.floor(teacher_bytes / ratio)
-            limits = replace(limits, max_bytes=min(by_ratio, max_bytes or by_ratio))
+            most = by_ratio if max_bytes is None else min(by_ratio, max_bytes)
+            limits = replace(limits, max_bytes=most)
         searches: dict[_Costs, _Search] = {}
         for depth, kind in ((d, s) for d in depths for s in separable):
             search = _Search(teacher, limits, depth, kind, chosen, labels, path)
@@ -469,10 +470,14 @@ class _Search:
     def _keeps(self, file: _File, share: float) -> bool:
         """Whether a file costs no more than a share of each limit."""
         limits = self._limits
-        return (
-            file.size_bytes + _ROOM <= share * (limits.max_bytes or math.inf)
-            and file.macs <= share * (limits.max_macs or math.inf)
-            and file.latency_ms <= share * (limits.max_latency_ms or math.inf)
+        return all(
+            # A limit of 0 is one: what a ratio leaves of a small teacher.
+            limit is None or cost <= share * limit
+            for cost, limit in (
+                (file.size_bytes + _ROOM, limits.max_bytes),
+                (file.macs, limits.max_macs),
+                (file.latency_ms, limits.max_latency_ms),
+            )
         )
 
     def _measure(self, step: int) -> _File:

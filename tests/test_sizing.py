@@ -129,6 +129,13 @@ def test_a_limit_that_no_width_keeps(monkeypatch) -> None:
     assert pretended.exports == 2
 
 
+@pytest.mark.parametrize("ratio", [1e3, 1e4, 1e9])
+def test_a_ratio_that_no_width_keeps(monkeypatch, ratio) -> None:
+    Pretended(monkeypatch)
+    with pytest.raises(ValueError, match="at most [0-9]+ bytes, where the smallest"):
+        shrink(dense_teacher(), ratio=ratio)
+
+
 def test_the_search_ends_at_the_widest_whatever_is_limited(monkeypatch) -> None:
     pretended = Pretended(monkeypatch)
     model = dense_teacher()
