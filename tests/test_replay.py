@@ -140,6 +140,14 @@ def test_wrong_use_is_told(change, error, text) -> None:
         )
 
 
+def test_of_no_samples_nothing_is_chosen() -> None:
+    teacher = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"must be samples. Received:.*\(0, 1\). Fix"):
+        ReplayBuffer.build(teacher, np.zeros((0, 1), "float32"))
+    with pytest.raises(ValueError, match="must have samples. Received: none"):
+        ReplayBuffer.build(np.zeros((0, 2)), np.zeros((0, 1), "float32"))
+
+
 def test_arrays_must_belong_together() -> None:
     with pytest.raises(ValueError, match="of the same samples. Received: shapes"):
         ReplayBuffer(np.zeros((3, 1)), np.zeros(2, int), np.zeros((3, 2)))
