@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -34,11 +35,20 @@ class Gates:
     def __post_init__(self) -> None:
         """Refuses limits that no figure could be held against."""
         for name, limit in asdict(self).items():
-            if limit is not None and not math.isfinite(limit):
+            if limit is None:
+                continue
+            if (
+                isinstance(limit, bool)
+                or not isinstance(limit, Real)
+                or not math.isfinite(limit)
+            ):
                 raise ValueError(
                     "A gate must be a finite number or None. Received: "
                     f"{name}={limit!r}. Leave it out to ask for nothing."
                 )
+            # NumPy's numbers, too, are to go into a report as JSON takes them.
+            plain = int(limit) if isinstance(limit, Integral) else float(limit)
+            object.__setattr__(self, name, plain)
 
     def with_size(self, ratio: float | None, max_bytes: float | None) -> Gates:
         """Returns these with limits of size, where they have none.
@@ -56,8 +66,8 @@ class Gates:
         """
         return replace(
             self,
-            size_ratio=self.size_ratio or ratio,
-            max_bytes=self.max_bytes or max_bytes,
+            size_ratio=ratio if self.size_ratio is None else self.size_ratio,
+            max_bytes=max_bytes if self.max_bytes is None else self.max_bytes,
         )
 
     def judge(self, report: Mapping[str, Any]) -> tuple[Gate, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,6 +20,7 @@ from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_store import locked
 from kdlite.distill.losses import SoftTargets
+from kdlite.distill.schedules import checked_number
 from kdlite.distill.views import Views
 from kdlite.doctor import check_inputs
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
@@ -288,20 +289,22 @@ def distill_to_tflite(
         if split is not None
     }
     example = _example(student, teacher)
-    _check_labels(labels)
+    labels = _checked_labels(labels)
     check_inputs(example, teacher, data, labels)
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
     check_knows_the_task(teacher, data, names)
     tell_of_untaught_classes(data["train"][1], names)
+    # As JSON takes numbers, whoever they come from.
+    views, seeds, baseline = int(views), int(seeds), bool(baseline)
     training = Training(
         int(epochs),
         int(qat_epochs),
         int(batch_size),
-        learning_rate,
-        weight_decay,
-        temperature,
-        hard_loss_weight,
-        soft_loss_weight,
+        float(learning_rate),
+        float(weight_decay),
+        checked_number("temperature", temperature, above=0.0),
+        checked_number("hard_loss_weight", hard_loss_weight),
+        checked_number("soft_loss_weight", soft_loss_weight),
     )
     # Made before the first file is written: they hold the rules for these arguments.
     Distiller(
@@ -375,25 +378,28 @@ def _example(
     return shrunken(teacher, 1.0 / STEPS) if student is None else student()
 
 
-def _check_labels(labels: Sequence[str] | None) -> None:
-    """Raises where class names are no list of different names."""
+def _checked_labels(labels: Sequence[str] | None) -> list[str] | None:
+    """The class names as a list; raises unless they are different texts."""
     if labels is None:
-        return
+        return None
     if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
         raise TypeError(
             f"`labels` must be a list of class names. Received: {labels!r}. Give for "
             "example ['cat', 'dog']."
         )
-    if twice := [name for name in dict.fromkeys(labels) if labels.count(name) > 1]:
+    names = [str(name) for name in labels]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(
             f"Class names must differ from each other. Received: {twice[0]!r} "
-            f"{labels.count(twice[0])} times in `labels`. Name each class once."
+            f"{names.count(twice[0])} times in `labels`. Name each class once."
         )
+    return names
 
 
 def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:
     """`(x, y)` in memory, from arrays or any Keras data set of batches or samples."""
     if isinstance(data, tuple) and len(data) == 2:
+        _check_pair(data, name, "a pair")
         return np.asarray(data[0]), np.asarray(data[1])
     if isinstance(data, tf.data.Dataset):
         if data.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -402,16 +408,19 @@ def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:
                 "Drop .repeat()."
             )
         spec = data.element_spec
-        if not isinstance(spec, tuple) or len(spec) != 2:
-            raise ValueError(
-                f"`{name}` must give (x, y). Received: a tf.data.Dataset of {spec}. "
-                "Map it to pairs of input and class index."
-            )
+        _check_pair(spec, name, "a tf.data.Dataset")
         batches = list(
             (data if spec[1].shape.rank else data.batch(256)).as_numpy_iterator()
         )
     elif isinstance(data, keras.utils.PyDataset):
-        batches = [data[index] for index in range(len(data))]
+        if data.num_batches is None:
+            raise ValueError(
+                f"`{name}` must end. Received: a keras.utils.PyDataset without end. "
+                "Give it a __len__, its number of batches."
+            )
+        batches = [data[index] for index in range(data.num_batches)]
+        for batch in batches:
+            _check_pair(batch, name, "a keras.utils.PyDataset")
     else:
         raise TypeError(
             f"`{name}` must be (x, y) of arrays, a tf.data.Dataset or a "
@@ -426,3 +435,26 @@ def _as_arrays(data: Data, name: str) -> tuple[Array, Array]:
         np.concatenate([np.asarray(batch[0]) for batch in batches]),
         np.concatenate([np.asarray(batch[1]) for batch in batches]),
     )
+
+
+def _check_pair(pair: Any, name: str, of: str) -> None:
+    """Raises unless there is one input and one label, and nothing that would be lost.
+
+    Args:
+        pair: An element, or what is known of all.
+        name: The argument.
+        of: What it is from, for the message.
+    """
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        parts = f"{len(pair)} parts" if isinstance(pair, tuple) else "no pairs"
+        raise ValueError(
+            f"`{name}` must give (x, y). Received: {of} of {parts}. Map it to pairs of "
+            "input and class index; for sample weights use kdlite.Distiller itself."
+        )
+    for part, told in zip(pair, ("x", "y"), strict=True):
+        if isinstance(part, Mapping):
+            raise TypeError(
+                f"`{name}` must give one array of inputs and one of class indices. "
+                f"Received: {of} with a {type(part).__name__} as {told}. For several "
+                "inputs or outputs use kdlite.Distiller itself."
+            )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 
+import numpy as np
 import pytest
 
 from kdlite.gates import Gates
@@ -56,8 +58,24 @@ def test_limit_itself_is_kept_despite_rounding() -> None:
     assert gate.passed
 
 
-@pytest.mark.parametrize("limit", [math.nan, math.inf])
-def test_a_limit_must_be_finite(limit: float) -> None:
+@pytest.mark.parametrize(
+    ("limit", "plain"), [(np.int64(7), 7), (np.float32(0.5), 0.5), (7, 7), (0.5, 0.5)]
+)
+def test_limits_are_numbers_that_json_takes(limit, plain) -> None:
+    gates = Gates(max_bytes=limit).with_size(limit, limit)
+    told = [gate.required for gate in gates.judge(report(0.9, 0.9, 0.9))]
+    assert json.loads(json.dumps(told)) == [1.0, plain, plain]
+    assert type(gates.max_bytes) is type(plain)
+
+
+def test_a_limit_of_nothing_is_one() -> None:
+    assert Gates(size_ratio=0, max_bytes=0).with_size(10, 20) == Gates(
+        size_ratio=0, max_bytes=0
+    )
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, "9000", True])
+def test_a_limit_must_be_finite(limit) -> None:
     with pytest.raises(ValueError, match="must be a finite number.*size_ratio="):
         Gates(size_ratio=limit)
 

@@ -126,7 +126,9 @@ class UpdateResult:
             ]
             told = f"all: {self.top1_before:.2%} before, {self.top1_after:.2%} after"
             if self.forgotten_points is not None:  # there were samples of old classes
-                told += f"; {self.forgotten_points:+.2f} points forgotten on old classes"
+                told += (
+                    f"; {self.forgotten_points:+.2f} points forgotten on old classes"
+                )
             lines.append(told)
         lines.append(
             f"{self.new_samples:,} new samples, {self.replay_samples:,} old ones; "
