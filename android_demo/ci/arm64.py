@@ -27,12 +27,14 @@ def check(tools: Tools, data: Path, folder: Path) -> None:
             *(files / "model.tflite", files / "pixels.u8", files / "outputs.f32"),
             *(IMAGES, case["mean"], case["std"]),
         )
-        version, images, same, worst = said.split()[-4:]
+        version, images, same, unequal, worst = said.split()[-5:]
         print(
             f"arm64, TFLite {version}, {case['name']}: {same} of {images} of the same "
-            f"class, off by {worst} at most (limit {case['tolerance']:.3g})",
+            f"class, {unequal} values not equal to the bit, off by {worst} at most "
+            f"(limit {case['tolerance']:.3g})",
             file=sys.stderr,
         )
         wrong = float(worst) > case["tolerance"] or int(same) < int(images) - 1
+        wrong |= int(unequal) > case["unequal"]
         if wrong or version != "2.16.1":
             raise ChainError(f"The arm64 library must do what LiteRT does. {said}")

@@ -34,9 +34,11 @@ LABELS = ["circle", "square", "cross"]
 IMAGES = 1_000
 # Float arithmetic of another release, in another order.
 FLOAT_TOLERANCE = 1e-4
-# Releases of TFLite round differently inside, layer by layer: of the demo's 10,000
-# values the worst is two steps off. The class must be the same nearly always.
-STEPS = 2.01
+# Integers are equal to the bit where XNNPACK computes all of them. TFLite 2.16.1 leaves
+# 16-bit activations and the mean over places to kernels of its own, which round a few
+# values the other way than those of LiteRT: on Linux, too.
+STEPS = 1.01
+UNEQUAL = {"int16x8": 10, "bundled": 10}
 
 
 def main(folder: Path) -> None:
@@ -125,11 +127,11 @@ def _case(
         shape = (IMAGES, *model.inputs[0].shape[1:])
         pixels = generator.integers(0, 256, shape).astype(np.uint8)
     mean, std = np.float32(about.mean), np.float32(about.std)
-    outputs = model.predict((pixels.astype(np.float32) - mean) / std)
+    outputs = np.asarray(model.predict((pixels.astype(np.float32) - mean) / std))
     (path.parent / "pixels.u8").write_bytes(pixels.tobytes())
     (path.parent / "outputs.f32").write_bytes(np.float32(outputs).tobytes())
     step = model.content.step(model.outputs[0].name)
-    largest = float(np.abs(np.asarray(outputs)).max())
+    largest = float(np.abs(outputs).max())
     return {
         "name": path.parent.name,
         # One number for all channels, in all of these.
@@ -137,6 +139,8 @@ def _case(
         "std": about.std[0],
         "step": step,
         "tolerance": (step or 0) * STEPS or FLOAT_TOLERANCE * largest,
+        # How many values of all may be a step off; of floats, each by a little.
+        "unequal": UNEQUAL.get(path.parent.name, 0) if step else outputs.size,
     }
 
 

@@ -7,6 +7,7 @@
  * meaning differs between the two C libraries are here. What is the kernel's (struct stat, flags of open, clock ids) is
  * the same in both. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -29,13 +30,44 @@ size_t shim___strlen_chk(const char *text, size_t room) {
 }
 WRAPS(__strlen_chk);
 
-/* No property is set. */
+/* The level of Android alone, which the library asks for: below 20 it leaves XNNPACK out, as no phone does. */
 int shim___system_property_get(const char *name, char *value) {
-  (void)name;
-  value[0] = 0;
-  return 0;
+  strcpy(value, strcmp(name, "ro.build.version.sdk") ? "" : "35");
+  return (int)strlen(value);
 }
 WRAPS(__system_property_get);
+
+/* Bionic looks in the library that asks, too, where a name is looked for everywhere. */
+void *shim_dlsym(void *library, const char *name) {
+  Dl_info asks;
+  if (library == RTLD_DEFAULT && dladdr(__builtin_return_address(0), &asks)) {
+    void *own = dlopen(asks.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    void *found = own ? dlsym(own, name) : NULL;
+    if (own) dlclose(own);
+    if (found) return found;
+  }
+  return dlsym(library, name);
+}
+WRAPS(dlsym);
+
+/* XNNPACK's kernels for AVX-512 read what it allocates as if it lay on lines of 64 bytes. Phones have none of them. */
+enum { LINE = 64 };
+void *shim_memalign(size_t alignment, size_t size) {
+  void *memory = NULL;
+  return posix_memalign(&memory, alignment < LINE ? LINE : alignment, size) ? NULL : memory;
+}
+WRAPS(memalign);
+
+void *shim_malloc(size_t size) { return shim_memalign(LINE, size); }
+WRAPS(malloc);
+
+void *shim_calloc(size_t count, size_t size) {
+  size_t whole;
+  if (__builtin_mul_overflow(count, size, &whole)) return NULL;
+  void *memory = shim_malloc(whole);
+  return memory ? memset(memory, 0, whole) : NULL;
+}
+WRAPS(calloc);
 
 void shim_android_set_abort_message(const char *message) { fprintf(stderr, "abort: %s\n", message ? message : ""); }
 WRAPS(android_set_abort_message);
