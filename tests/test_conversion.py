@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from keras import layers
 from test_layer_errors import spread_out
 
 from kdlite.compress.qat import quantize_aware
-from kdlite.lite import options
+from kdlite.lite import _converter, options
 from kdlite.lite.calibration import InputSpec, read_folder
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.tflite_reader import inspect
@@ -94,6 +96,34 @@ def test_each_recipe_is_what_it_says(
         seen = model(DATA, training=False).numpy()
         assert ends[0] < seen.min() + output.scale
         assert ends[1] > seen.max() - output.scale
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 10, 11, 23])
+def test_every_sample_is_measured_in_batches_of_any_size(
+    tmp_path, monkeypatch, size
+) -> None:
+    """Also where there are fewer samples than the file takes at once."""
+    x, ids = np.arange(10.0).reshape(10, 1), np.arange(10)
+    np.savez(tmp_path / "calibration.npz", x, ids)
+    told = {
+        "engine": "tflite",
+        "calibrated": True,
+        "calibration": str(tmp_path / "calibration.npz"),
+        "inputs": ["x", "ids"],
+        "batch_size": size,
+    }
+    (tmp_path / "options.json").write_text(json.dumps(told))
+    given = []
+    monkeypatch.setattr(
+        _converter, "_by_tflite", lambda _, samples: given.extend(samples) or b"file"
+    )
+    _converter.convert(tmp_path)
+    assert (tmp_path / "model.tflite").read_bytes() == b"file"
+    assert {len(batch[name]) for batch in given for name in ("x", "ids")} == {size}
+    joined = np.concatenate([batch["x"][:, 0] for batch in given])
+    np.testing.assert_array_equal(joined[:10], np.arange(10))
+    np.testing.assert_array_equal(joined, np.concatenate([b["ids"] for b in given]))
+    assert len(given) == -(-10 // size)
 
 
 def test_layers_are_kept_in_float(model, tmp_path) -> None:

@@ -58,9 +58,10 @@ def convert(folder: Path) -> None:
         with np.load(options["calibration"]) as file:
             arrays = dict(zip(options["inputs"], file.values(), strict=True))
         count = len(next(iter(arrays.values())))
+        # The last batch is filled up with the first samples: ranges do not mind.
+        batches = [np.arange(k, k + size) % count for k in range(0, count, size)]
         samples = [
-            {name: array[start : start + size] for name, array in arrays.items()}
-            for start in range(0, count - size + 1, size)
+            {name: array[rows] for name, array in arrays.items()} for rows in batches
         ]
     make = _by_aeq if options["engine"] == "aeq" else _by_tflite
     blob = make(options, samples)
