@@ -27,6 +27,13 @@ def test_paired_t_is_scipys(rng, pairs, shift) -> None:
     assert paired_t(first - second) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("pairs", [4, 1001, 3002])
+def test_the_surest_is_never_below_nothing(pairs) -> None:
+    half = np.arange(pairs) % 2
+    for mean in np.logspace(-1, 6, 40):
+        assert 0.0 <= paired_t(mean + half) <= 1.0
+
+
 def test_differences_without_spread() -> None:
     assert paired_t(np.zeros(3)) == 1.0
     assert paired_t(np.full(3, 0.25)) == 0.0

@@ -76,7 +76,8 @@ def paired_t(differences: Array) -> float:
         return 1.0
     if sd == 0.0:
         return 0.0
-    return 1.0 - _within(abs(mean) / sd * math.sqrt(n), n - 1)
+    # A sum of rounded terms may be above 1.
+    return max(0.0, 1.0 - _within(abs(mean) / sd * math.sqrt(n), n - 1))
 
 
 def _within(t: float, degrees: int) -> float:
