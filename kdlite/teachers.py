@@ -132,7 +132,6 @@ class TFLite(NumpyTeacher):
 def _kind(file: Any, content: TFLiteFile, output: TensorInfo) -> Outputs:
     """What a file returns, from the operation that its output comes from."""
     ops = [op for op in content.ops if op.outputs and not op.subgraph]
-    ops = [op for op in content.ops if op.outputs and not op.subgraph]
     made_by = {op.outputs[0]: op for op in ops}
     op = made_by.get(output.index)
     # Each operation runs once, so a chain is no longer than there are operations.

@@ -51,9 +51,8 @@ def quantize_aware(
 
     Weights are int8 (with `"int4"` those of convolutions and dense layers int4) per
     output channel, symmetric; activations int8 (with `"int16x8"` int16) per tensor; a
-    ReLU
-    or ReLU6 is fused with the layer before it, and batch normalization folded into it
-    (`FoldedLayer` says how; `freeze_batch_norm` fixes its statistics). A layer keeps
+    ReLU or ReLU6 is fused with the layer before it, and batch normalization folded into
+    it (`FoldedLayer` says how; `freeze_batch_norm` fixes its statistics). A layer keeps
     its name where its output keeps its meaning: of `conv -> bn -> relu` remain `bn` and
     `relu`, and the logits of `Dense(name="p", activation="softmax")` are `p_linear`. A
     final softmax or sigmoid is left unrounded, since a loss must not see a probability
@@ -326,8 +325,7 @@ def for_export(model: keras.Model) -> keras.Model:
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Tensor:
         # What follows the integer operations closer is not for the converter.
-        plain = {k: v for k, v in kwargs.items() if k not in _FOLLOWING}
-        return layer(*args, **plain)
+        return layer(*args, **{k: v for k, v in kwargs.items() if k not in _FOLLOWING})
 
     exported = keras.models.clone_model(
         model,

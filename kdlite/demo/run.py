@@ -21,7 +21,7 @@ from kdlite.pipeline import PipelineResult, distill_to_tflite
 from kdlite.reporting.energy import check_country
 from kdlite.result_folder import check_free
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # The quick run shows that all works, not how well: a part of the data, few epochs.
 _QUICK_SAMPLES = {"train": 4_000, "validation": 500, "test": 1_000}
@@ -118,9 +118,9 @@ def into_app(model: Path, app: Path = Path("android_demo")) -> None:
     if shutil.which("java") is None or not (app / "ci" / "chain.py").is_file():
         return
     try:
-        log.info("%s", to_android(model, app))
+        logger.info("%s", to_android(model, app))
     except (ValueError, OSError) as err:  # what was trained is there all the same
-        log.warning("the student is not in the app: %s", err)
+        logger.warning("the student is not in the app: %s", err)
 
 
 def _trained_anew(data: FashionMNIST, folder: Path) -> keras.Model:

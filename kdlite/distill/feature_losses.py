@@ -18,6 +18,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kdlite.distill.adapters import Adapter
 from kdlite.distill.feature_taps import FeatureTaps, symbolically
+from kdlite.distill.loss_weights import Weight
 from kdlite.distill.losses.features import FeatureLoss
 from kdlite.distill.losses.outputs import OutputLoss, weighted_loss
 from kdlite.distill.losses.teacher_loss import trained_layers
@@ -39,7 +40,6 @@ Features = dict[str, Tensor]
 Loss: TypeAlias = keras.distillation.DistillationLoss
 #: (student layer, teacher layer)
 Layers = tuple[str, str]
-Weight: TypeAlias = float | LearningRateSchedule
 
 logger = logging.getLogger(__name__)
 

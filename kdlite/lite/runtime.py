@@ -346,8 +346,8 @@ class TFLiteModel:
             "the model with batch 1."
         )
 
-    def _prepare_timing(self, seed: int) -> None:
-        generator = np.random.default_rng(seed)
+    def _prepare_timing(self) -> None:
+        generator = np.random.default_rng(0)
         self._resize({})
         for tensor in self.inputs:
             shape = [max(1, length) for length in tensor.shape]
@@ -453,7 +453,7 @@ def times_ms(
     """
     turns: list[list[list[float]]] = [[] for _ in models]
     for model in models:
-        model._prepare_timing(seed=0)
+        model._prepare_timing()
         for _ in model._turn(warmup):
             pass
     progress = Progress("timing", runs, "run")
