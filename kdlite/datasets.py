@@ -339,6 +339,14 @@ def load(
                 f"{sorted(arrays)}. Write it with np.savez(path, x=x, y=y)."
             )
     y = arrays.get("y")
+    counts = {a.shape[:1] for a in (arrays["x"], y) if a is not None}
+    if len(counts) > 1 or () in counts:
+        shapes = {name: arrays[name].shape for name in ("x", "y") if name in arrays}
+        raise ValueError(
+            "A data file must have one row of each array a sample. Received: "
+            f"{path} with {', '.join(f'{n} {s}' for n, s in shapes.items())}. Write "
+            "samples and labels in the same order, as many of each."
+        )
     if y is not None and y.ndim > 1:
         # Never the first axis: there may be a single sample.
         y = np.squeeze(y, tuple(a for a in range(1, y.ndim) if y.shape[a] == 1))

@@ -314,6 +314,21 @@ def test_npz_is_read_with_and_without_y(tmp_path: Path) -> None:
         datasets.load(tmp_path / "x.npz", (2,))
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": np.zeros((4, 2)), "y": np.zeros(3)},
+        {"x": np.zeros((4, 2)), "y": np.float64(1.0)},
+        {"x": np.float64(1.0)},
+        {"x": np.float64(1.0), "y": np.float64(1.0)},
+    ],
+)
+def test_samples_and_labels_are_as_many(tmp_path: Path, arrays) -> None:
+    np.savez(tmp_path / "odd.npz", **arrays)
+    with pytest.raises(ValueError, match=r"one row .* a sample.*odd\.npz with x \("):
+        datasets.load(tmp_path / "odd.npz", (2,), needs_y=False)
+
+
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1)])
 def test_an_npz_of_one_sample_keeps_its_axis(tmp_path: Path, shape) -> None:
     np.savez(tmp_path / "one.npz", x=np.zeros((1, 2)), y=np.full(shape, 3))
