@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kdlite.compress.recipes import recipe
+from kdlite.lite.output_report import compare
 from kdlite.lite.tolerance import problems
 
 
@@ -71,3 +73,20 @@ def test_what_counts_as_wrong(quantization, trained, figures, text) -> None:
     else:
         assert len(found) == 1
         assert re.search(text, found[0])
+
+
+@pytest.mark.parametrize("step", [None, 0.01])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic", "int8"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_on_one_side_alone(quantization, trained, step, odd) -> None:
+    levels = np.arange(40.0).reshape(20, 2) / 100
+    broken = np.where(levels < 0.1, odd, levels)  # of some samples
+    chosen = recipe(quantization)
+
+    def wrong(by_file, by_keras) -> list[str]:
+        report = compare("y", by_file, by_keras, step=step)
+        return problems([report], chosen, trained)
+
+    assert wrong(broken, levels) and wrong(levels, broken)
+    assert not wrong(broken, broken) and not wrong(levels, levels)

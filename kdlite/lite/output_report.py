@@ -147,11 +147,12 @@ def compare(
         )
     told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
     nan = np.isnan(told) & ~np.isnan(wanted)
-    # Equal infinities are no difference, nor is a NaN in both; a NaN in one is counted,
-    # and measures nothing.
+    # Equal infinities are no difference, nor is a NaN in both; one in the file alone is
+    # counted, and measures nothing; a number where Keras has none is infinitely off.
     same = (told == wanted) | (np.isnan(told) & np.isnan(wanted))
     with np.errstate(invalid="ignore"):
         apart = np.where(same, 0.0, np.abs(told - wanted))
+    apart[np.isnan(wanted) & ~np.isnan(told)] = np.inf
     apart = apart[~np.isnan(apart)]
     finite = wanted[np.isfinite(wanted)]
     largest = float(np.abs(finite).max(initial=0.0))

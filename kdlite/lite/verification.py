@@ -259,14 +259,14 @@ class VerificationReport:
             head += f", left in float: {', '.join(self.float_ops)}"
         lines = [head, *map(str, self.outputs)]
         if self.kernels:
-            worst = {
-                str(run): max(
-                    output.largest_steps or output.largest_difference
-                    for output in run.outputs
-                )
-                for run in self.kernels
-            }
-            unit = " steps" if any(output.step for output in self.outputs) else ""
-            told = ", ".join(f"{run} {most:.3g}{unit}" for run, most in worst.items())
+            told = ", ".join(f"{run} {_most_apart(run)}" for run in self.kernels)
             lines.append(f"at most apart with {told}")
         return "\n".join(lines)
+
+
+def _most_apart(run: KernelRun) -> str:
+    """The largest differences: in steps of quantized outputs, in values of others."""
+    steps = [o.largest_steps for o in run.outputs if o.largest_steps is not None]
+    values = [o.largest_difference for o in run.outputs if o.largest_steps is None]
+    parts = [f"{max(steps):.3g} steps"] if steps else []
+    return " and ".join([*parts, *([f"{max(values):.3g}"] if values else [])])
