@@ -35,6 +35,7 @@ from kdlite.distill.taps import (
     INPUTS_KEY,
     SOFT_LABELS_KEY,
     LogitsModel,
+    brings_soft_labels,
     logits_model,
 )
 from kdlite.distill.targets import check_label_form, check_labels_for
@@ -585,8 +586,7 @@ class Distiller(Resumable):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the student's inputs and the soft labels that came with them."""
-        keys = {INPUTS_KEY, SOFT_LABELS_KEY}
-        if not isinstance(x, dict) or set(x) - {FEATURES_KEY} != keys:
+        if not brings_soft_labels(x):
             return x, None
         own_keys = _input_names(self.student) == set(x)
         teacher = self._teacher_outputs

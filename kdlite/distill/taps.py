@@ -36,6 +36,20 @@ SOFT_LABELS_KEY = "soft_labels"
 FEATURES_KEY = "features"
 
 
+def brings_soft_labels(x: Any) -> bool:
+    """Returns whether `x` of a batch has the keys of data that bring soft labels.
+
+    Args:
+        x: As `fit()` gets it.
+
+    Example:
+        >>> brings_soft_labels({"inputs": 1, "soft_labels": 2, "features": {}})
+        True
+    """
+    keys = {INPUTS_KEY, SOFT_LABELS_KEY}
+    return isinstance(x, dict) and set(x) - {FEATURES_KEY} == keys
+
+
 class LogitsModel:
     """A model with one output, read at its logits.
 

@@ -13,7 +13,12 @@ import tensorflow as tf
 
 from kdlite.distill.class_map import ClassMap
 from kdlite.distill.samples import DataSet, Samples, not_finite
-from kdlite.distill.taps import INPUTS_KEY, SOFT_LABELS_KEY, LogitsModel
+from kdlite.distill.taps import (
+    INPUTS_KEY,
+    SOFT_LABELS_KEY,
+    LogitsModel,
+    brings_soft_labels,
+)
 from kdlite.distill.targets import UNLABELLED, class_indices
 
 Array = np.ndarray[Any, Any]
@@ -190,11 +195,7 @@ def examine(
     """
     (x, y), labels, own_batch_size = _some(dataset, student, samples)
     stored = None
-    if (
-        teacher is None
-        and isinstance(x, dict)
-        and set(x) == {INPUTS_KEY, SOFT_LABELS_KEY}
-    ):
+    if teacher is None and brings_soft_labels(x):
         x, stored = x[INPUTS_KEY], np.asarray(x[SOFT_LABELS_KEY], "float32")
     bad = not_finite(keras.tree.flatten(x))
     if bad.any():
