@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import keras
 import numpy as np
 import pytest
@@ -103,6 +105,22 @@ def test_dropout_held_in_inference_mode_is_none():
     inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(layers.Dense(4, name="d")(inputs), training=False)
     assert ops_of(keras.Model(inputs, x)) == [("kernel", "d")]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [operator.add, operator.sub, operator.mul, operator.truediv],
+)
+@pytest.mark.parametrize(
+    "number", [2.0, 2, np.float32(2), np.float64(2), np.int64(2), np.array(2.0)]
+)
+def test_numbers_are_numbers_whoever_they_come_from(operation, number):
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(3, name="d")(operation(inputs, number))
+    (op,) = IntegerGraph(keras.Model(inputs, outputs)).ops
+    wanted = {"add": (1, 2), "sub": (1, -2), "mul": (2, 0), "truediv": (0.5, 0)}
+    assert (op.kind, op.name) == ("kernel", "d")
+    assert (op.scale, op.offset) == wanted[operation.__name__]
 
 
 class OwnDense(layers.Dense):

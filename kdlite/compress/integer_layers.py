@@ -232,7 +232,7 @@ def as_layer(call: Call) -> Any:
     if kind in _MERGES and len(call.inputs) == 2:
         return _MERGES[kind](name=name)
     operands = [*call.arguments.args, *call.arguments.kwargs.values()]
-    numbers = [value for value in operands if isinstance(value, (int, float))]
+    numbers = [value for value in operands if _is_number(value)]
     if len(operands) != 2 or len(numbers) != 1:
         return operation
     number, first = float(numbers[0]), operands[0] is numbers[0]
@@ -247,6 +247,13 @@ def as_layer(call: Call) -> Any:
         case "Divide" | "TrueDivide" if number and not first:
             return layers.Rescaling(1.0 / number, name=name)
     return operation
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an operand of an operation is a number, Python's or NumPy's."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return not value.ndim and value.dtype.kind in "iuf"
+    return isinstance(value, (int, float))
 
 
 def check_supported(layer: Any, bits: int = 8) -> None:
