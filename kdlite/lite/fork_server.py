@@ -240,7 +240,7 @@ class _Server:
                 memory = _memory_bytes(self._doing)
             if left <= 0 or memory > memory_limit_bytes:
                 stopped = "time" if left <= 0 else "memory"
-                self._end()
+                self._stop()
                 break
             try:
                 wait = min(left, _LOOK_S if watched else left, threading.TIMEOUT_MAX)
@@ -272,6 +272,15 @@ class _Server:
     def close(self) -> None:
         self._end()
         self._log.close()
+
+    def _stop(self) -> None:
+        """Has the server end its copy and go on, or ends both if it cannot."""
+        if self.ready and self._doing != self._process.pid:
+            self._send({"job": ""})
+            with contextlib.suppress(queue.Empty):
+                if self._replies.get(timeout=_GRACE_S).startswith("ended"):
+                    return
+        self._end()
 
     def _end(self) -> None:
         self.ready = False
@@ -343,6 +352,8 @@ def _serve() -> None:
     print("ready", file=replies)
     while line := _next_line(asked, told["idle_s"]):
         job = json.loads(line)
+        if not job["job"]:
+            continue  # the last was to be stopped, and had ended already
         if _may_fork():
             _run_in_copy(job, replies)
         else:
@@ -380,15 +391,13 @@ def _run_in_copy(job: dict[str, str], replies: IO[str]) -> None:
     os.close(held)
     print("began", pid, file=replies)
     # While a job runs nobody asks for another: there is something to be read if the
-    # caller is gone, or wants no more of it.
-    stopped = ended not in select.select([ended, 0], [], [])[0]
-    if stopped:
+    # caller wants no more of it, or is gone.
+    if ended not in select.select([ended, 0], [], [])[0]:
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     os.close(ended)
-    if stopped:
-        os._exit(0)
-    print("ended", os.waitstatus_to_exitcode(status), file=replies)
+    with contextlib.suppress(OSError):  # nobody is there
+        print("ended", os.waitstatus_to_exitcode(status), file=replies)
 
 
 def _end_with(server: int) -> None:
