@@ -79,9 +79,11 @@ class TestAssistantChain:
 
     def test_knowledge_arrives_at_the_end_without_labels(self, data):
         x, y = data
+        # Few epochs of many steps, as to begin with an epoch takes longer than a step.
+        often = np.tile(x, (8, 1)), np.tile(y, 8)
         teacher = network(16)
-        Training(x, y, epochs=20, run_eagerly=False)(teacher)
-        train = Training(x, y, epochs=25, run_eagerly=False)
+        Training(*often, epochs=3, run_eagerly=False)(teacher)
+        train = Training(*often, epochs=3, run_eagerly=False)
         lineage = assistant_chain(
             teacher, [network(8), network(4)], train, hard_loss_weight=0.0
         )
@@ -131,7 +133,8 @@ class TestBornAgain:
 
     def test_the_lineage_is_a_report_and_an_ensemble(self, data):
         x, y = data
-        lineage = born_again(network(4), Training(x, y, epochs=8), generations=2)
+        train = Training(np.tile(x, (4, 1)), np.tile(y, 4), epochs=2)
+        lineage = born_again(network(4), train, generations=2)
         report = json.loads(json.dumps(lineage.to_dict()))["students"]
         assert [entry["params"] for entry in report] == [27, 27]
         assert report[1]["soft_loss"] >= 0.0

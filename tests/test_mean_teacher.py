@@ -210,7 +210,7 @@ def states(distiller):
 @pytest.fixture(scope="module")
 def whole(x, y):
     distiller = run()
-    fit(distiller, x, y, epochs=4)
+    fit(distiller, x, y, epochs=3)
     return states(distiller)
 
 
@@ -220,9 +220,9 @@ class TestGoingOn:
             return keras.callbacks.BackupAndRestore(tmp_path / "backup")
 
         with pytest.raises(InterruptedError):
-            fit(run(), x, y, epochs=4, callbacks=[backup(), Stop()])
+            fit(run(), x, y, epochs=3, callbacks=[backup(), Stop()])
         second = run(seed=99)
-        fit(second, x, y, epochs=4, callbacks=[backup()])
+        fit(second, x, y, epochs=3, callbacks=[backup()])
         assert all(map(np.array_equal, whole, states(second)))
 
     def test_after_saving_and_loading(self, x, y, whole, tmp_path):
@@ -231,7 +231,7 @@ class TestGoingOn:
         first.save(tmp_path / "d.keras")
         loaded = keras.models.load_model(tmp_path / "d.keras")
         assert isinstance(loaded.teacher, MeanTeacher) and loaded.teacher.decay == 0.9
-        fit(loaded, x, y, epochs=4, initial_epoch=2)
+        fit(loaded, x, y, epochs=3, initial_epoch=2)
         assert all(map(np.array_equal, whole, states(loaded)))
 
     def test_a_file_without_an_average_is_refused(self, x, y, tmp_path):

@@ -127,7 +127,7 @@ class TestWhatIsMinimised:
         students = [network("a", 0), network("b", 1, "softmax", width=9)]
         mutual = MutualLearning(students, SoftTargets(2.0), 0.0, 1.0)
         compiled(mutual, 0.3, metrics=None, run_eagerly=False)
-        logs = fit(mutual, x, epochs=60)
+        logs = fit(mutual, np.tile(x, (15, 1)), epochs=4)
         assert logs["soft_loss"][-1] < 0.2 * logs["soft_loss"][0]
 
     def test_metrics_that_are_objects_are_each_students_own(self, x, y):
@@ -154,8 +154,8 @@ class TestKeras:
 
     def test_schedules_and_xla(self, x, y):
         weight = kdlite.schedules.Linear(0.0, 1.0, over=2, unit="epochs")
-        mutual = MutualLearning(three(), soft_loss_weight=weight)
-        compiled(mutual, run_eagerly=False, jit_compile=True)
+        mutual = MutualLearning(three()[:2], soft_loss_weight=weight)
+        compiled(mutual, metrics=None, run_eagerly=False, jit_compile=True)
         logs = fit(mutual, x, y, epochs=3)
         assert logs["soft_loss_weight"] == pytest.approx([0.0, 0.5, 1.0])
 
@@ -173,13 +173,13 @@ class TestKeras:
             return mutual
 
         whole, first = made(), made()
-        fit(whole, x, y, epochs=4)
-        fit(first, x, y, epochs=2)
+        fit(whole, x, y, epochs=2)
+        fit(first, x, y)
         first.save(tmp_path / "m.keras")
         loaded = keras.models.load_model(tmp_path / "m.keras")
         assert float(loaded.soft_loss.temperature) == 2.0
         assert [student.name for student in loaded.students] == ["a", "b"]
-        logs = fit(loaded, x, y, epochs=4, initial_epoch=2)
+        logs = fit(loaded, x, y, epochs=2, initial_epoch=1)
         assert "a_accuracy" in logs
         for mine, its in zip(whole.get_weights(), loaded.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, its)

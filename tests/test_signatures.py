@@ -38,30 +38,34 @@ def models() -> dict[str, keras.Model]:
     }
 
 
-@pytest.mark.parametrize("order", [("plain", "elu"), ("elu", "plain")])
-def test_kernels_that_not_every_signature_has(order) -> None:
+def test_kernels_that_not_every_signature_has() -> None:
     made = {
         "plain": keras.Sequential([keras.Input((3,), name="x"), layers.ReLU()]),
         "elu": keras.Sequential([keras.Input((3,), name="x"), layers.ELU()]),
     }
-    blob = merged({name: converted(made[name]) for name in order})
-    report = verify(blob, made, np.eye(3, dtype="float32"))
-    assert len(report.outputs) == 2 and report.passed
-    assert [run.kernels for run in report.kernels] == ["xnnpack", *["built-in"] * 2]
+    files = {name: converted(model) for name, model in made.items()}
+    for order in (("plain", "elu"), ("elu", "plain")):
+        blob = merged({name: files[name] for name in order})
+        report = verify(blob, made, np.eye(3, dtype="float32"))
+        assert len(report.outputs) == 2 and report.passed
+        assert [run.kernels for run in report.kernels] == ["xnnpack", *["built-in"] * 2]
 
 
-def looped() -> keras.Model:
+@pytest.fixture(scope="module")
+def of_kinds(models) -> dict[str, tuple[keras.Model, bytes]]:
+    """Models with and without a loop, and the file of each."""
     keras.utils.set_random_seed(2)
     inputs = keras.Input((5, 3), name="steps")
-    return keras.Model(inputs, layers.LSTM(4, name="lstm")(inputs), name="loop")
+    loop = keras.Model(inputs, layers.LSTM(4, name="lstm")(inputs), name="loop")
+    kinds = {"classify": models["classify"], "loop": loop}
+    return {name: (model, converted(model)) for name, model in kinds.items()}
 
 
 @pytest.mark.parametrize("order", [("classify", "loop", "again"), ("loop", "classify")])
-def test_graphs_of_any_kind_run_side_by_side(models, order) -> None:
-    loop = looped()
-    known = {"classify": models["classify"], "loop": loop, "again": loop}
-    of_kind = {model: converted(model) for model in (models["classify"], loop)}
-    files = {name: of_kind[known[name]] for name in order}
+def test_graphs_of_any_kind_run_side_by_side(of_kinds, order) -> None:
+    of_name = {**of_kinds, "again": of_kinds["loop"]}
+    known = {name: of_name[name][0] for name in order}
+    files = {name: of_name[name][1] for name in order}
     blob = merged(files)
     assert blob == merged(files)
     content = inspect(blob)
@@ -201,10 +205,10 @@ def test_what_is_no_signature(models, tmp_path, names, text) -> None:
 
 
 def test_all_models_are_looked_at_before_the_first_is_converted(
-    models, tmp_path, monkeypatch
+    models, of_kinds, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr("kdlite.lite.proof.Conversion", None)
-    both = {"embed": models["embed"], "loop": looped()}
+    both = {"embed": models["embed"], "loop": of_kinds["loop"][0]}
     steps = np.ones((120, 5, 3), "float32") * np.arange(120)[:, None, None]
     data = {"embed": DATA, "loop": steps.astype("float32")}
     with pytest.raises(ConversionError, match="layers without a loop.*'lstm'"):

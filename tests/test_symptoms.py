@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 import kdlite
-from kdlite.distill.taps import LogitsModel
 from kdlite.doctor import CODES, check
 
 CLASSES = 3
@@ -53,16 +52,28 @@ def net(softmax: bool = False, norm: bool = False, width: int = 2, name: str = "
     return keras.Model(inputs, outputs, name=name)
 
 
-def trained(model: keras.Model, x, y) -> keras.Model:
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    """A teacher with batch normalization that was trained."""
+    model = net(norm=True, width=16, name="teacher")
     model.compile(
         keras.optimizers.Adam(0.05),
-        keras.losses.SparseCategoricalCrossentropy(
-            from_logits=LogitsModel(model).outputs == "logits"
-        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         run_eagerly=True,  # so few steps are sooner taken than traced
     )
-    model.fit(x, y, epochs=16, batch_size=100, verbose=0)
+    x, y = samples()
+    model.fit(np.tile(x, (16, 1)), np.tile(y, 16), batch_size=100, verbose=0)
     return model
+
+
+def in_units(teacher: keras.Model, scale: float, shift: float) -> keras.Model:
+    """What it would be, had it been trained on `x * scale + shift`."""
+    made = net(norm=True, width=16, name="teacher")
+    kernel, gamma, beta, mean, variance, *head = teacher.get_weights()
+    kernel = kernel / scale
+    mean = mean + shift * kernel.sum(axis=0)
+    made.set_weights([kernel, gamma, beta, mean, variance, *head])
+    return made
 
 
 def tiny() -> keras.Model:
@@ -145,10 +156,10 @@ def test_stored_soft_labels_instead_of_a_teacher(tmp_path) -> None:
     assert found(net(), None, (with_probabilities, y)) == ["probabilities-as-logits"]
 
 
-def test_trained_teacher_with_batch_normalization_gives_no_finding() -> None:
+def test_trained_teacher_with_batch_normalization_gives_no_finding(trained) -> None:
     for scale, shift in ((1.0, 0.0), (255.0, 0.0), (2.0, -1.0)):
         x, y = samples(scale=scale, shift=shift)
-        teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
+        teacher = in_units(trained, scale, shift)
         assert found(net(norm=True), teacher, (x, y)) == []
         # Sorted by class, as folders of images are.
         order = np.argsort(y)
@@ -162,13 +173,11 @@ def test_unlabelled_rows_that_the_loss_leaves_out_give_no_finding() -> None:
     assert found(net(), bigger(linear()), (x, y), loss=loss) == []
 
 
-def test_models_and_random_states_stay_as_they_are() -> None:
-    x, y = samples()
-    teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
-    student = net(norm=True)
+def test_models_and_random_states_stay_as_they_are(trained) -> None:
+    student, teacher = net(norm=True), in_units(trained, 1.0, 0.0)
     models = (student, teacher)
     before = [[v.numpy() for v in model.variables] for model in models]
-    found(student, teacher, (x, y))
+    found(student, teacher, samples())
     for model, values in zip(models, before, strict=True):
         for variable, value in zip(model.variables, values, strict=True):
             np.testing.assert_array_equal(variable.numpy(), value)
@@ -315,13 +324,11 @@ def test_class_without_samples(form) -> None:
 
 
 def test_teacher_worse_than_the_student() -> None:
-    x, y = samples()
-    student = trained(net(width=8), x, y)
     teacher = linear()
     kernel, bias = teacher.get_weights()
     kernel[:, 2] = kernel[:, 1]
     teacher.set_weights([kernel, bias])
-    assert found(student, bigger(teacher), (x, y)) == ["teacher-worse"]
+    assert found(linear(), bigger(teacher), samples()) == ["teacher-worse"]
 
 
 def test_teacher_that_guesses() -> None:
@@ -478,11 +485,10 @@ def test_a_weak_teacher_is_not_said_to_have_other_units() -> None:
 
 
 @pytest.mark.parametrize("scale", [255.0, 1 / 255])
-def test_input_range_by_the_statistics_of_the_teacher(scale) -> None:
-    x, y = samples()
-    teacher = trained(net(norm=True, width=16, name="teacher"), x, y)
-    nested = keras.Sequential([keras.Input((6,)), teacher])
-    for model in (teacher, nested):
+def test_input_range_by_the_statistics_of_the_teacher(trained, scale) -> None:
+    x, _ = samples()
+    nested = keras.Sequential([keras.Input((6,)), trained])
+    for model in (trained, nested):
         # Without labels too.
         assert found(tiny(), model, x * scale) == ["input-range"]
 

@@ -50,19 +50,29 @@ def tuned(data, student=None, **options):
     return tune(student or model(), *data, LOSS, **options)
 
 
-@pytest.fixture(autouse=True)
-def trials_step_by_step(result, step_by_step):
-    """All but `result`, whose trials are compiled: they are of one step each."""
+@pytest.fixture(scope="module")
+def compiled_trial(data):
+    """The only one that is compiled."""
+    options = {"temperatures": (4.0,), "optimizer": keras.optimizers.SGD(0.1)}
+    return tuned(data, objective="val_loss", **options).best
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trials_step_by_step(compiled_trial):
+    """All others run eagerly: they are of one step each."""
+    yes = property(lambda model: True, lambda model, value: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "run_eagerly", yes)
+        yield
 
 
 @pytest.fixture(scope="module")
-def result(data):
+def result(data, trials_step_by_step):
     return tuned(
         data,
         soft_losses=[SoftTargets(), LogitMSE(), SoftTargets(standardize=True)],
         soft_loss_weights=(0.0, 0.9),
         objective="val_loss",
-        optimizer=keras.optimizers.SGD(0.1, momentum=0.5),
     )
 
 
@@ -88,7 +98,7 @@ class TestTrials:
         assert result.best is result.trials[0]
         assert set(result.best.metrics) == {"loss", "hard_loss", "accuracy"}
 
-    def test_a_trial_is_what_a_distiller_does(self, data, result):
+    def test_a_trial_is_what_a_distiller_does(self, data, compiled_trial):
         soft, (x, y), validation = data
         part = tuning._slice(soft, (x, y), 0.5, 32, 0)
         rows = [int(np.abs(x - row).sum(-1).argmin()) for row in part[0][INPUTS_KEY]]
@@ -96,26 +106,26 @@ class TestTrials:
         np.testing.assert_array_equal(part[1], y[rows])
         labels = part[0][SOFT_LABELS_KEY]
         np.testing.assert_allclose(labels, soft.logits()[rows], atol=1e-6)
-        trial = result.trials[-1]
         student = model()
         keras.utils.set_random_seed(0)
-        distiller = Distiller(student, **trial.settings)
-        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.5), LOSS)
+        distiller = Distiller(student, **compiled_trial.settings)
+        distiller.compile(keras.optimizers.SGD(0.1), LOSS)
         history = distiller.fit(
             *part[:2], batch_size=32, verbose=0, validation_data=validation
         ).history
-        assert history["val_loss"][0] == pytest.approx(trial.metrics["loss"], rel=1e-6)
+        expected = compiled_trial.metrics["loss"]
+        assert history["val_loss"][0] == pytest.approx(expected, rel=1e-6)
 
     def test_the_student_is_put_back(self, data):
         student = model(body=[layers.BatchNormalization(), layers.Dropout(0.5)])
         before = [variable.numpy() for variable in student.variables]
-        first = tuned(data, student)
+        first = tuned(data, student, temperatures=(4.0,))
         for variable, value in zip(student.variables, before, strict=True):
             np.testing.assert_array_equal(variable, value)
         # From the same weights and random numbers: again the very same.
-        again = tuned(data, student)
-        pairs = zip(first.trials, again.trials, strict=True)
-        assert all(a.metrics == b.metrics for a, b in pairs)
+        again = tuned(data, student, temperatures=(1.0, 4.0))
+        metrics = {trial.temperature: trial.metrics for trial in again.trials}
+        assert metrics[4.0] == first.best.metrics != metrics[1.0]
 
     def test_the_student_is_put_back_after_an_error(self, data, monkeypatch):
         def stop(*args, **kwargs):
@@ -146,10 +156,11 @@ class TestTrials:
         assert runs == [1.0, 4.0, 4.0]
         metrics = [[t.metrics for t in r.trials] for r in (whole, resumed)]
         assert metrics[0] == metrics[1]
-        tuned(data, model(1), path=tmp_path)  # another student: nothing is known of it
-        assert len(runs) == 5
+        # Of another student nothing is known.
+        tuned(data, model(1), path=tmp_path, temperatures=(1.0,))
+        assert len(runs) == 4
         stored = sorted(tmp_path.glob("*.json"))
-        assert len(stored) == 4 and not list(tmp_path.glob("*.tmp"))
+        assert len(stored) == 3 and not list(tmp_path.glob("*.tmp"))
         for file in stored:
             file.write_text(file.read_text()[:20])
         with pytest.raises(ValueError, match=r"must be whole\. Received: .*\.json"):
@@ -157,14 +168,18 @@ class TestTrials:
 
 
 class TestSearch:
-    def test_a_draw_is_seeded(self, data, monkeypatch):
+    def test_a_draw_is_seeded(self, data, tmp_path, monkeypatch):
         monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
         options = {"temperatures": range(1, 9), "max_trials": 3, "seed": 5}
-        first, again = (tuned(data, **options) for _ in range(2))
+        first, again = (
+            tuned(data, path=tmp_path, **options)
+            for _ in range(2)  # trained once
+        )
         assert first.search == "random" and len(first.trials) == 3
         temperatures = [[t.temperature for t in r.trials] for r in (first, again)]
         assert temperatures[0] == temperatures[1]
         assert len(set(temperatures[0])) == 3
+        assert len(list(tmp_path.glob("*.json"))) == 3
 
     @pytest.mark.filterwarnings(
         "ignore:.* is deprecated, use:DeprecationWarning",
