@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = coloured(name, "yellow", sys.stderr)
         print(f"\n{name} stopped. {_after_a_stop(args)}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as err:
+    except _TOLD as err:
         if args.verbose > 1:
             raise
         name = coloured(name, "red", sys.stderr)
@@ -80,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else with_verdicts(str(result), sys.stdout)
     )
     return 0 if getattr(result, "passed", True) else 1
+
+
+# What is told in a sentence; all else is a mistake of ours, and shows where.
+_TOLD = (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 def _in_a_line(name: str) -> Any:
@@ -160,7 +164,13 @@ def _in_its_words(err: Exception) -> str:
     if getattr(err, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
         return (
             "There must be room for the files. Received: a full disk. Free some, and "
-            "give the same command again: it goes on where it was."
+            "give the same command again: what was done of a longer one is kept."
+        )
+    if isinstance(err, MemoryError):
+        what = text[:1].lower() + text[1:] or "too little"
+        return (
+            f"There must be memory for the data. Received: {what.rstrip('.')}. Fix: "
+            "give less data, or use a computer with more."
         )
     if isinstance(err, OSError) and err.errno is not None:  # in the system's words
         where = err.filename2 or err.filename or "a file"

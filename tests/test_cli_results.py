@@ -45,6 +45,23 @@ def test_json_is_json_whatever_was_measured(command, capsys, odd) -> None:
     assert told == {"figures": {"rows": rows, "count": 3, "name": "é"}}
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError(), "Received: too little. Fix: give less data"),
+        (MemoryError("Unable to allocate 9. TiB"), "Received: unable to allocate 9. T"),
+    ],
+)
+def test_too_little_memory_is_said_in_a_sentence(command, capsys, error, text) -> None:
+    def run() -> None:
+        raise error
+
+    assert command(run) == 2
+    assert f"completion: There must be memory for the data. {text}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_package_that_is_missing_is_said_in_a_sentence(
     command, capsys, monkeypatch
 ) -> None:
