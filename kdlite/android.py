@@ -275,6 +275,7 @@ def _build(chain: Path, apk: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
     )
     if done.returncode:
         raise RuntimeError(

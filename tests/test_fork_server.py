@@ -90,6 +90,24 @@ def test_each_job_finds_what_the_imports_left(servers, folder) -> None:
     assert len(set(copies)) == 3 and len(set(originals)) == 1
 
 
+def test_errors_of_any_language_in_any_locale(servers, folder, monkeypatch) -> None:
+    for name, value in (
+        *(("LC_ALL", "C"), ("LANG", "C")),
+        *(("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")),
+    ):
+        monkeypatch.setenv(name, value)
+    pool = servers(
+        """
+        import locale
+        def fails(folder):
+            assert locale.getpreferredencoding() == "ANSI_X3.4-1968"
+            raise ValueError("gr\\u00f6\\u00dfe \\u6f22 \\udc80")
+        """
+    )
+    ended = pool.run("jobs:fails", folder)
+    assert ended.error == "ValueError: gr\u00f6\u00dfe \u6f22 \\udc80"
+
+
 @pytest.mark.parametrize(
     ("code", "returncode", "error", "text"),
     [

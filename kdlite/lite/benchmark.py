@@ -186,6 +186,7 @@ def _memory_bytes(path: Path, threads: int) -> int | None:
         [sys.executable, "-c", _MEMORY, str(path), str(threads), str(_MEMORY_RUNS)],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
     if done.returncode:

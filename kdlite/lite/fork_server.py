@@ -317,7 +317,7 @@ class _Server:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
 def _memory_bytes(pid: int) -> int:
@@ -421,7 +421,9 @@ def _run(job: dict[str, str]) -> int:
     try:
         getattr(importlib.import_module(module), function)(folder)
     except BaseException as err:
-        (folder / _ERROR).write_text(f"{type(err).__name__}: {err}")
+        # Whatever the locale, and with what no encoding has.
+        text = f"{type(err).__name__}: {err}"
+        (folder / _ERROR).write_text(text, "utf-8", "backslashreplace")
         traceback.print_exc()
         return 1
     finally:

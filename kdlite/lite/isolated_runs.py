@@ -106,7 +106,7 @@ def isolated_runs(
             for number, run in left.items():
                 outputs, refusal = folder / f"{number}.npz", folder / f"{number}.txt"
                 if refusal.is_file():
-                    refused[number] = ValueError(refusal.read_text())
+                    refused[number] = ValueError(refusal.read_text("utf-8"))
                 elif outputs.is_file():
                     parts[number].append(_read(outputs))
                     outputs.unlink()
@@ -149,7 +149,7 @@ def run_all(folder: Path) -> None:
             )
             told = model.predict({name: x[:count] for name, x in samples.items()})
         except ValueError as err:
-            (folder / f"{number}.txt").write_text(str(err))
+            (folder / f"{number}.txt").write_text(str(err), "utf-8")
             continue
         if not isinstance(told, dict):
             told = {model.outputs[0].name: told}
