@@ -147,7 +147,7 @@ def test_completion_in_shells(shell, ask, words, tmp_path) -> None:
     assert [line.split("\t")[0].strip() for line in lines] == words, done
 
 
-def test_who_reads_may_stop_reading(tflite) -> None:
+def test_a_process_of_its_own_says_nothing_else_and_who_reads_may_stop(tflite) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "kdlite", "inspect", str(tflite), "--json"],
         stdout=subprocess.PIPE,
@@ -536,11 +536,6 @@ def test_a_full_disk_is_said_in_words(err, monkeypatch, capsys) -> None:
     monkeypatch.setitem(cli._RUN, "inspect", write)
     assert cli.main(["inspect", "any.tflite"]) == 2
     assert "Received: a full disk. Free some" in capsys.readouterr().err
-
-
-def test_a_process_of_its_own_says_nothing_but_the_result(folder, tflite) -> None:
-    result = kdlite("inspect", tflite)
-    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
