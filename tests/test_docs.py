@@ -159,10 +159,14 @@ GIVEN: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "updating": [updated_teacher],
 }
 WITH_EXAMPLES = [page for page in PAGES if any(examples(page.read_text()))]
+# What trains often, for a few steps each: most of the time would go by tracing them.
+STEP_BY_STEP = {"losses", "soft-labels", "teachers"}
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
-def test_examples_run(page, tmp_path, monkeypatch) -> None:
+def test_examples_run(page, tmp_path, monkeypatch, request) -> None:
+    if page.stem in STEP_BY_STEP:
+        request.getfixturevalue("step_by_step")
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
     blocks = list(examples(page.read_text()))
