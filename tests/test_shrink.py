@@ -145,22 +145,27 @@ MODELS = (
 )
 
 
-@pytest.mark.parametrize("make", MODELS)
+@pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
+def teacher(request):
+    return request.param()
+
+
 @pytest.mark.parametrize("width", [0.5, 0.21, 0.03])
-def test_narrower_and_still_whole(make, width) -> None:
-    teacher = make()
+def test_narrower_and_still_whole(teacher, width) -> None:
     student = shrunken(teacher, width)
     runs(student, teacher)
     # Beneath a certain width every layer of a small model is at its narrowest.
     assert student.count_params() < teacher.count_params()
     assert all(v.trainable for v in student.trainable_variables)
     assert not {id(v) for v in student.variables} & {id(v) for v in teacher.variables}
+
+
+def test_without_a_factor_nothing_is_narrower(teacher) -> None:
     assert shrunken(teacher).count_params() == teacher.count_params()
 
 
-@pytest.mark.parametrize("make", MODELS)
-def test_every_free_width_follows_the_factor(make) -> None:
-    teacher, student = make(), shrunken(make(), 0.5)
+def test_every_free_width_follows_the_factor(teacher) -> None:
+    student = shrunken(teacher, 0.5)
     kept = {  # that of an output, or of what must match the input or all of a sum
         *("head", "colours", "b", "s", "near", "kind", "twice", "first"),
         *("c", "d", "depthwise", "spread", "dw"),
