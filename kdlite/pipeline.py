@@ -25,6 +25,8 @@ from kdlite.distill.views import Views
 from kdlite.doctor import check_inputs
 from kdlite.fingerprint import data_fingerprint, model_fingerprint
 from kdlite.gates import Gate, Gates
+from kdlite.lite.labels import check_texts
+from kdlite.lite.options import check_prose
 from kdlite.reporting.energy import check_country
 from kdlite.reporting.table import table
 from kdlite.result_folder import (
@@ -271,12 +273,7 @@ def distill_to_tflite(
             "example kdlite.Gates(teacher_drop_points=2.0)."
         )
     about = About(description, author, license, intended_use)
-    for name, text in asdict(about).items():
-        if not isinstance(text, str):
-            raise TypeError(
-                f"`{name}` must be a text. Received: {name}={text!r}. Leave it out "
-                "for none."
-            )
+    check_prose(**asdict(about))
     check_free(out, overwrite)
     check_country(country)
     data = {
@@ -379,20 +376,18 @@ def _example(
 
 
 def _checked_labels(labels: Sequence[str] | None) -> list[str] | None:
-    """The class names as a list; raises unless they are different texts."""
+    """The class names as a list; raises unless a file can have them."""
     if labels is None:
         return None
-    if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
+    # No set: it has no order.
+    listed = isinstance(labels, (Sequence, np.ndarray)) and not isinstance(labels, str)
+    if not listed or not all(isinstance(name, str) for name in labels):
         raise TypeError(
             f"`labels` must be a list of class names. Received: {labels!r}. Give for "
             "example ['cat', 'dog']."
         )
     names = [str(name) for name in labels]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(
-            f"Class names must differ from each other. Received: {twice[0]!r} "
-            f"{names.count(twice[0])} times in `labels`. Name each class once."
-        )
+    check_texts(names)
     return names
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import keras
 import pytest
 
+from kdlite.lite import convert
 from kdlite.lite.labels import check_counts, check_texts, score_meaning
 
 SHAPES = {"animal": (2,), "size": (3,), "colour": (3,), "one": ()}
@@ -20,7 +21,9 @@ def test_good_labels() -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "text"),
     [
-        (["a", "a"], ValueError, "must differ from each other. Received: 'a' more"),
+        (["a", "a"], ValueError, "must differ from each other. Received: 'a' 2 tim"),
+        (["a", "b\n"], ValueError, r"one line of text. Received: 'b.n' for class 1"),
+        (["a\rb", "c"], ValueError, r"one line of text. Received: 'a.rb' for class 0"),
         (["a", " "], ValueError, "not empty. Received: ' ' for class 1"),
         (["a", 3], ValueError, "must be a text.*Received: 3 for class 1"),
         ("ab", TypeError, "must be a list of class names.*Received: str"),
@@ -66,3 +69,13 @@ def test_meaning(last, meaning) -> None:
     inputs = keras.Input((2,))
     assert score_meaning(keras.Model(inputs, last(inputs))) == meaning
     assert score_meaning(keras.Sequential([keras.layers.ReLU(), last])) == meaning
+
+
+@pytest.mark.parametrize("name", ["description", "author", "license", "intended_use"])
+@pytest.mark.parametrize("text", [None, 3, ["a"]])
+def test_what_a_file_says_of_itself_is_text(tmp_path, monkeypatch, name, text) -> None:
+    """Found before anything is converted."""
+    monkeypatch.setattr(convert, "Proof", None)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    with pytest.raises(TypeError, match=f"`{name}` must be a text. Received: {name}="):
+        convert.export(model, tmp_path / "m.tflite", **{name: text})

@@ -355,6 +355,7 @@ def test_several_inputs_and_outputs_by_name(
             "A label must be one line of text. Received: '' for 'scores'. Give each",
         ),
         ({"labels": ["a", "b\nc", "d"]}, "A label must be one line of text"),
+        ({"labels": ["a", "b\n", "d"]}, "A label must be one line of text"),
         ({"labels": [0, 1, 2]}, "A label must be one line of text. Received: 0"),
         (
             {"mean": 1.0},

@@ -129,6 +129,32 @@ def test_numbers_and_names_of_numpy_are_those_of_python(tmp_path, monkeypatch) -
     assert {name: found[0][name] for name in plain} == plain
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "text"),
+    [
+        (["a", "b", ""], ValueError, "must be a text that is not empty. Received: ''"),
+        (["a\n", "b\n", "c\n"], ValueError, "must be one line of text"),
+        (["a", "b", "b"], ValueError, "must differ from each other. Received: 'b' 2 t"),
+        ({"a", "b", "c"}, TypeError, "`labels` must be a list of class names"),
+        ({"a": 0, "b": 1}, TypeError, "`labels` must be a list of class names"),
+        (3, TypeError, "`labels` must be a list of class names. Received: 3"),
+    ],
+)
+def test_names_that_no_file_can_have_are_found_first(
+    tmp_path, labels, error, text
+) -> None:
+    with pytest.raises(error, match=text):
+        pipeline.distill_to_tflite(
+            network(),
+            (X, Y),
+            network(),
+            test=(2 * X, Y),
+            labels=labels,
+            out=tmp_path / "out",
+        )
+    assert not any(tmp_path.iterdir())
+
+
 def test_numbers_that_are_none_are_refused(tmp_path) -> None:
     schedule = keras.optimizers.schedules.ExponentialDecay(1.0, 1, 1.0)
     for name in ("temperature", "hard_loss_weight", "soft_loss_weight"):

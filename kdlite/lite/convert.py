@@ -29,6 +29,7 @@ from kdlite.lite.model_card import card_path, checked_accuracy, model_card
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
     check_limits,
+    check_prose,
     checked_models,
     checked_options,
     checked_recipe,
@@ -241,6 +242,12 @@ def export(
     recipe = checked_recipe(quantization)
     float_ops = checked_options(recipe, io, min_runtime, allow_float_ops, batch_size)
     check_limits(time_limit_s, memory_limit_bytes)
+    check_prose(
+        description=description,
+        author=author,
+        license=license,
+        intended_use=intended_use,
+    )
     check_target(path, overwrite)
     card_path(path)
     accuracy = checked_accuracy(accuracy)

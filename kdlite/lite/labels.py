@@ -18,13 +18,13 @@ def check_texts(labels: Labels | None) -> None:
 
     Raises:
         TypeError: If they are no lists.
-        ValueError: If one is empty or no text, or is there twice.
+        ValueError: If one is empty, no text or no single line, or is there twice.
 
     Example:
         >>> check_texts(["cat", "dog", "cat"])
         Traceback (most recent call last):
         ...
-        ValueError: Labels must differ from each other. Received: 'cat' more than ...
+        ValueError: Labels must differ from each other. Received: 'cat' 2 times...
     """
     if labels is None:
         return
@@ -41,11 +41,18 @@ def check_texts(labels: Labels | None) -> None:
                     f"Every label must be a text that is not empty. Received: {text!r} "
                     f"for class {index}. Give each class a name."
                 )
-        twice = sorted({text for text in texts if list(texts).count(text) > 1})
+            if text.splitlines() != [text]:
+                raise ValueError(
+                    f"Every label must be one line of text. Received: {text!r} for "
+                    f"class {index}. Read names with text.splitlines(), which leaves "
+                    "no line ends in them."
+                )
+        names = list(texts)
+        twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"Labels must differ from each other. Received: {twice[0]!r} more than "
-                "once. Give each class a name of its own."
+                f"Labels must differ from each other. Received: {twice[0]!r} "
+                f"{names.count(twice[0])} times. Give each class a name of its own."
             )
 
 

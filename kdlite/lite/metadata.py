@@ -329,7 +329,7 @@ def _labels_by_output(
                 "class."
             )
         for text in texts:
-            if not isinstance(text, str) or len(text.splitlines()) != 1:
+            if not isinstance(text, str) or text.splitlines() != [text]:
                 raise ValueError(
                     "A label must be one line of text. Received: "
                     f"{text!r} for {name!r}. Give each class a name."

@@ -118,6 +118,20 @@ def _checked_op(name: Any) -> str:
     return wanted
 
 
+def check_prose(**texts: Any) -> None:
+    """Raises TypeError unless what a file is to say of itself are texts.
+
+    Args:
+        **texts: By argument what was given.
+    """
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(
+                f"`{name}` must be a text. Received: {name}={text!r}. Leave it out "
+                "for none."
+            )
+
+
 def check_limits(time_limit_s: float, memory_limit_bytes: float | None) -> None:
     """Raises ValueError for limits that let nothing through."""
     if not time_limit_s > 0:
