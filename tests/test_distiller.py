@@ -255,7 +255,7 @@ class TestWhatIsMinimised:
         student, teacher = tagger(0), tagger(1)
         teacher.set_weights([20.0 * w for w in teacher.get_weights()])
         distiller = Distiller(student, teacher)
-        compiled(distiller, 0.0, from_logits=False, run_eagerly=False)
+        compiled(distiller, 0.0, from_logits=False)
         labels, mask = np.ones((2, 5), "int32"), tokens > 0
         logs = fit(distiller, tokens, labels)
         read = [np.asarray(LogitsModel(m)(tokens)) for m in (teacher, student)]
@@ -514,7 +514,8 @@ class TestData:
         data = {INPUTS_KEY: x, SOFT_LABELS_KEY: logits}
         for source, inputs in ((teacher, x), (None, data)):
             student = keras.Sequential([layers.Dense(5), layers.Dense(CLASSES)])
-            distiller = compiled(Distiller(student, source), run_eagerly=False)
+            # Traced and not: Keras builds a model before it traces its step.
+            distiller = compiled(Distiller(student, source), run_eagerly=not source)
             assert not distiller.built
             assert "soft_loss" in fit(distiller, inputs, y)
             assert student.count_params() == 43
@@ -549,7 +550,7 @@ class TestMixedPrecision:
     def test_with_a_float32_teacher(self, half_student, x, y, teacher, tmp_path):
         distiller = compiled(Distiller(half_student, teacher), 0.01, from_logits=False)
         assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
-        first, *_, last = fit(distiller, x, y, epochs=4)["soft_loss"]
+        first, last = fit(distiller, x, y, epochs=2)["soft_loss"]
         assert np.isfinite(last) and last < first
         distiller.save(tmp_path / "d.keras")
         loaded = keras.models.load_model(tmp_path / "d.keras")
@@ -594,7 +595,7 @@ def random_run(teacher, seed=0):
 @pytest.fixture(scope="module")
 def whole(x, y, teacher):
     distiller = random_run(teacher)
-    fit(distiller, x, y, epochs=4)
+    fit(distiller, x, y, epochs=3)
     return distiller
 
 
@@ -608,11 +609,11 @@ class TestGoingOn:
         first = random_run(teacher)
         first.hard_loss_weight, first.soft_loss.temperature = 0.2, 2.0
         with pytest.raises(InterruptedError):
-            fit(first, x, y, epochs=4, callbacks=[backup(), Stop()])
+            fit(first, x, y, epochs=3, callbacks=[backup(), Stop()])
         second = random_run(teacher, seed=99)  # another start and other random states
         second.hard_loss_weight, second.soft_loss.temperature = 7.0, 7.0
-        logs = fit(second, x, y, epochs=4, callbacks=[backup()])
-        assert len(logs["loss"]) == 2
+        logs = fit(second, x, y, epochs=3, callbacks=[backup()])
+        assert len(logs["loss"]) == 1
         assert difference(whole.student, second.student) == 0.0
         assert float(second.hard_loss_weight) == pytest.approx(0.2)
         assert float(second.soft_loss.temperature) == 2.0
@@ -624,7 +625,7 @@ class TestGoingOn:
         loaded = keras.models.load_model(tmp_path / "d.keras")
         assert loaded.teacher is None and loaded.compiled
         loaded.teacher = teacher
-        fit(loaded, x, y, epochs=4, initial_epoch=2)
+        fit(loaded, x, y, epochs=3, initial_epoch=2)
         assert difference(whole.student, loaded.student) == 0.0
 
     def test_what_was_saved_is_what_there_is(self, x, y, teacher, tmp_path):

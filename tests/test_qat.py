@@ -26,7 +26,6 @@ from kdlite.compress.qat import (
     trained_bits,
 )
 from kdlite.compress.recipes import Recipe, recipe
-from kdlite.lite.convert import export
 
 
 def separable_block(x, filters, strides, name):
@@ -69,14 +68,13 @@ def mobile(tmp_path_factory):
     x = np.floor(x * (y[:, None, None, None] + 1) / 5)
     student = mobile_net()
     student.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
-    student.fit(x, y, epochs=8, verbose=0)
+    student.fit(np.tile(x, (8, 1, 1, 1)), np.tile(y, 8), verbose=0)
     before = [value.copy() for value in student.get_weights()]
     qat = quantize_aware(student, input_range=(0.0, 255.0))
     unset = qat(x, training=False)
-    qat.compile(
-        keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy", metrics=["acc"]
-    )
-    history = qat.fit(x, y, epochs=4, verbose=0).history
+    qat.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
+    often = np.tile(x, (2, 1, 1, 1)), np.tile(y, 2)
+    history = qat.fit(*often, epochs=2, verbose=0).history
     folder = tmp_path_factory.mktemp("mobile")
     content = convert(for_export(qat), str(folder), tf.uint8)
     return {
@@ -116,10 +114,10 @@ def test_quantization_aware_training_lowers_the_loss(mobile):
     student, qat = mobile["student"], mobile["qat"]
     x, y = mobile["data"]
     assert mobile["loss"][-1] < mobile["loss"][0]
-    loss, accuracy = qat.evaluate(x, y, verbose=0)
-    before = keras.losses.SparseCategoricalCrossentropy()(y, student(x, training=False))
-    assert loss < float(before)
-    assert accuracy > 0.9
+    before, after = (model(x, training=False).numpy() for model in (student, qat))
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    assert float(loss(y, after)) < float(loss(y, before))
+    assert np.mean(after.argmax(-1) == y) > 0.9
 
 
 def test_the_converted_model_is_integer_and_equal(mobile):
@@ -166,7 +164,7 @@ def test_ranges_stay_in_inference(mobile):
     qat = mobile["qat"]
     before = [value.copy() for value in qat.get_weights()]
     qat.evaluate(2 * x, y, verbose=0)
-    qat.predict(2 * x, verbose=0)
+    qat(2 * x, training=False)
     for now, value in zip(qat.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, value)
 
@@ -225,12 +223,13 @@ def test_names_and_the_logits_before_the_softmax_are_where_they_were(mobile):
 
 def test_compiled_by_xla_it_does_the_same(mobile):
     x, y = mobile["data"]
+    inputs = keras.Input((16, 16, 3))
+    features = separable_block(layers.Rescaling(1 / 255)(inputs), 8, 2, "block")
+    outputs = layers.Dense(5, "softmax")(layers.GlobalAveragePooling2D()(features))
+    student = keras.Model(inputs, outputs)
     losses = []
     for jit_compile in (False, True):
-        qat = quantize_aware(mobile["student"], input_range=(0.0, 255.0))
-        for layer in qat.layers:
-            if isinstance(layer, layers.Dropout):
-                layer.rate = 0.0
+        qat = quantize_aware(student, input_range=(0.0, 255.0))
         qat.compile(
             keras.optimizers.SGD(0.01),
             "sparse_categorical_crossentropy",
@@ -466,12 +465,11 @@ def bright_net():
     return keras.Model(inputs, layers.Dense(4, name="scores")(x), name="bright")
 
 
-# The one that is missing is `mobile`.
+# Ranges that are measured only: `mobile` in int8, and all of `test_integer_layers.py`.
 @pytest.mark.parametrize(
     ("name", "ranges"),
     [
         ("int16x8", "ema"),
-        ("int4", "ema"),
         ("int8", "learned"),
         ("int16x8", "learned"),
         ("int4", "learned"),
@@ -490,7 +488,7 @@ def test_every_recipe_trains_saves_and_becomes_an_equal_file(
     qat.compile(
         keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], run_eagerly=True
     )
-    losses = qat.fit(x, y, batch_size=128, epochs=6, verbose=0).history["loss"]
+    losses = qat.fit(x, y, batch_size=128, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     learned = [
         variable.numpy()
@@ -615,6 +613,6 @@ def test_a_deep_network_is_equal_to_the_bit(rng, tmp_path):
     qat = quantize_aware(student)
     x = rng.normal(0, 1, (500, 24)).astype("float32")
     qat(x, training=True)
-    result = export(qat, tmp_path / "deep.tflite", "int8", verify_data=x)
-    (output,) = result.verification.outputs
-    assert output.histogram[0] / sum(output.histogram) > 0.99
+    values, scale, _ = run_lite(convert(for_export(qat), str(tmp_path)), x)[0][0]
+    steps = np.abs(values - qat(x, training=False).numpy()) / scale
+    assert np.mean(steps < 0.01) > 0.99

@@ -200,7 +200,6 @@ class FakeQuant(keras.layers.Layer):
 
     def _measure(self, inputs: Tensor, site: int | None) -> None:
         inputs = ops.stop_gradient(inputs)
-        here = np.arange(self.sites) == site
         seen = self._seen()
         for variable, new, extreme in (
             (self.minimum, ops.min(inputs), ops.minimum),
@@ -211,26 +210,35 @@ class FakeQuant(keras.layers.Layer):
             else:
                 moved = variable + (1.0 - self.momentum) * (new - variable)
             moved = ops.where(seen, moved, new)
-            variable.assign(ops.where(here, moved, variable))
+            if self.sites > 1:
+                here = np.arange(self.sites) == site
+                moved = ops.where(here, moved, variable)
+            variable.assign(moved)
 
     def _seen(self) -> Tensor:
         return ops.less_equal(self.minimum, self.maximum)
 
     def _range(self) -> tuple[Tensor, Tensor]:
-        lowest, highest = self.fixed_range or (0.0, 0.0)
+        lowest: Tensor
+        highest: Tensor
+        lowest, highest = map(np.float32, self.fixed_range or (0.0, 0.0))
+        # Without what is measured they are numbers, and no part of the graph.
+        math = ops if self.sites else np
         if self.sites:
             seen = self._seen()
             lowest = ops.minimum(lowest, ops.min(ops.where(seen, self.minimum, 0.0)))
             highest = ops.maximum(highest, ops.max(ops.where(seen, self.maximum, 0.0)))
-        lowest = ops.convert_to_tensor(lowest * (1.0 + self.margin), "float32")
-        highest = ops.convert_to_tensor(highest * (1.0 + self.margin), "float32")
+            lowest, highest = ops.cast(lowest, "float32"), ops.cast(highest, "float32")
+        if self.margin:
+            lowest = lowest * (1.0 + self.margin)
+            highest = highest * (1.0 + self.margin)
         if self.learned:
             stretch = ops.exp(self.stretch)
             lowest, highest = lowest * stretch[0], highest * stretch[1]
-        highest = ops.where(highest - lowest < _DEAD_RANGE, 1.0, highest)
+        highest = math.where(highest - lowest < _DEAD_RANGE, np.float32(1.0), highest)
         if self.bits == _SYMMETRIC_BITS:
             more = 2.0 ** (self.bits - 1) / (2.0 ** (self.bits - 1) - 1.0)
-            highest = ops.maximum(highest, -lowest / more)
+            highest = math.maximum(highest, -lowest / more)
             lowest = -highest * more
         return lowest, highest
 
