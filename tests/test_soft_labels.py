@@ -193,13 +193,13 @@ class TestBuild:
         assert ours == theirs
 
     def test_views_do_not_depend_on_batches_or_form(self, teacher, viewed, tmp_path):
-        for size, dataset in ((1, batches(X)), (7, X), (1000, Batches())):
+        for size, dataset in ((1, batches(X[:9])), (7, X), (1000, Batches())):
             soft = SoftLabels.build(
                 teacher, dataset, tmp_path / str(size), shift, VIEWS, size
             )
             for view in range(VIEWS):
-                ours = soft.logits(view)
-                np.testing.assert_allclose(ours, viewed.logits(view), atol=1e-6)
+                ours, theirs = soft.logits(view), viewed.logits(view)
+                np.testing.assert_allclose(ours, theirs[: len(ours)], atol=1e-6)
 
     def test_several_inputs_and_dense_predictions(self, tmp_path):
         a, b = keras.Input((5, 2), name="a"), keras.Input((5, 1), name="b")
@@ -350,10 +350,8 @@ class TestGoingOn:
         [
             ("teacher", np.asarray),
             (0, np.asarray),
-            (15, np.asarray),
             (15, batches),
             ("shorter", np.asarray),
-            ("shorter", batches),
             ("type", batches),
         ],
     )
@@ -373,7 +371,6 @@ class TestGoingOn:
 
     def test_killed(self, teacher, oracle, tmp_path):
         """`kill -9` at several places of real builds, each going on from the last."""
-        teacher.save(tmp_path / "teacher.keras")
         done = []
         for kill_after in (1, 3):
             ended = run_in_copy(
@@ -400,8 +397,7 @@ def build_and_die(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     label_store.LabelWriter.append = deadly
-    teacher = keras.models.load_model(folder / "teacher.keras")
-    SoftLabels.build(teacher, X, folder / "labels", batch_size=8)
+    SoftLabels.build(linear(), X, folder / "labels", batch_size=8)  # as always
 
 
 class TestLoad:
@@ -504,23 +500,28 @@ class TestForms:
 class TestShards:
     """What the files go through is in test_label_shards.py."""
 
-    @pytest.mark.parametrize("form", [lambda x: x, batches])
-    def test_together_they_are_the_whole(self, form, teacher, viewed, tmp_path):
+    @pytest.mark.parametrize(
+        "form, augment, views", [(batches, None, 1), (np.asarray, shift, VIEWS)]
+    )
+    def test_together_they_are_the_whole(
+        self, form, augment, views, teacher, plain, viewed, tmp_path
+    ):
+        whole, last = viewed if augment else plain, views - 1
         for i in (2, 3, 1):
             shard = SoftLabels.build(
-                teacher, form(X), tmp_path, shift, VIEWS, shard=(i, 3)
+                teacher, form(X), tmp_path, augment, views, shard=(i, 3)
             )
             assert len(shard) == len(range(i - 1, N, 3))
-            ours, theirs = shard.logits(1), viewed.logits(1)[i - 1 :: 3]
+            ours, theirs = shard.logits(last), whole.logits(last)[i - 1 :: 3]
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
         with pytest.raises(ValueError, match="merged before they are used.*3 shards"):
             SoftLabels.load(tmp_path)
         soft = SoftLabels.merge(tmp_path)
-        for view in range(VIEWS):
-            ours, theirs = soft.logits(view), viewed.logits(view)
+        for view in range(views):
+            ours, theirs = soft.logits(view), whole.logits(view)
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
-        assert len(list(soft.attach(form(X), 10, augment=shift))) == 5
-        SoftLabels.build(teacher, X, tmp_path, shift, VIEWS)  # it is all there
+        assert len(list(soft.attach(form(X), 10, augment=augment))) == 5
+        SoftLabels.build(teacher, X, tmp_path, augment, views)  # it is all there
 
     @pytest.mark.parametrize("form", [lambda x: x, batches])
     def test_a_shard_goes_on_and_knows_its_samples(
@@ -604,17 +605,14 @@ class TestAlignment:
     @pytest.mark.parametrize("form", ["arrays", "batched"])
     def test_views_of_each_epoch(self, form, viewed, oracle):
         train = viewed.attach(FORMS[form], 7, seed=1, augment=shift, shuffle=False)
-        seen = np.stack([check_aligned(train, oracle) for _ in range(2 * VIEWS)])
+        seen = np.stack([check_aligned(train, oracle) for _ in range(VIEWS + 1)])
         for sample in range(N):
-            shown = [seen[epoch, sample].tobytes() for epoch in range(2 * VIEWS)]
             logits = np.sort([viewed.logits(v)[sample] for v in range(VIEWS)], 0)
             np.testing.assert_allclose(
                 np.sort(oracle(seen[:VIEWS, sample]), 0), logits, atol=1e-5
             )
-            assert shown[:VIEWS] == shown[VIEWS:]
-        shuffled = viewed.attach(FORMS[form], 7, seed=1, augment=shift)
-        for _ in range(VIEWS + 1):
-            check_aligned(shuffled, oracle)
+        np.testing.assert_array_equal(seen[0], seen[VIEWS])  # and from the first again
+        check_aligned(viewed.attach(FORMS[form], 7, seed=1, augment=shift), oracle)
 
     @pytest.mark.parametrize("form", ["arrays", "batched"])
     def test_repeat(self, form, viewed, oracle):
@@ -623,18 +621,18 @@ class TestAlignment:
 
     @pytest.mark.parametrize("form", ["arrays", "batched"])
     def test_it_is_deterministic(self, form, viewed):
-        def epochs(**arguments):
+        def epochs(count, **arguments):
             tf.random.set_seed(arguments.pop("global_seed", 0))
             train = viewed.attach(FORMS[form], 8, augment=shift, **arguments)
             return [
                 [(x["inputs"].tobytes(), y.tolist()) for x, y in epoch]
-                for epoch in (list(train.as_numpy_iterator()) for _ in range(3))
+                for epoch in (list(train.as_numpy_iterator()) for _ in range(count))
             ]
 
-        first = epochs(seed=4)
-        assert epochs(seed=4, global_seed=77) == first
-        assert epochs(seed=4, initial_epoch=1)[:2] == first[1:]
-        assert epochs(seed=5)[0] != first[0]
+        first = epochs(3, seed=4)
+        assert epochs(2, seed=4, global_seed=77) == first[:2]
+        assert epochs(2, seed=4, initial_epoch=1) == first[1:]
+        assert epochs(1, seed=5) != first[:1]
 
 
 class TestAttach:
@@ -659,10 +657,8 @@ class TestAttach:
         "parts, form, augmented",
         [
             ((X,), None, False),
-            ((X,), batches, False),
-            ((X, Y), None, True),
+            ((X, Y), batches, False),
             ((X, Y, W), None, True),
-            ((X, Y, W), batches, False),
         ],
     )
     def test_elements(self, parts, form, augmented, plain, viewed):
@@ -680,22 +676,22 @@ class TestAttach:
         assert isinstance(batch, tuple) and len(batch) == len(parts)
 
     @pytest.mark.parametrize(
-        "dataset, given, expected",
+        "dataset, given, expected, drop",
         [
-            ((X, Y), None, 32),
-            ((X, Y), 5, 5),
-            (batches(X), None, 8),
-            (batches(X).unbatch(), None, 32),
-            (Batches(), None, 7),
+            ((X, Y), None, 32, True),
+            ((X, Y), 7, 7, False),
+            ((X, Y), 5, 5, True),
+            (batches(X), None, 8, False),
+            (batches(X).unbatch(), None, 32, True),
+            (Batches(), None, 7, False),
         ],
     )
-    def test_batch_size_and_remainder(self, dataset, given, expected, plain):
-        for drop in (False, True):
-            train = plain.attach(dataset, given, drop_remainder=drop)
-            sizes = [len(batch[0]["inputs"]) for batch in train.as_numpy_iterator()]
-            full, rest = divmod(N, expected)
-            assert sizes == [expected] * full + ([rest] if rest and not drop else [])
-            assert int(train.cardinality()) == len(sizes)
+    def test_batch_size_and_remainder(self, dataset, given, expected, drop, plain):
+        train = plain.attach(dataset, given, drop_remainder=drop)
+        sizes = [len(batch[0]["inputs"]) for batch in train.as_numpy_iterator()]
+        full, rest = divmod(N, expected)
+        assert sizes == [expected] * full + ([rest] if rest and not drop else [])
+        assert int(train.cardinality()) == len(sizes)
 
     def test_other_labels_are_free(self, plain):
         unknown = np.full(N, -1)
@@ -894,29 +890,30 @@ def distiller(teacher=None, run_eagerly=True, accumulation=None, **options):
 
 
 class TestTraining:
-    @pytest.mark.parametrize("parts, accumulation", [((X,), None), ((X, Y, W), 3)])
+    @pytest.mark.parametrize(
+        "parts, accumulation, eager", [((X,), None, True), ((X, Y, W), 3, False)]
+    )
     def test_it_equals_training_with_the_teacher(
-        self, parts, accumulation, plain, teacher
+        self, parts, accumulation, eager, plain, teacher
     ):
         online = distiller(teacher, accumulation=accumulation)
-        stored = distiller(run_eagerly=False, accumulation=accumulation)
-        online.fit(
-            batches(*parts) if len(parts) > 1 else batches((X,)), epochs=2, **FIT
-        )
-        stored.fit(plain.attach(parts, 8, shuffle=False), epochs=2, **FIT)
+        stored = distiller(run_eagerly=eager, accumulation=accumulation)
+        online.fit(batches(parts, size=17), epochs=2, **FIT)
+        stored.fit(plain.attach(parts, 17, shuffle=False), epochs=2, **FIT)
         check_equal(online, stored)
 
     def test_each_epoch_of_fit_is_an_epoch(self, viewed):
         """Keras opens iterators that it does not read; they must not count."""
-        by_hand = distiller()
-        for epoch in range(3):
-            single = viewed.attach(
-                (X, Y), 8, seed=2, augment=shift, initial_epoch=epoch
-            )
-            for x, y in single:
+
+        def attached():
+            return viewed.attach((X, Y), 17, seed=2, augment=shift)
+
+        by_hand, train = distiller(), attached()
+        for _ in range(3):
+            for x, y in train:
                 by_hand.train_on_batch(x, y)
-        for options in ({}, {"run_eagerly": False, "steps_per_execution": 3}):
-            train = viewed.attach((X, Y), 8, seed=2, augment=shift)
+        for options in ({}, {"run_eagerly": False, "steps_per_execution": 2}):
+            train = attached()
             fitted = distiller(**options)
             fitted.fit(train, epochs=3, **FIT)
             check_equal(fitted, by_hand)
@@ -929,9 +926,9 @@ class TestTraining:
             model.fit(train, epochs=epochs, initial_epoch=initial_epoch, **FIT)
             return model
 
-        whole = run(distiller(), 4)
-        run(distiller(), 2).save(tmp_path / "half.keras")
-        check_equal(whole, run(keras.models.load_model(tmp_path / "half.keras"), 4, 2))
+        whole = run(distiller(), 3)
+        run(distiller(), 1).save(tmp_path / "part.keras")
+        check_equal(whole, run(keras.models.load_model(tmp_path / "part.keras"), 3, 1))
 
     @pytest.mark.parametrize(
         ("units", "activation", "needs", "loss"),
