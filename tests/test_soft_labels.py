@@ -192,6 +192,18 @@ class TestBuild:
         ours, theirs = ((s.path / "samples.u64").read_bytes() for s in (soft, plain))
         assert ours == theirs
 
+    def test_labels_of_the_data_are_of_any_shape(self, teacher, plain, tmp_path):
+        def padded():  # in each batch as wide as its longest
+            yield X[:20], np.zeros((20, 3), "int64")
+            yield X[20:], np.zeros((N - 20, 5), "int64")
+
+        spec = tf.TensorSpec((None, *X.shape[1:]), tf.uint8)
+        stream = tf.data.Dataset.from_generator(
+            padded, output_signature=(spec, tf.TensorSpec((None, None), tf.int64))
+        )
+        soft = SoftLabels.build(teacher, stream, tmp_path)
+        np.testing.assert_allclose(soft.logits(), plain.logits(), atol=1e-6)
+
     def test_views_do_not_depend_on_batches_or_form(self, teacher, viewed, tmp_path):
         for size, dataset in ((1, batches(X[:9])), (7, X), (1000, Batches())):
             soft = SoftLabels.build(

@@ -51,40 +51,46 @@ def label(
     samples_at_once = max(1, batch_size // views)  # a batch holds whole samples
     rows_at_once = samples_at_once * views
 
-    def all_views(chunk: Tensor, parts: Structure) -> Structure:
-        """Places, numbers of views and samples, of all views of those in the shard."""
-        index, shards = shard[0] - 1, shard[1]
-        own = tf.where(chunk % shards == index)[:, 0]
-        rows = tf.repeat(own, views)
-        numbers = tf.tile(tf.range(views, dtype=tf.int64), tf.shape(own))
-        places, x = tf.gather(chunk, rows), gathered(parts[0], rows)
-        if looks.mixing is None:
-            return places, numbers, x
-        if samples.arrays is None:  # a block, with all partners in it
-            partners = looks.partners(places, numbers, chunk[-1] + 1)
-            return places, numbers, x, gathered(parts[0], partners - chunk[0])
-        partners = looks.partners(places, numbers, samples.count)
-        return places, numbers, x, samples.at(partners)[0]
+    def all_views(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all views of some samples: which sample, its place, the view's number."""
+        each = tf.range(tf.size(places) * views)
+        which = each // views
+        return which, tf.gather(places, which), tf.cast(each % views, tf.int64)
 
-    def seen(places: Tensor, numbers: Tensor, *x: Structure) -> Structure:
+    def with_partners(places: Tensor, parts: Structure) -> Structure:
+        """A block, in which are all partners, with those of each view."""
+        _, at, numbers = all_views(places)
+        partners = looks.partners(at, numbers, places[-1] + 1) - places[0]
+        return places, parts, gathered(parts[0], tf.reshape(partners, [-1, views]))
+
+    def seen(places: Tensor, parts: Structure, *partners: Structure) -> Structure:
         """A batch of views, of full size, so that the teacher is traced once."""
+        which, at, numbers = all_views(places)
+        x = gathered(parts[0], which)
         if looks.mixing is None:
-            shown = looks.view(places, numbers, x[0])
+            shown = looks.view(at, numbers, x)
+        elif partners:
+            others = tf.nest.map_structure(
+                lambda array: tf.reshape(array, [-1, *array.shape[2:]]), partners[0]
+            )
+            shown, _ = looks.mixed(at, numbers, x, others)
         else:
-            shown = looks.mixed(places, numbers, x[0], x[1])[0]
-        count = tf.size(places)
+            others = samples.at(looks.partners(at, numbers, samples.count))[0]
+            shown, _ = looks.mixed(at, numbers, x, others)
+        count = tf.size(which)
         rows = tf.minimum(tf.range(rows_at_once), count - 1)
         return gathered(shown, rows), count
 
     run = tf.function(lambda x: logits(x, training=False))
     witness = Witness(samples.spec, writer.known, shard=shard, finite=True)
     among = looks.mixing.among if looks.mixing and samples.arrays is None else None
-    parts = samples.blocks(among, witness) if among else samples.chunks(witness)
+    numbered = samples.numbered(witness, x_alone=True)
+    if among:
+        numbered = numbered.batch(among).map(as_written(with_partners)).unbatch()
     batches = (
-        parts.map(as_written(all_views))
-        .unbatch()
-        .skip(manifest.samples * views)
-        .batch(rows_at_once)
+        numbered.shard(shard[1], shard[0] - 1)
+        .skip(manifest.samples)
+        .batch(samples_at_once)
         .map(as_written(seen), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(2)
     )

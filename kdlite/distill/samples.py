@@ -142,12 +142,15 @@ class Samples:
         for start in range(0, len(tf.nest.flatten(arrays)[0]), _CHUNK_SAMPLES):
             yield _sliced(arrays, start)
 
-    def chunks(self, witness: Callable[..., Any] | None = None) -> Any:
+    def chunks(
+        self, witness: Callable[..., Any] | None = None, x_alone: bool = False
+    ) -> Any:
         """Returns the samples in order, in batches of the data set's making.
 
         Args:
             witness: Called as `witness(start, *arrays_of_x)` for each batch, in order,
                 with the place of its first sample.
+            x_alone: Leave out labels and weights, which may be of any shape.
 
         Returns:
             A `tf.data.Dataset` of `(places, parts)`: the places of the batch's samples,
@@ -165,7 +168,8 @@ class Samples:
                 tf.ensure_shape(leaf, [None, *shape])
                 for leaf, (_, shape) in zip(leaves, self.spec, strict=True)
             ]
-            return places, (tf.nest.pack_sequence_as(parts[0], leaves), *parts[1:])
+            others = () if x_alone else parts[1:]
+            return places, (tf.nest.pack_sequence_as(parts[0], leaves), *others)
 
         def sliced(start: Tensor) -> Structure:
             return numbered(start, _sliced(self.arrays, start))
@@ -187,28 +191,19 @@ class Samples:
         """
         return gathered(self.arrays, places)
 
-    def numbered(self, witness: Callable[..., Any] | None = None) -> Any:
+    def numbered(
+        self, witness: Callable[..., Any] | None = None, x_alone: bool = False
+    ) -> Any:
         """Returns the samples one by one.
 
         Args:
             witness: As for `chunks`.
+            x_alone: As for `chunks`.
 
         Returns:
             A `tf.data.Dataset` of `(place, parts)`.
         """
-        return self.chunks(witness).unbatch()
-
-    def blocks(self, size: int, witness: Callable[..., Any] | None = None) -> Any:
-        """Returns the samples in order, so many at a time.
-
-        Args:
-            size: How many; there may be fewer in the last block.
-            witness: As for `chunks`.
-
-        Returns:
-            A `tf.data.Dataset` of `(places, parts)`, as `chunks` gives it.
-        """
-        return self.numbered(witness).batch(size)
+        return self.chunks(witness, x_alone).unbatch()
 
     def check_mixing(self, mixing: Mixing | None) -> None:
         """Checks that each sample's partners can be had.

@@ -68,7 +68,7 @@ def training_batches(
             partners = gathered(parts, partners - places[0])
             return places, mixed(places, views, parts, partners)
 
-        blocks = samples.blocks(size, witness)
+        blocks = samples.numbered(witness).batch(size)
         shown = blocks.map(as_written(of_block), tf.data.AUTOTUNE, deterministic=True)
         return shown.unbatch()
 
