@@ -54,6 +54,19 @@ def soft(teacher, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def plain(teacher, tmp_path_factory):
+    """Without views."""
+    path = tmp_path_factory.mktemp("plain")
+    return SoftLabels.build(teacher, X, path, features=[MAPS, POOLED], **QUIET)
+
+
+@pytest.fixture(scope="module")
+def told_live(teacher):
+    """What is logged of a student with the teacher in memory."""
+    return logged(distiller(network(5, "s"), teacher), X, Y, batch_size=N)
+
+
 def features_of(teacher, x):
     """By the layers themselves, without taps."""
     body = teacher.get_layer("body")
@@ -102,17 +115,13 @@ def test_they_are_those_of_the_views_that_the_student_sees(teacher, soft) -> Non
 
 @pytest.mark.parametrize("eager", [True, False])
 def test_a_student_learns_from_them_what_it_would_from_the_teacher(
-    teacher, tmp_path, eager
+    plain, told_live, eager
 ) -> None:
-    soft = SoftLabels.build(teacher, X, tmp_path, features=[MAPS, POOLED], **QUIET)
-    batches = soft.attach((X, Y), N, shuffle=False)
+    batches = plain.attach((X, Y), N, shuffle=False)
     # Of the teacher's width: nothing random is made between the two.
-    stored = distiller(network(5, "s"), run_eagerly=eager)
-    live = distiller(network(5, "s"), teacher)
-    ours = logged(stored, batches)
-    theirs = logged(live, X, Y, batch_size=N)
-    assert {"hint_loss", "relational_kd_loss"} <= set(ours) == set(theirs)
-    for name, value in theirs.items():
+    ours = logged(distiller(network(5, "s"), run_eagerly=eager), batches)
+    assert {"hint_loss", "relational_kd_loss"} <= set(ours) == set(told_live)
+    for name, value in told_live.items():
         assert ours[name] == pytest.approx(value, rel=2e-3), name
 
 
@@ -161,7 +170,7 @@ def generated():
     return tf.data.Dataset.from_generator(batches, output_signature=spec)
 
 
-def test_what_they_take_is_known_before(teacher, tmp_path) -> None:
+def test_what_they_take_is_known_before(teacher, soft, tmp_path) -> None:
     needed = 2 * N * VIEWS * ((SIDE // 2) ** 2 * 5 + 5)
     arguments = {"augment": flip, "views": VIEWS, "features": (MAPS, POOLED), **QUIET}
     text = rf"{needed:,} bytes for {N} samples in {VIEWS} views \('body/second' "
@@ -180,8 +189,8 @@ def test_what_they_take_is_known_before(teacher, tmp_path) -> None:
             **arguments,
         )
     assert SoftLabels.load(tmp_path / "b").features == ()
-    soft = SoftLabels.build(
-        teacher, X, tmp_path / "c", max_feature_bytes=needed, **arguments
+    soft = SoftLabels.build(  # that is there, as large
+        teacher, X, soft.path, max_feature_bytes=needed, **arguments
     )
     assert sum(each["bytes"] for each in soft.to_dict()["features"].values()) == needed
 
