@@ -58,6 +58,17 @@ def test_the_layer_is_found(io, floats, rng) -> None:
     assert str(by_layer["narrow"]).startswith("narrow (FULLY_CONNECTED): ")
 
 
+def test_results_that_are_no_floats(rng) -> None:
+    inputs = keras.Input((6,), name="x")
+    x = layers.Dense(8, name="first")(inputs)
+    above = keras.ops.cast(x > 0.1, "float32")  # booleans
+    model = keras.Model(inputs, layers.Dense(3, name="scores")(above * x))
+    samples = {"x": rng.uniform(-1, 1, (40, 6)).astype("float32")}
+    errors = layer_errors(converted(model, "int8"), converted(model), samples, model)
+    assert "GREATER" in {error.op for error in errors}
+    assert all(0 <= error.added <= error.noise < np.inf for error in errors)
+
+
 def test_a_file_that_rounds_nothing_adds_nothing(floats) -> None:
     samples = {"x": np.ones((3, 6), "float32")}
     errors = layer_errors(floats, floats, samples, spread_out())

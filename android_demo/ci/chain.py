@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -157,6 +158,25 @@ class Build:
             env={**os.environ, "LD_LIBRARY_PATH": str(self.shim)},
         )
         print(said, file=sys.stderr)
+
+    def run_stress(self, data: Path, minutes: float) -> None:
+        """Opens, runs and closes models for so long; raises at a fault or a growth."""
+        classpath = joined(self.test_classes, self.classes, *self.tools.libraries)
+        words = [
+            *("java", "-Xmx256m", f"-Djava.library.path={self.shim}"),
+            *(f"-Dkdlite.data={data}", "-cp", classpath),
+            *(f"{PACKAGE}.inference.StressKt", str(minutes)),
+        ]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.shim)}
+        log = self.folder / "stress.log"
+        with log.open("w") as errors:  # two lines a model, of XNNPACK
+            ended = subprocess.run(words, env=environment, stderr=errors, check=False)
+        if ended.returncode:
+            said = [x for x in log.read_text().splitlines() if "XNNPack" not in x]
+            raise ChainError(
+                "Models must be opened and closed without fault or growth. Received: "
+                + "\n".join(said[-20:])
+            )
 
     def dex(self, release: bool) -> Path:
         """Turns classes into what Android runs; a release is shrunk by R8."""
@@ -332,6 +352,19 @@ def test(data: Path, folder: Path) -> None:
         made.run_jvm_tests(data)
 
 
+def stress(data: Path, folder: Path, minutes: float) -> None:
+    """Opens, runs and closes models in several threads."""
+    tools = Tools()
+    with step("fetch"):
+        tools.fetch()
+    made = Build(tools, folder, MAIN / "assets")
+    with step("kotlin"):
+        made.compile("core", "inference")
+        made.compile_tests("core", "inference")
+    made.make_loadable()
+    made.run_stress(data, minutes)
+
+
 def check(data: Path, folder: Path, shots: Path, record: bool = False) -> None:
     """The proof: everything that is said of the app is looked at.
 
@@ -393,10 +426,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     make.add_argument("--release", action="store_true", help="shrunk by R8")
     for name, words in (
         ("test", "run the tests of core and inference"),
+        ("stress", "open, run and close models in several threads, for long"),
         ("check", "the whole proof"),
     ):
         prove = commands.add_parser(name, help=words)
         prove.add_argument("--data", type=Path, required=True, help="see make_data.py")
+        if name == "stress":
+            prove.add_argument("--minutes", type=float, default=10.0)
     prove.add_argument("--shots", type=Path, help="folder for the screenshots")
     prove.add_argument(
         "--record", action="store_true", help="store them as those to compare with"
@@ -411,6 +447,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 build(args.out, Path(name), MAIN / "assets", args.release)
             elif args.command == "test":
                 test(args.data.resolve(), Path(name))
+            elif args.command == "stress":
+                stress(args.data.resolve(), Path(name), args.minutes)
             else:
                 shots = args.shots or Path(name, "shots")
                 check(args.data.resolve(), Path(name), shots.resolve(), args.record)

@@ -110,8 +110,10 @@ def layer_errors(
         if result is None or index not in told or told[index].shape != result.shape:
             noise[index] = before
             continue
+        # In floats, as comparisons give booleans and indices wrap around.
+        here, result = told[index].astype(float), result.astype(float)
         variance = float(np.var(result)) or 1e-12
-        error = float(np.mean((told[index] - result) ** 2))
+        error = float(np.mean((here - result) ** 2))
         noise[index] = error / variance
         if op.name not in _EDGES:
             added = max(0.0, noise[index] - before)
