@@ -442,6 +442,10 @@ def _main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints
+    # Keras 3 would import them where they are installed: a quarter of all that is
+    # imported, and of no use here.
+    for name in ("matplotlib", "sklearn"):
+        sys.modules[name] = None  # type: ignore[assignment]
     import tensorflow_model_optimization  # noqa: F401 (done while the twin is planned)
 
     def answer(message: Message) -> None:
