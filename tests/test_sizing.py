@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 from kdlite import sizing
-from kdlite.compress.shrink import shrunken
+from kdlite.compress.widths import narrowed
 from kdlite.lite.convert import export
 from kdlite.lite.metadata import read_metadata
 from kdlite.lite.tflite_reader import inspect
@@ -139,7 +139,8 @@ def test_a_ratio_that_no_width_keeps(monkeypatch, ratio) -> None:
 def test_the_search_ends_at_the_widest_whatever_is_limited(monkeypatch) -> None:
     pretended = Pretended(monkeypatch)
     model = dense_teacher()
-    sizes = [shrunken(model, k / 64).count_params() for k in range(1, 65)]
+    widths = {narrowed(96, k / 64) for k in range(1, 65)}
+    sizes = [(20 + 1) * units + (units + 1) * 4 for units in widths]
     for limit, kept in (
         ({"max_bytes": 3_000}, lambda n: 300 + 2 * n <= 3_000),
         ({"max_macs": 4_000}, lambda n: 3 * n <= 4_000),
