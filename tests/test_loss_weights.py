@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from kdlite.distill import Distiller
 from kdlite.distill.loss_weights import LossWeights
+from kdlite.distill.losses import SoftTargets
 from kdlite.distill.schedules import Linear, from_config
 
 
@@ -45,6 +47,20 @@ def test_each_output_may_have_its_own():
         weights.set_soft({"a": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ({"a": 1.0, "b": -2.0}, ValueError, "`b_soft_loss_weight` must be 0 or more"),
+        ({"a": 1.0}, TypeError, "`b_soft_loss_weight` must be a number"),
+    ],
+)
+def test_wrong_numbers_set_nothing(value, error, text):
+    weights = made(soft={"a": 0.5, "b": Linear(1.0, 3.0, over=2)})
+    with pytest.raises(error, match=text):
+        weights.set_soft(value)
+    assert numbers(weights) == {"a": 0.5, "b": 1.0} and weights.scheduled()
+
+
 def test_schedules_of_one_for_all():
     weights = made(hard=Linear(0.0, 1.0, over=4), soft=Linear(2.0, 0.0, over=4))
     assert sorted(weights.scheduled()) == ["hard_loss_weight", "soft_loss_weight"]
@@ -59,3 +75,27 @@ def test_numbers_are_checked(bad):
         made(hard=bad)
     with pytest.raises(ValueError, match="`a_soft_loss_weight` must be (0 or more|fi)"):
         made(soft={"a": bad, "b": 1.0})
+
+
+def network():
+    inputs = keras.Input((4,))
+    heads = {name: keras.layers.Dense(3, name=name)(inputs) for name in ("a", "b", "c")}
+    return keras.Model(inputs, heads)
+
+
+def test_a_distiller_is_assigned_what_it_is_made_with():
+    losses = {"a": SoftTargets(), "b": SoftTargets(), "c": None}
+    given = {"a": 0.5, "b": 0.25, "c": 0.0}  # one that is not taught may be named
+    distiller = Distiller(network(), network(), losses, soft_loss_weight=given)
+    for wrong, text in (
+        ({**given, "box": 3.0}, "'box' for student.*Available: 'a', 'b', 'c'"),
+        ({"a": 1.0}, "each output that is taught.*without 'b'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Distiller(network(), network(), losses, soft_loss_weight=wrong)
+        with pytest.raises(ValueError, match=text):
+            distiller.soft_loss_weight = wrong
+    found = {name: float(w) for name, w in distiller.soft_loss_weight.items()}
+    assert found == {"a": 0.5, "b": 0.25}
+    distiller.soft_loss_weight = {**given, "a": 2.0}
+    assert float(distiller.soft_loss_weight["a"]) == 2.0

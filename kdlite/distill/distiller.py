@@ -337,6 +337,8 @@ class Distiller(Resumable):
 
     @soft_loss_weight.setter
     def soft_loss_weight(self, value: float | Mapping[str, float]) -> None:
+        if isinstance(value, Mapping):
+            self._pairs.check_all_named("soft_loss_weight", value)
         self._loss_weights.set_soft(value)
 
     def _scheduled(self) -> dict[str, tuple[keras.Variable, LearningRateSchedule]]:

@@ -88,10 +88,18 @@ class LossWeights:
 
         Args:
             value: The number or numbers.
+
+        Raises:
+            TypeError: If a weight is no number, or an output has none.
+            ValueError: If a number is negative or not finite. Nothing is set then.
         """
         given = value if self._by_output and isinstance(value, Mapping) else {}
-        for output, name in self._names.items():
-            self._set(name, given.get(output, value))
+        numbers = {
+            name: checked_number(name, given.get(output, value))
+            for output, name in self._names.items()
+        }
+        for name, number in numbers.items():
+            self._set(name, number)
 
     def _set(self, name: str, value: Any) -> None:
         self._variables[name].assign(checked_number(name, value))
