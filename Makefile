@@ -8,8 +8,9 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?= --out out
-# A file stays together, as its tests share models.
-IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# A file stays together, as its tests share models; those of few tests, some of which
+# take long, do not come last.
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dataset test android docs notebooks lint format

@@ -48,6 +48,9 @@ def seeds() -> None:
             gc.collect()
             gc.freeze()
         sys.modules["keras"].utils.set_random_seed(SEED)
+    if converter := sys.modules.get("kdlite.lite._converter"):
+        # Not ended between two files of tests that export.
+        converter._SERVERS._settings["idle_s"] = 900.0
 
 
 @pytest.fixture(autouse=True)

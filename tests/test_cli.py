@@ -469,7 +469,7 @@ def test_a_shard_that_is_none_is_wrong_use(shard, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["label", "t.keras", "-o", "out", "--shard", shard])
     assert stop.value.code == 2
-    assert "--shard: invalid" in capsys.readouterr().err
+    assert "argument --shard: A shard must be like" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
