@@ -208,7 +208,9 @@ def test_inspect_verify_and_benchmark(folder, tflite, capsys) -> None:
 
 
 def test_doctor_prints_findings_and_fails(folder, tmp_path, capsys) -> None:
-    model, data = str(folder / "model.keras"), np.load(folder / "data.npz")
+    model = str(folder / "model.keras")
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
     student = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     student.save(tmp_path / "student.keras")
     command = ["doctor", model, "--student", str(tmp_path / "student.keras"), "--data"]
@@ -413,7 +415,8 @@ def test_label_stores_what_the_teacher_says(folder, tmp_path, capsys) -> None:
     assert cli.main(["label", model, "--data", data, "-o", str(out)]) == 0
     stored = SoftLabels.load(out)
     assert len(stored) == 150
-    x = np.load(folder / "inputs.npz")["x"]
+    with np.load(folder / "inputs.npz") as file:
+        x = file["x"]
     np.testing.assert_allclose(
         stored.logits(),
         keras.models.load_model(model).predict(x, verbose=0),

@@ -178,6 +178,9 @@ def test_examples_run(page, tmp_path, monkeypatch, request) -> None:
         namespace.update(prepare())
         # An error names the line of the page.
         exec(compile("\n" * line + code, page.name, "exec"), namespace)
+    for value in namespace.values():
+        if isinstance(value, np.lib.npyio.NpzFile):  # whose arrays are read at need
+            value.close()
 
 
 def test_every_page_with_examples_is_run_or_says_why_not() -> None:

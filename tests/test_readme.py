@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,7 +44,8 @@ def test_python_example_makes_a_file_that_knows_the_classes(
         # Dark images and bright ones.
         x = rng.integers(0, 140, (count, 6, 6, 1)) + 100 * y[:, None, None, None]
         np.savez(f"{name}.npz", x=x.astype("uint8"), y=y)
-    data = np.load("train.npz")
+    with np.load("train.npz") as file:
+        data = dict(file)
     teacher = network(16)
     teacher.compile(
         keras.optimizers.Adam(0.01),
@@ -53,10 +55,12 @@ def test_python_example_makes_a_file_that_knows_the_classes(
     teacher.save("teacher.keras")
     network(4).save("student.keras")
 
-    exec(compile(example, "README.md", "exec"), {"__name__": "example"})
+    made: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, "README.md", "exec"), made)
 
     assert "within one step" in capsys.readouterr().out
-    test = np.load("test.npz")
+    with made["train"], made["test"] as file:  # read at need, and closed by nobody
+        test = dict(file)
     told = np.asarray(TFLiteModel("student.tflite").predict(test["x"])).argmax(-1)
     assert (told == test["y"]).mean() > 0.9
 
