@@ -332,6 +332,7 @@ def distill_to_tflite(
         "augmented": augment is not None,
         **asdict(about),
         "country": country,
+        "labels": list(names),
         "teacher": model_fingerprint(teacher),
         "student": model_fingerprint(example),
         "trainable": [layer.trainable for layer in example._flatten_layers()],

@@ -16,6 +16,7 @@ import numpy as np
 
 from kdlite.backup import Backup
 from kdlite.compress.qat import quantize_aware
+from kdlite.copies import copy_of
 from kdlite.distill.augment import Augment
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.losses import SoftTargets
@@ -173,9 +174,7 @@ class Stages:
         folder.mkdir(exist_ok=True)
 
         def copy() -> keras.Model:
-            model = keras.models.clone_model(start)
-            model.set_weights(start.get_weights())
-            return model
+            return copy_of(start)
 
         student = self._fit(copy, folder / "student", seed, distill=True)
         qat = self._fit(

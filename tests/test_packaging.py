@@ -84,6 +84,7 @@ _BELOW_PIPELINE = {
 _BELOW_CLI = {"pipeline", "demo", "stages", "outcomes", *_BELOW_PIPELINE}
 MAY_IMPORT = {
     "fingerprint": set(),
+    "copies": set(),
     "progress": set(),
     "interrupts": set(),
     "terminal": set(),
@@ -91,8 +92,8 @@ MAY_IMPORT = {
     "gates": set(),
     "backup": set(),
     "result_folder": {"distill"},
-    "distill": {"fingerprint", "progress"},
-    "compress": {"fingerprint"},
+    "distill": {"copies", "fingerprint", "progress"},
+    "compress": {"copies", "fingerprint"},
     "lite": _BELOW_LITE,
     # Where the two meet that do not know each other: a .tflite as a teacher.
     "teachers": {"distill", "lite"},
@@ -102,7 +103,7 @@ MAY_IMPORT = {
     "sizing": {"lite", *_BELOW_LITE},
     "android": _BELOW_REPORT,
     "outcomes": {"gates", "reporting", *_BELOW_REPORT},
-    "stages": {"outcomes", *_BELOW_PIPELINE},
+    "stages": {"copies", "outcomes", *_BELOW_PIPELINE},
     "pipeline": {"stages", *_BELOW_PIPELINE},
     "demo": _BELOW_CLI,
     "arguments": set(),

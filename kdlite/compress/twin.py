@@ -20,6 +20,7 @@ from keras import layers
 
 from kdlite.compress.graph import Call, CallGraph
 from kdlite.compress.integer_layers import as_layer, scale_and_offset, separated
+from kdlite.copies import settle
 
 Array = np.ndarray[Any, Any]
 
@@ -303,6 +304,7 @@ class Twin:
                 "student or a model inside it."
             )
         copy.set_weights(weights)
+        settle(copy)
         return copy
 
     def _read(self, call: Call, inputs: list[int]) -> int:

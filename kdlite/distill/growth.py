@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.copies import copy_of, settle
 from kdlite.distill.replay import predict, probabilities
 from kdlite.distill.taps import logits_model
 
@@ -51,9 +52,7 @@ def copy_student(student: keras.Model, classes: int) -> keras.Model:
         True
     """
     if classes == student.output_shape[-1]:
-        copy = keras.models.clone_model(student)
-        copy.set_weights(student.get_weights())
-        return copy
+        return copy_of(student)
     head = head_of(student)
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -71,6 +70,7 @@ def copy_student(student: keras.Model, classes: int) -> keras.Model:
                 np.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, more)]) for w in weights
             ]
         new.set_weights(weights)
+    settle(grown)
     return grown
 
 
