@@ -141,3 +141,12 @@ def test_what_is_built_in_the_first_step_trains_as_ever(deferred, data) -> None:
     logs = distiller.fit(*data, batch_size=BATCH, verbose=0).history
     assert {"loss", "accuracy"} <= set(logs)
     assert len(distiller.optimizer.variables) == 2 + 2 * 2
+
+
+def test_labels_may_come_later(data) -> None:
+    x, y = data
+    distiller = Distiller(model(), model())
+    distiller.compile("adam", CROSS_ENTROPY, metrics=["accuracy"])
+    assert "accuracy" not in distiller.fit(x, batch_size=BATCH, verbose=0).history
+    assert "accuracy" in distiller.fit(x, y, batch_size=BATCH, verbose=0).history
+    assert "accuracy" not in distiller.fit(x, batch_size=BATCH, verbose=0).history

@@ -368,6 +368,9 @@ class Distiller(Resumable):
             force: Whether to make it anew in any case.
         """
         schedules = [schedule for _, schedule in self._scheduled().values()]
+        metrics = self._compile_metrics
+        # Metrics that no batch had labels for are still to make their variables.
+        force = force or (metrics is not None and not metrics.built)
         force = force or schedules != self._traced_schedules
         self._traced_schedules = schedules
         made = self.train_function
