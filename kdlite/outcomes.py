@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.batches import samples_at_once
 from kdlite.gates import Gates
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.reporting.comparison import Comparison, Role, contend
@@ -50,7 +51,9 @@ class Outcome:
         """Runs all that it gave on samples."""
         models = {"baseline": self.baseline, "student": self.student}
         outputs = {
-            name: model.predict(x, batch_size=BATCH_PREDICT, verbose=0)
+            name: model.predict(
+                x, batch_size=samples_at_once(x, BATCH_PREDICT), verbose=0
+            )
             for name, model in models.items()
             if model is not None
         }

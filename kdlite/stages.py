@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from kdlite.backup import Backup
+from kdlite.batches import samples_at_once
 from kdlite.compress.qat import quantize_aware
 from kdlite.copies import copy_of
 from kdlite.distill.augment import Augment
@@ -91,7 +92,10 @@ def check_knows_the_task(
     name = "validation" if "validation" in data else "test"
     x, y = data[name]
     rows = np.linspace(0, len(y) - 1, min(len(y), _ASKED)).astype(int)
-    top1 = _top1(teacher.predict(x[rows], batch_size=_ASKED, verbose=0), y[rows])
+    top1 = _top1(
+        teacher.predict(x[rows], batch_size=samples_at_once(x, _ASKED), verbose=0),
+        y[rows],
+    )
     guessing = 1 / len(labels)
     # A tenth of the way to all is much for two classes, and for a thousand too much.
     if top1 < min(1.5 * guessing, guessing + 0.1 * (1 - guessing)):
@@ -265,7 +269,9 @@ class Stages:
                 epochs=epochs,
                 initial_epoch=done,
                 validation_data=self.data.get("validation"),
-                validation_batch_size=BATCH_PREDICT,
+                validation_batch_size=samples_at_once(
+                    self.data["train"][0], BATCH_PREDICT
+                ),
                 verbose=self.verbose,
                 shuffle=False,
                 callbacks=[
@@ -292,7 +298,9 @@ class Stages:
         if not path.exists():
             x, _ = self.data[split]
             scores = self.teacher.predict(
-                x, batch_size=BATCH_PREDICT, verbose=1 if self.verbose == 1 else 0
+                x,
+                batch_size=samples_at_once(x, BATCH_PREDICT),
+                verbose=1 if self.verbose == 1 else 0,
             )
             temporary = path.with_suffix(".tmp.npy")
             np.save(temporary, scores)

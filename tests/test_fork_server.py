@@ -232,6 +232,24 @@ def test_imports_that_fail(servers, folder, tmp_path) -> None:
     assert (ended.returncode, ended.printed) == (-signal.SIGABRT, "no!")
 
 
+def test_what_no_job_needs_is_left_out(servers, folder, tmp_path) -> None:
+    (tmp_path / "heavy.py").write_text("raise SystemExit('imported')")
+    pool = servers(
+        """
+        try:
+            import heavy
+        except ImportError:
+            heavy = None
+
+        def job(folder):
+            (folder / "heavy").write_text(str(heavy))
+        """,
+        without=["heavy"],
+    )
+    assert pool.run("jobs:job", folder).returncode == 0
+    assert (folder / "heavy").read_text() == "None"
+
+
 def test_a_server_ends_when_nobody_needs_it(servers, folder) -> None:
     pool = servers(WHO, preload=[], idle_s=0.2)
     for _ in range(2):

@@ -74,7 +74,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 # --- imports go one way
 
 # Room -> the rooms that it may import from.
-_BELOW_LITE = {"compress", "datasets", "fingerprint", "progress"}
+_BELOW_LITE = {"batches", "compress", "datasets", "fingerprint", "progress"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
     *("doctor", "symptoms", "gates", "reporting", "android", "sizing", "teachers"),
@@ -84,6 +84,7 @@ _BELOW_PIPELINE = {
 _BELOW_CLI = {"pipeline", "demo", "stages", "outcomes", *_BELOW_PIPELINE}
 MAY_IMPORT = {
     "fingerprint": set(),
+    "batches": set(),
     "copies": set(),
     "progress": set(),
     "interrupts": set(),
@@ -92,7 +93,7 @@ MAY_IMPORT = {
     "gates": set(),
     "backup": set(),
     "result_folder": {"distill"},
-    "distill": {"copies", "fingerprint", "progress"},
+    "distill": {"batches", "copies", "fingerprint", "progress"},
     "compress": {"copies", "fingerprint"},
     "lite": _BELOW_LITE,
     # Where the two meet that do not know each other: a .tflite as a teacher.

@@ -11,10 +11,12 @@ import tensorflow as tf
 from converting import converted
 from keras import layers
 
+from kdlite import batches
 from kdlite.compress.qat import quantize_aware
 from kdlite.lite.convert import export
 from kdlite.lite.metadata import write_metadata
 from kdlite.lite.output_report import OutputReport, compare
+from kdlite.lite.serving import ServingModel
 from kdlite.lite.verification import VerificationError, VerificationReport
 from kdlite.lite.verify import verify
 
@@ -230,6 +232,28 @@ def test_an_int8_file_is_measured_in_its_steps(model, folder, rng) -> None:
     with pytest.raises(VerificationError, match="max_steps of output 'scores'") as err:
         report.require(max_steps=0.0)
     assert err.value.report is report and len(err.value.problems) == 1
+
+
+@pytest.mark.parametrize(("at_once", "run"), [(70, [70, 50]), (50, [50, 20])])
+def test_large_samples_are_run_in_parts(
+    at_once, run, file, model, data, monkeypatch
+) -> None:
+    whole = verify(file, model, data)
+    call, sizes = ServingModel.call, []
+
+    def told(self, inputs, training=False):
+        sizes.append(inputs["x"].shape[0])
+        return call(self, inputs, training=training)
+
+    monkeypatch.setattr(ServingModel, "call", told)
+    monkeypatch.setattr(batches, "_VALUES", 6 * at_once)
+    parts = verify(file, model, data)
+    assert sizes == run
+    assert parts.samples == 120
+    assert parts.outputs[0].metric == whole.outputs[0].metric
+    assert parts.outputs[0].largest_difference == pytest.approx(
+        whole.outputs[0].largest_difference, abs=1e-6
+    )
 
 
 def test_another_models_file_is_found(file, data) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.batches import samples_at_once
 from kdlite.copies import copy_of, settle
 from kdlite.distill.replay import predict, probabilities
 from kdlite.distill.taps import logits_model
@@ -120,11 +121,9 @@ def fit_new_rows(
     """
     head = head_of(grown)
     inside = keras.Model(grown.inputs[0], head.input)
+    size = samples_at_once(x, _BATCH)
     features = np.concatenate(
-        [
-            np.asarray(inside(x[i : i + _BATCH]), "float64")
-            for i in range(0, len(x), _BATCH)
-        ]
+        [np.asarray(inside(x[i : i + size]), "float64") for i in range(0, len(x), size)]
     )
     old = predict(logits_model(grown), x)[:, :old_classes].astype("float64")
     p = probabilities(teacher_logits)

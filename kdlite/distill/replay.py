@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.batches import samples_at_once
 from kdlite.distill.schedules import checked_number
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
@@ -236,10 +237,11 @@ def predict(model: LogitsModel, x: Array) -> Array:
             f"There must be samples. Received: an array of shape {x.shape}. Fix: give "
             "at least one, or leave the argument out."
         )
+    size = samples_at_once(x, _BATCH)
     return np.concatenate(
         [
-            np.asarray(model(x[start : start + _BATCH]), "float32")
-            for start in range(0, len(x), _BATCH)
+            np.asarray(model(x[start : start + size]), "float32")
+            for start in range(0, len(x), size)
         ]
     )
 

@@ -18,7 +18,9 @@ from kdlite.lite.fork_server import ForkServers
 logger = logging.getLogger(__name__)
 
 _JOB = "kdlite.lite._converter:convert"
-_SERVERS = ForkServers(("tensorflow", "kdlite.lite._converter"))
+# TensorFlow imports Keras where it is, and Keras pandas and scikit-learn: a third of
+# the time and the memory, and no converter needs it.
+_SERVERS = ForkServers(("tensorflow", "kdlite.lite._converter"), without=("keras",))
 
 
 class ConversionError(RuntimeError):

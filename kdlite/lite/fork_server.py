@@ -94,11 +94,21 @@ class ForkServers:
     Args:
         preload: Modules that a server imports before it takes jobs. They may start no
             threads, or the server is of use for one job only.
+        without: Packages that these would import if they could, and that no job needs.
         idle_s: Seconds after which a server ends that nobody needs.
     """
 
-    def __init__(self, preload: Sequence[str], idle_s: float = 120.0) -> None:
-        self._settings = {"preload": list(preload), "idle_s": idle_s}
+    def __init__(
+        self,
+        preload: Sequence[str],
+        without: Sequence[str] = (),
+        idle_s: float = 120.0,
+    ) -> None:
+        self._settings = {
+            "preload": list(preload),
+            "without": list(without),
+            "idle_s": idle_s,
+        }
         self._lock = threading.Lock()
         self._idle: list[_Server] = []
         _POOLS.add(self)
@@ -344,6 +354,8 @@ def _serve() -> None:
     asked = open(0, "rb", buffering=0, closefd=False)
     told = json.loads(asked.readline())
     sys.path[:] = told["path"]
+    for package in told["without"]:
+        sys.modules[package] = None  # type: ignore[assignment]  # not there, to import
     for module in told["preload"]:
         # A job that needs it says so.
         with contextlib.suppress(Exception):

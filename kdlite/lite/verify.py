@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.batches import samples_at_once
 from kdlite.lite.calibration import (
     InputSpec,
     load_samples,
@@ -259,10 +260,16 @@ def _spec_of(
 
 
 def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, Array]:
-    """Runs the Keras model; a tail of odd length would be traced a second time."""
+    """Runs the Keras model, traced where that takes less time than it saves."""
     count = len(next(iter(samples.values())))
-    if count <= _BATCH:  # to trace takes longer than to run once
-        outputs = serving(dict(samples), training=False)
-    else:
-        outputs = serving.predict(dict(samples), batch_size=_BATCH, verbose=0)
-    return {name: np.asarray(values) for name, values in outputs.items()}
+    size = samples_at_once(samples, _BATCH)
+    # A last batch of another length would be traced once more.
+    traced = count - count % size if count > 2 * size else 0
+    parts = []
+    if traced:
+        first = {name: x[:traced] for name, x in samples.items()}
+        parts.append(serving.predict(first, batch_size=size, verbose=0))
+    for start in range(traced, count, size):
+        some = {name: x[start : start + size] for name, x in samples.items()}
+        parts.append(serving(some, training=False))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

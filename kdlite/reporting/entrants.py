@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.batches import samples_at_once
 from kdlite.distill.output_names import named, output_names
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.reporting.comparison import Role
@@ -78,7 +79,9 @@ class Entrant:
         inputs = head(x, most)
         try:
             if isinstance(source, keras.Model):
-                told = source.predict(inputs, batch_size=_BATCH, verbose=0)
+                told = source.predict(
+                    inputs, batch_size=samples_at_once(inputs, _BATCH), verbose=0
+                )
                 names = output_names(source) or ()
                 if len(keras.tree.flatten(told)) == 1:
                     names = (ONLY,)

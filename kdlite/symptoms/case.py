@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.batches import samples_at_once
 from kdlite.distill.class_map import ClassMap
 from kdlite.distill.samples import DataSet, Samples, not_finite
 from kdlite.distill.taps import (
@@ -242,10 +243,11 @@ def run(model: LogitsModel | MappedTeacher, x: Structure) -> Array:
         float32 logits `(samples, ..., classes)`.
     """
     count = len(keras.tree.flatten(x)[0])
+    size = samples_at_once(x, BATCH)
     return np.concatenate(
         [
-            np.asarray(model(rows(x, slice(start, start + BATCH))), "float32")
-            for start in range(0, count, BATCH)
+            np.asarray(model(rows(x, slice(start, start + size))), "float32")
+            for start in range(0, count, size)
         ]
     )
 
