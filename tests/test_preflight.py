@@ -132,19 +132,67 @@ def test_layers_in_training_mode_are_named() -> None:
     assert np.isfinite(other(np.ones((1, 4)))).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "bfloat16"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_weights_that_are_no_numbers(tmp_path, dtype, nested) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_are_no_numbers(tmp_path, bad, dtype, nested, frozen) -> None:
     stack = layers.Dense(3, name="a", dtype=dtype), layers.Dense(2, name="b")
     model = model_of(*stack, shape=(4,))
-    model.layers[0].bias.assign([0.0, np.inf, 0.0])  # may be meant
-    check_weights(model)
-    model.layers[0].bias.assign([0.0, np.nan, np.nan])
+    model.trainable = not frozen
+    model.layers[0].bias.assign([0.0, bad, bad])
     if nested:
         model = keras.Sequential([keras.Input((4,)), model], name="net")
-    text = r"must be numbers. Received: model='net' with 2 NaN in '.*a/bias'\. Its"
-    with pytest.raises(ValueError, match=text):
-        check_weights(model)
+    what = "2 NaN" if np.isnan(bad) else "2 times infinity"
+    text = rf"must be numbers. Received: model='net' with {what} in '.*a/bias'\. Its"
+    for quantization in ("float32", "int8"):
+        with pytest.raises(ValueError, match=text):
+            check_weights(model, recipe(quantization), ["a"])
     with pytest.raises(ValueError, match=text):
         export(model, tmp_path / "m.tflite")
     assert not any(tmp_path.iterdir())
+
+
+def test_statistics_that_are_no_numbers() -> None:
+    # No training moves them, but Keras's own layers have no constants that are meant.
+    model = model_of(layers.BatchNormalization(name="odd"))
+    model.layers[0].moving_variance.assign([np.inf] * 4)
+    with pytest.raises(ValueError, match="4 times infinity in '.*odd/moving_variance'"):
+        check_weights(model, recipe("float32"), [])
+
+
+class Mask(layers.Layer):
+    """Adds a constant: 0, or minus infinity for what is not to be chosen."""
+
+    def build(self, shape):
+        self.mask = self.add_weight(shape=(shape[-1],), trainable=False, name="mask")
+        self.mask.assign([0.0, -np.inf, 0.0])
+
+    def call(self, x):
+        return x + self.mask
+
+
+def test_a_mask_of_infinities_stays_in_float(tmp_path) -> None:
+    mask, soft = Mask(name="hide"), layers.Softmax(name="soft")
+    model = model_of(layers.Dense(3), mask, soft, layers.Dense(2), shape=(4,))
+    x = np.random.default_rng(0).normal(size=(150, 4)).astype("float32")
+    for quantization in ("float32", "float16", "dynamic"):
+        file = tmp_path / f"{quantization}.tflite"
+        report = export(model, file, quantization, verify_data=x).verification
+        assert report.outputs[0].top1_agreement == 1.0
+    for quantization in ("int8", "int16x8", "int4"):
+        with pytest.raises(
+            ConversionError,
+            match="needs constants that are finite.*1 times infinity in "
+            "'.*hide/mask'.*keep layer 'hide'.*or use quantization='dynamic'",
+        ):
+            check_weights(model, recipe(quantization), [])
+    exact = {"hide": "float32", "soft": "float32"}
+    file = tmp_path / "int8.tflite"
+    made = export(model, file, "int8", calibration_data=x, overrides=exact)
+    assert made.verification.passed
+    # One that a training moves is not meant.
+    moved = Mask(name="hide")
+    moved.add_weight(shape=(1,), name="scale", initializer=lambda *_, **__: [np.inf])
+    with pytest.raises(ValueError, match="1 times infinity in '.*hide/scale'"):
+        check_weights(model_of(layers.Dense(3), moved), recipe("float32"), [])

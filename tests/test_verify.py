@@ -116,38 +116,56 @@ def test_a_value_one_step_apart_by_float_arithmetic_is_within_one_step() -> None
 
 
 def test_values_that_are_no_numbers() -> None:
-    wanted = np.array([[1.0, np.nan, np.inf, 4.0]])
-    told = np.array([[1.0, np.nan, np.inf, np.nan]])
+    wanted = np.array([[1.0, 3.0, np.inf, 4.0]])
+    told = np.array([[1.0, 3.0, np.inf, np.nan]])
     report = compare("y", told, wanted)
-    # That Keras has a NaN as well is not the file's fault; nor is an equal infinity.
+    # An equal infinity is not the file's fault.
     assert report.nan_count == 1
     assert report.largest_difference == 0.0 and report.largest_value == 4.0
     assert report.within_one_step == 0.75
     assert "1 NaN" in str(report)
     (problem,) = report_of(report).problems
     assert problem == "output 'y' has 1 NaN"
-    in_steps = compare("y", told, wanted, step=0.5)
-    assert in_steps.histogram == (3, *9 * [0])
-    # What Keras calls NaN and an integer file cannot is no match either.
-    assert compare("y", np.zeros((1, 2)), np.full((1, 2), np.nan)).nan_count == 0
-    assert compare("y", np.zeros((1, 2)), np.full((1, 2), np.nan)).within_one_step == 0
+    in_steps = compare("y", told, np.array([[1.0, 3.0, 0.0, 4.0]]), step=0.5)
+    assert in_steps.histogram == (2, *8 * [0], 1)
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_model_without_numbers_proves_nothing(step, dtype) -> None:
+    wanted = np.zeros((5, 2, 3), dtype)
+    wanted[3, 1, 2] = np.nan
+    text = "must give numbers.*Received: NaN in output 'y', first for sample 3. Fix: "
+    for told in (wanted, np.zeros_like(wanted)):
+        with pytest.raises(ValueError, match=text):
+            compare("y", told, wanted, step=step)
+
+
+def test_a_quantized_output_has_no_infinities() -> None:
+    # Its step would be 1e34, and every value within one of all others.
+    wanted = np.array([[1.0, 2.0], [-np.inf, 2.0]])
+    with pytest.raises(
+        ValueError, match="infinity, for a file whose steps end, in.*for sample 1"
+    ):
+        compare("y", wanted, wanted, step=1e34)
+    assert compare("y", wanted, wanted).within_one_step == 1.0
 
 
 def test_an_infinity_of_one_alone_is_far_away() -> None:
     wanted = np.array([[1.0, -np.inf, np.inf, 2.0]])
     told = np.array([[np.inf, -np.inf, 3.0, 2.0]])
-    report = compare("y", told, wanted, step=0.5)
+    report = compare("y", told, wanted)
     assert report.largest_difference == np.inf and report.nan_count == 0
-    assert report.histogram == (2, 0, 0, 0, 0, 0, 0, 0, 0, 2)
     assert report.within_one_step == 0.5
     assert report.largest_value == 2.0 and report.spread == 0.5
+    in_steps = compare("y", told, np.array([[1.0, 1.0, 1.0, 2.0]]), step=0.5)
+    assert in_steps.histogram == (1, 0, 0, 0, 1, 0, 0, 0, 0, 2)
     with pytest.raises(VerificationError, match="is inf, more than 100"):
-        report_of(report).require(max_steps=100)
+        report_of(in_steps).require(max_steps=100)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3.0])
-def test_an_output_that_is_one_value_has_no_spread(value) -> None:
-    wanted = np.full((4, 1), value)
+def test_an_output_that_is_one_value_has_no_spread() -> None:
+    wanted = np.full((4, 1), 3.0)
     report = compare("y", wanted, wanted, step=0.5)
     assert report.spread == report.largest_difference == report.rms_difference == 0.0
     assert report.within_one_step == 1.0 and report.histogram[0] == 4
@@ -342,7 +360,21 @@ def test_nan_of_the_file_alone_is_a_problem(folder, data) -> None:
     assert not report.passed and "has" in report.problems[0]
     with pytest.raises(VerificationError, match="'y' has [0-9]+ NaN"):
         report.require()
-    assert verify(folder / "nan.tflite", bad, data[0]).passed
+    first = int(np.argmax((data[0] < 0).any(axis=1)))
+    text = f"give numbers for the samples.*NaN in output 'y', first for sample {first}"
+    with pytest.raises(ValueError, match=text):
+        verify(folder / "nan.tflite", bad, data[0])
+    assert verify(folder / "nan.tflite", bad, abs(data[0])).passed
+    # Before anything is converted, which could crash or say something of no use.
+    for quantization in ("float32", "int8"):
+        measured = data[0] if quantization == "int8" else None
+        with pytest.raises(ValueError, match=text):
+            export(
+                *(bad, folder / "bad.tflite", quantization),
+                calibration_data=measured,
+                verify_data=data[0],
+            )
+    assert not (folder / "bad.tflite").exists()
 
 
 def test_a_quantization_aware_model_with_normalisation_inside(folder, rng) -> None:

@@ -34,7 +34,7 @@ class OutputReport:
             at most 1e-4 of `largest_value`.
         histogram: How many values are 0, 1, ... steps apart, the last for 9 and more.
             Empty in float.
-        nan_count: Values that are NaN in the file and not in Keras.
+        nan_count: Values that are NaN in the file.
         top1_agreement: Share of the samples with the same largest output; None where
             the output is no scores `(samples, classes)`.
         metric: The task's metric, "top-1" for class indices, "mean absolute error" for
@@ -128,7 +128,8 @@ def compare(
         The figures.
 
     Raises:
-        ValueError: If the shapes differ, or there are no samples.
+        ValueError: If the shapes differ, there are no samples, or what Keras gives can
+            prove nothing, as `check_numbers` says.
 
     Example:
         >>> compare("y", np.array([[0.0, 0.2]]), np.array([[0.1, 0.2]]), step=0.1)
@@ -145,15 +146,13 @@ def compare(
             f"There must be samples to compare. Received: {by_file.shape} for "
             f"{name!r}. Give at least one."
         )
+    check_numbers(name, by_keras, step)
     told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
-    nan = np.isnan(told) & ~np.isnan(wanted)
-    # Equal infinities are no difference, nor is a NaN in both; one in the file alone is
-    # counted, and measures nothing; a number where Keras has none is infinitely off.
-    same = (told == wanted) | (np.isnan(told) & np.isnan(wanted))
+    nan = np.isnan(told)
+    # Equal infinities are no difference; a NaN is counted, and measures nothing.
     with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(told - wanted))
-    apart[np.isnan(wanted) & ~np.isnan(told)] = np.inf
-    apart = apart[~np.isnan(apart)]
+        apart = np.where(told == wanted, 0.0, np.abs(told - wanted))
+    apart = apart[~nan]
     finite = wanted[np.isfinite(wanted)]
     largest = float(np.abs(finite).max(initial=0.0))
     histogram: tuple[int, ...] = ()
@@ -220,6 +219,32 @@ def _metric(metric: str, output: Array, target: Array) -> float:
     if metric == TOP1:
         return float((output.argmax(-1) == target.reshape(-1)).mean())
     return float(np.abs(output - target).mean())
+
+
+def check_numbers(name: str, by_keras: Array, step: float | None = None) -> None:
+    """Raises `ValueError` where what the Keras model gives can prove nothing of a file.
+
+    Args:
+        name: The output.
+        by_keras: What the model gives, `(samples, ...)`.
+        step: The width of a quantization step of the file's output, which then has no
+            infinities; None in float.
+    """
+    if by_keras.dtype.kind != "f":
+        return
+    for bad, what in (
+        (np.isnan(by_keras), "NaN"),
+        (np.isinf(by_keras) & bool(step), "infinity, for a file whose steps end,"),
+    ):
+        if np.any(bad):
+            raise ValueError(
+                "A Keras model must give numbers for the samples that its file is "
+                f"compared on, else that is no proof. Received: {what} in output "
+                f"{name!r}, first for sample {int(np.argwhere(bad)[0][0])}. Fix: look "
+                "for a logarithm, root or quotient out of its range, or a mask of "
+                "infinities, in the model; or give samples that it is made for "
+                "(without any, they are random)."
+            )
 
 
 def check_target(name: str, target: Array, output: Array, count: int) -> None:

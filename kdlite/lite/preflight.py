@@ -70,26 +70,54 @@ _RULES = (
 )
 
 
-def check_weights(model: keras.Model) -> None:
+def check_weights(model: keras.Model, recipe: Recipe, kept: Collection[str]) -> None:
     """Raises for weights that are no numbers, as after a training that diverged.
 
-    The file would do just what the model does. An infinity may be meant, as a mask.
+    The file would do just what the model does. An infinity may be meant in one place
+    only: a constant of a layer that is not Keras's, such as a mask; it has no integer.
 
     Args:
         model: A Keras model.
+        recipe: How it is to be quantized.
+        kept: The names of layers that are to stay in float.
 
     Raises:
         ValueError: That names the first such weight.
+        ConversionError: If a constant is infinite where it has to be an integer.
     """
-    for weight in model.weights:
-        if keras.backend.is_float_dtype(weight.dtype):
-            count = int(np.isnan(np.asarray(weight.value, np.float32)).sum())
-            if count:
+    inner = {name.rpartition("/")[2] for name in kept}
+    for layer in model._flatten_layers():
+        known = type(layer).__module__.startswith(("keras.", "kdlite."))
+        for weight in (*layer._trainable_variables, *layer._non_trainable_variables):
+            if not keras.backend.is_float_dtype(weight.dtype):
+                continue
+            values = np.asarray(weight.value, np.float32)
+            infinite = int(np.isinf(values).sum())
+            if count := int(np.isnan(values).sum()):
+                received = f"{count} NaN in {weight.path!r}"
+            elif infinite:
+                received = f"{infinite} times infinity in {weight.path!r}"
+            else:
+                continue
+            # Those of a frozen layer are of a training, too.
+            meant = not known and any(
+                weight is constant for constant in layer._non_trainable_variables
+            )
+            if count or not meant:
                 raise ValueError(
                     "A model's weights must be numbers. Received: "
-                    f"model={model.name!r} with {count} NaN in {weight.path!r}. Its "
+                    f"model={model.name!r} with {received}. Its "
                     "training may have diverged: train it again with a lower learning "
                     "rate, and look at the range of the data."
+                )
+            if recipe.integer and layer.name not in inner:
+                raise ConversionError(
+                    f"{recipe.name} needs constants that are finite, as there is no "
+                    f"integer for an infinity. Received: model={model.name!r} with "
+                    f"{received}. Use a number that is just far enough from the others "
+                    f"(before a softmax, -20 will do); keep layer {layer.name!r}, and "
+                    "those that read it, exact by `overrides`; or use "
+                    "quantization='dynamic'."
                 )
 
 

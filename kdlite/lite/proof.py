@@ -47,6 +47,7 @@ from kdlite.lite.options import (
     checked_overrides,
     release,
 )
+from kdlite.lite.output_report import check_numbers
 from kdlite.lite.preflight import check_layers, check_weights
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
@@ -61,6 +62,8 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 _RANDOM_SAMPLES = 64
+# Of those to compare on, how many Keras runs before anything is converted.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,6 @@ class Proof:
             )
         check_texts(labels)
         serving = serve(model, mean=mean, std=std, input_range=input_range)
-        check_weights(model)
         specs = serving.input_specs
         self.model, self.serving = model, serving
         self.trained = trained = serving.quantize_aware
@@ -179,6 +181,7 @@ class Proof:
                 "classes are known. Received: max_drop_points without verify_data. "
                 "Give verify_data=(x, y)."
             )
+        check_weights(model, recipe, self._asked)
         if not trained:
             check_layers(serving.model, recipe, engine, demands.float_ops, self._asked)
         samples = None
@@ -218,6 +221,10 @@ class Proof:
             compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
         if calibrated and samples is not None:
             check_scale(serving.model, samples, compared)
+        # Converters make something of NaN, and say nothing or what is no help.
+        few = {name: array[:_FEW] for name, array in compared.items()}
+        for name, values in serving(few, training=False).items():
+            check_numbers(name, np.asarray(values))
         self.samples = compared if verify_data is None else verify_data
         self._compared = compared
         self._demands = demands

@@ -67,8 +67,8 @@ def verify(
         FileNotFoundError: If there is no such file.
         TypeError: If `model` is not a Keras model.
         ValueError: If the file is not a `.tflite`, LiteRT cannot run it or crashes, the
-            two have other inputs or outputs, `data` does not fit them, or the file has
-            several signatures and `model` is not by name.
+            two have other inputs or outputs, `data` does not fit them, the model gives
+            NaN on them, or the file has several signatures and `model` is not by name.
 
     Example:
         ``verify("student.tflite", student, (x_test, y_test)).require(max_steps=1)``
