@@ -30,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+import keras
 import numpy as np
 from zoo import ZOO, samples
 
@@ -58,6 +59,7 @@ _BEGIN, _END = "<!-- matrix -->", "<!-- end of matrix -->"
 
 def cell(name: str, column: str) -> dict[str, Any]:
     """Exports one model by one recipe; says how it ended."""
+    keras.utils.clear_session()  # or layers are named by how many there were before
     model = ZOO[name]()
     arguments = dict(COLUMNS[column])
     if "overrides" in arguments:
