@@ -16,6 +16,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from kdlite.saved_classes import announce
+
 if TYPE_CHECKING:
     from kdlite import datasets, teachers
     from kdlite.android import to_android
@@ -170,3 +172,4 @@ def __dir__() -> list[str]:
 
 
 _require_tensorflow()
+announce()

@@ -13,11 +13,6 @@ from typing import Any
 
 import keras
 
-# Registers what files that kdlite wrote are made of: the layers of quantization-aware
-# models, and teachers that are Keras models made of something else.
-import kdlite.compress.qat
-import kdlite.teachers  # noqa: F401
-
 _MISSING_CLASS = re.compile(
     r"(?:Could not locate (?:class|function)|Could not deserialize (?:class|function)|"
     r"Unknown (?:layer|object|loss|optimizer)):? '(?:[^'>]*>)?([^'>]+)'"
