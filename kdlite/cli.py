@@ -10,7 +10,6 @@ from __future__ import annotations
 # that `--help` answers at once.
 import argparse
 import contextlib
-import errno
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from typing import Any
 
 from kdlite.arguments import parser
 from kdlite.interrupts import lasting_interrupts
+from kdlite.lite.in_place import lack_of_room
 from kdlite.terminal import Uncoloured, coloured, has_colours, with_verdicts
 
 
@@ -160,11 +160,11 @@ def _in_its_words(err: Exception) -> str:
         "or give a --student of your own (in Python, kdlite.shrink takes depth=0.5 and "
         "separable=True).",
     )
-    # h5py has the system's number in its text alone.
-    if getattr(err, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}" in text:
+    if full := lack_of_room(err):
         return (
-            "There must be room for the files. Received: a full disk. Free some, and "
-            "give the same command again: what was done of a longer one is kept."
+            f"There must be room for the files. Received: {full}. Free some, raise the "
+            "limit or choose another folder, and give the same command again: what was "
+            "done of a longer one is kept."
         )
     if isinstance(err, MemoryError):
         what = text[:1].lower() + text[1:] or "too little"

@@ -525,20 +525,31 @@ def test_warnings_are_one_line_without_a_place_in_the_source(monkeypatch) -> Non
     assert warnings.formatwarning is written
 
 
+@pytest.mark.parametrize("form", ["system", "h5py", "tensorflow", "converter"])
 @pytest.mark.parametrize(
-    "err",
+    ("number", "what"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError("Can't write data (file write failed: errno = 28, error message = ..."),
+        (errno.ENOSPC, "a full disk"),
+        (errno.EDQUOT, "a full quota"),
+        (errno.EFBIG, "a file larger than one may be here"),
     ],
 )
-def test_a_full_disk_is_said_in_words(err, monkeypatch, capsys) -> None:
+def test_a_full_disk_is_said_in_words(number, what, form, monkeypatch, capsys) -> None:
+    words = os.strerror(number)
+    told = {
+        "system": OSError(number, words, "out/report.json"),
+        "h5py": OSError(f"Can't write (errno = {number}, error message = '{words}')"),
+        "tensorflow": RuntimeError(f"saved_model.pb.tmp7; {words}"),
+        "converter": RuntimeError(f"Last words: OSError: [Errno {number}] {words}"),
+    }
+
     def write(args):
-        raise err
+        raise told[form]
 
     monkeypatch.setitem(cli._RUN, "inspect", write)
     assert cli.main(["inspect", "any.tflite"]) == 2
-    assert "Received: a full disk. Free some" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"room for the files. Received: {what}. Free some, raise the limit" in err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import keras
 import numpy as np
@@ -361,3 +362,18 @@ def test_a_file_of_other_bits_than_asked_for_is_refused(tmp_path) -> None:
     ):
         export(aware, tmp_path / "m.tflite", "int4")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_room_is_not_the_models_fault(model, tmp_path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(
+            OSError,
+            match="room for the files of a conversion. Received: a file larger than "
+            "one may be here, in .*kdlite-export-.*TMPDIR",
+        ):
+            export(model, tmp_path / "m.tflite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import numpy as np
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import InputSpec
+from kdlite.lite.in_place import lack_of_room
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
@@ -178,6 +179,12 @@ class Conversion:
                 self._folder / "saved_model", self._specs, settings.batch_size
             )
         except Exception as err:  # whatever a model's own code raises when traced
+            if full := lack_of_room(err):
+                raise OSError(
+                    "There must be room for the files of a conversion. Received: "
+                    f"{full}, in {self._folder}. Fix: free some, raise the limit, or "
+                    "set the environment variable TMPDIR to another folder."
+                ) from err
             raise ConversionError(
                 "The model must run as a TensorFlow graph of batch "
                 f"{settings.batch_size}. Received: model={self._serving.name!r}, which "

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+
+_FULL = {
+    errno.ENOSPC: "a full disk",
+    errno.EDQUOT: "a full quota",
+    errno.EFBIG: "a file larger than one may be here",
+}
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -70,6 +77,28 @@ def put_in_place(
         for temporary in written.values():
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def lack_of_room(err: BaseException) -> str:
+    """Says what is full, if that is what an error is about.
+
+    Args:
+        err: Of any library: h5py and TensorFlow have the system's number or words in
+            their text alone.
+
+    Returns:
+        A few words; empty for any other error.
+
+    Example:
+        >>> lack_of_room(OSError(errno.EFBIG, "File too large"))
+        'a file larger than one may be here'
+    """
+    text = str(err)
+    for number, what in _FULL.items():
+        words = f"errno = {number},", f"[Errno {number}]", f"; {os.strerror(number)}"
+        if getattr(err, "errno", None) == number or any(map(text.__contains__, words)):
+            return what
+    return ""
 
 
 def _write(place: Path, temporary: Path, content: bytes) -> None:
