@@ -277,7 +277,16 @@ class Samples:
 
         Returns:
             The rest, and the part held back.
+
+        Raises:
+            ValueError: There is one sample at most, which cannot be in both.
         """
+        if len(self.x) < 2:
+            raise ValueError(
+                "A part is held back of two samples or more. Received: "
+                f"{len(self.x)}. Fix: give more samples, or validation or test data of "
+                "their own."
+            )
         count, every = len(self.x), round(1 / share)
         starts = np.arange(0, count, every)
         lengths = np.minimum(every, count - starts)

@@ -41,6 +41,7 @@ from kdlite.stages import (
     Stages,
     Training,
     check_knows_the_task,
+    tell_of_few_samples,
     tell_of_untaught_classes,
 )
 
@@ -291,6 +292,7 @@ def distill_to_tflite(
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
     check_knows_the_task(teacher, data, names)
     tell_of_untaught_classes(data["train"][1], names)
+    tell_of_few_samples(data)
     # As JSON takes numbers, whoever they come from.
     views, seeds, baseline = int(views), int(seeds), bool(baseline)
     training = Training(

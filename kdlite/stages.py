@@ -42,6 +42,7 @@ from kdlite.progress import verbosity
 from kdlite.reporting.comparison import Comparison
 from kdlite.reporting.energy import track_energy
 from kdlite.reporting.page import page
+from kdlite.reporting.table import FEW_SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,26 @@ def tell_of_untaught_classes(y: Array, labels: Sequence[str]) -> None:
             len(missing),
             len(labels),
             ", ".join([*shown, *(["..."] if len(missing) > len(shown) else [])]),
+        )
+
+
+def tell_of_few_samples(data: Mapping[str, Any]) -> None:
+    """Logs that figures will say little, where one sample makes much of them.
+
+    Args:
+        data: Splits by name, `(x, y)`; "test" if there is one, else "validation".
+    """
+    on = "test" if "test" in data else "validation"
+    count = len(data[on][1])
+    if count < FEW_SAMPLES:
+        logger.warning(
+            "top-1 is measured on %d `%s` sample%s, where one is %.3g points: give %d "
+            "or more",
+            count,
+            on,
+            "" if count == 1 else "s",
+            100 / count,
+            FEW_SAMPLES,
         )
 
 

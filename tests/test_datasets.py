@@ -382,7 +382,17 @@ def test_held_back_part_has_each_class_in_whatever_order(classes) -> None:
             assert np.abs(counts - wanted).max() <= 3 * np.sqrt(wanted) and all(counts)
 
 
-@pytest.mark.parametrize("count", [1, 5, 11, 19])
+@pytest.mark.parametrize("count", [2, 5, 11, 19])
 def test_few_samples_are_split_too(count) -> None:
     rest, held = datasets.Samples(np.arange(count), None).split(0.1)
     assert len(held.x) == -(-count // 10) and len(rest.x) + len(held.x) == count
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_sample_is_not_split(count) -> None:
+    with pytest.raises(
+        ValueError,
+        match=f"of two samples or more. Received: {count}. Fix: give more samples, or "
+        "validation or test data of their own",
+    ):
+        datasets.Samples(np.zeros(count), None).split(0.1)

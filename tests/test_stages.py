@@ -48,6 +48,23 @@ def test_classes_that_no_sample_shows_are_told(caplog) -> None:
     assert "7 of the 8 classes (a, b, c, e, f, ...)" in caplog.text
 
 
+def test_few_samples_to_measure_on_are_told(caplog) -> None:
+    def split(count):
+        return np.zeros((count, 2)), np.zeros(count, int)
+
+    for data, text in (
+        ({"test": split(100), "validation": split(1)}, ""),
+        (
+            {"validation": split(1)},
+            "on 1 `validation` sample, where one is 100 poi",
+        ),
+        ({"test": split(40), "validation": split(200)}, "on 40 `test` samples, where "),
+    ):
+        caplog.clear()
+        stages.tell_of_few_samples(data)
+        assert text in caplog.text and bool(text) == bool(caplog.records)
+
+
 def test_training_that_diverges_leaves_nothing_to_go_on_from(
     tmp_path, step_by_step
 ) -> None:

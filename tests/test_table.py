@@ -87,3 +87,17 @@ def test_table_without_baseline_and_teacher_file(figures) -> None:
     assert "without teacher" not in text
     assert "times smaller" not in text
     assert "±" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1, "on 1 test sample, where one is 100 points: too few to tell by"),
+        (90, "on 90 test samples, where one is 1.11 points: too few to tell by"),
+        (100, "on 100 test samples"),
+    ],
+)
+def test_what_was_measured_on_too_few_says_so(figures, count, text) -> None:
+    few = copy.deepcopy(figures)
+    few["settings"]["samples"]["test"] = count
+    assert table(few).endswith(f"measured {text}")

@@ -9,6 +9,9 @@ from kdlite.reporting.page import times
 
 RunReport = Mapping[str, Any]
 
+# Of these, one is a point of top-1 or more, as what is compared differs by.
+FEW_SAMPLES = 100
+
 _ROWS = (
     ("teacher", "teacher, float32"),
     ("baseline", "student without teacher"),
@@ -106,7 +109,9 @@ def _ratios(report: RunReport) -> list[str]:
             f"without it at the same budget ({len(report['seeds'])} seed"
             f"{'s' if len(report['seeds']) > 1 else ''})"
         )
-    samples = report["settings"]["samples"]
     on = report["settings"]["measured_on"]
-    lines.append(f"measured on {samples[on]:,} {on} samples")
-    return lines
+    count = report["settings"]["samples"][on]
+    measured = f"measured on {count:,} {on} sample{'' if count == 1 else 's'}"
+    if count < FEW_SAMPLES:
+        measured += f", where one is {100 / count:.3g} points: too few to tell by"
+    return [*lines, measured]
