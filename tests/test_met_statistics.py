@@ -53,3 +53,27 @@ def test_the_model_is_as_before() -> None:
     met_statistics(model, X)
     assert all("call" not in vars(layer) for layer in model.layers)
     np.testing.assert_array_equal(np.asarray(model(X)), expected)
+
+
+class Counted(keras.layers.Layer):
+    """Counts how often it runs."""
+
+    runs = 0
+
+    def call(self, x):
+        self.runs += 1
+        return x
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_comes_after_is_not_run(nested) -> None:
+    model, after = normalized(), Counted()
+    if nested:
+        model = keras.Sequential([keras.Input((6,)), model])
+    whole = keras.Sequential([keras.Input((6,)), model, after])
+    after.runs = 0
+    assert met_statistics(whole, X) is not None
+    assert after.runs == 0
+    # Keras's own bookkeeping of calls has ended well.
+    np.testing.assert_array_equal(whole(X), model(X))
+    assert whole.predict(X, verbose=0).shape == (64, 4)

@@ -77,15 +77,10 @@ def _first_normalization(
     model: keras.Model, x: Any, call: Callable[[Any], Any]
 ) -> tuple[keras.layers.Layer, Array, Array, Array] | None:
     """The first layer with statistics of the training data, these, and its input."""
-    met: list[tuple[keras.layers.Layer, Array, Array, Array]] = []
 
     def watched(layer: Any) -> Callable[..., Any]:
-        computed = layer.call
-
         def seen(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not met:
-                met.append((layer, *known[layer], np.asarray(inputs, "float64")))
-            return computed(inputs, *args, **kwargs)
+            raise _Met(layer, *known[layer], np.asarray(inputs, "float64"))
 
         return seen
 
@@ -100,10 +95,19 @@ def _first_normalization(
     try:
         if known:
             call(x)
+    except _Met as met:
+        return met.found
     finally:
         for layer in known:
             object.__delattr__(layer, "call")
-    return met[0] if met else None
+    return None
+
+
+class _Met(BaseException):  # Keras writes into the text of every Exception
+    """Ends a run at the first normalization: what comes after takes time and memory."""
+
+    def __init__(self, *found: Any) -> None:
+        self.found = found
 
 
 def _statistics(layer: Any) -> tuple[Array, Array] | None:

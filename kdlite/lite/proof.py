@@ -63,7 +63,7 @@ Array = np.ndarray[Any, Any]
 
 _RANDOM_SAMPLES = 64
 # Of those to compare on, how many Keras runs before anything is converted.
-_FEW = 16
+_FEW = 4
 
 
 @dataclass(frozen=True)
