@@ -25,6 +25,7 @@ from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import check_label_range
 from kdlite.fingerprint import rows_fingerprint
 from kdlite.lite.calibration import check_pixels
+from kdlite.lite.preflight import broken_weight
 from kdlite.symptoms import models, outputs
 from kdlite.symptoms.case import Case, Finding, examine, unchanged
 from kdlite.symptoms.export import unsupported_layer
@@ -37,6 +38,7 @@ _OVERLAP_ROWS = 20_000
 CODES = (
     "models",
     "frozen-student",
+    "not-finite",
     "data",
     "label-range",
     "unlabelled",
@@ -185,6 +187,8 @@ def check(
     if not found and not student.trainable_variables:
         found.append(_frozen(student))
     if not found:
+        found += _not_finite(student, teacher)
+    if not found:
         pair = (
             logits_model(student, student_outputs, role="student"),
             teacher and logits_model(teacher, teacher_outputs, role="teacher"),
@@ -197,7 +201,8 @@ def check(
                 *pair, mapped, dataset, samples, soft_loss, loss, batch_size
             )
             count = len(case.student_logits)
-            found += _symptoms(case, y)
+            # From such logits follows all else that would be found.
+            found += models.not_finite_logits(case) or _symptoms(case, y)
             # Of a stream no more than its beginning is known.
             streamed = hasattr(dataset, "element_spec") or isinstance(
                 dataset, keras.utils.PyDataset
@@ -262,6 +267,18 @@ def _frozen(student: keras.Model) -> Finding:
     )
 
 
+def _not_finite(student: keras.Model, teacher: Any) -> Iterator[Finding]:
+    for role, read in (("student", student), ("teacher", teacher)):
+        model = read.model if isinstance(read, LogitsModel) else read
+        if model is not None and (broken := broken_weight(model)):
+            yield Finding(
+                "not-finite",
+                "error",
+                f"The {role} '{model.name}' has weights that are no numbers: {broken}.",
+                "Load it from before its training diverged, or make it anew.",
+            )
+
+
 def check_inputs(
     student: keras.Model,
     teacher: keras.Model,
@@ -311,6 +328,12 @@ def check_inputs(
             "The student must have weights to train. Received: "
             f"{student.name!r}, in which all are frozen. Set student.trainable = True."
         )
+    for role, model in (("student", student), ("teacher", teacher)):
+        if broken := broken_weight(model):
+            raise ValueError(
+                f"The {role}'s weights must be numbers. Received: {model.name!r} with "
+                f"{broken}. Load it from before its training diverged, or make it anew."
+            )
     classes = _output_shape(student)[-1]
     teacher_classes = _output_shape(teacher)[-1]
     if classes != teacher_classes:

@@ -52,6 +52,18 @@ def test_a_frozen_student_is_refused(rng) -> None:
         check_inputs(frozen, net(), {"train": split(rng)})
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_weights_that_are_no_numbers(rng, role, bad) -> None:
+    models = {"student": net(), "teacher": net()}
+    models[role].layers[-1].bias.assign([0.0, bad, 0.0])
+    what = "1 NaN" if np.isnan(bad) else "1 times infinity"
+    with pytest.raises(
+        ValueError, match=f"The {role}'s weights .* Received: 'net' with {what} in '.*/"
+    ):
+        check_inputs(*models.values(), {"train": split(rng)})
+
+
 def test_names_that_are_not_one_a_class_are_shown(rng) -> None:
     with pytest.raises(
         ValueError, match=r"Received: 6 \(a, b, c, d, e, \.\.\.\) for 3"

@@ -610,3 +610,43 @@ def test_counts_must_be_positive(name) -> None:
 def test_every_finding_is_in_the_docs() -> None:
     page = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text()
     assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == CODES
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("own", [False, True])
+def test_weights_that_are_no_numbers_are_named(role, bad, own) -> None:
+    pair = {"student": tiny(), "teacher": linear()}
+    pair[role].layers[-1].kernel.assign(
+        np.full(pair[role].layers[-1].kernel.shape, bad)
+    )
+    options = {"quantization": None}
+    if own:
+        pair = {name: Own(model) for name, model in pair.items()}
+        options |= {"student_outputs": "logits", "teacher_outputs": "logits"}
+        for model in pair.values():
+            model(samples()[0])
+    (finding,) = check(*pair.values(), samples(), **options).findings
+    assert (finding.code, finding.severity) == ("not-finite", "error")
+    what = "NaN" if np.isnan(bad) else "times infinity"
+    assert re.search(
+        f"The {role} '.*' has weights.*{what} in '.*kernel'", finding.found
+    )
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_logits_that_are_no_numbers_are_told(role) -> None:
+    class Log(keras.layers.Layer):
+        def call(self, x):
+            return keras.ops.log(x - 0.5)
+
+    pair = {"student": tiny(), "teacher": linear()}
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(CLASSES)(Log()(inputs))
+    pair[role] = keras.Model(inputs, outputs, name="logs")
+    x, y = samples()
+    (finding,) = check(*pair.values(), (x, y), quantization=None).findings
+    assert finding.code == "not-finite"
+    odd = int((x <= 0.5).any(axis=1).sum())
+    text = f"logits of {role} 'logs' are NaN or infinite for {odd} of 200 samples"
+    assert text in finding.found

@@ -70,11 +70,65 @@ _RULES = (
 )
 
 
-def check_weights(model: keras.Model, recipe: Recipe, kept: Collection[str]) -> None:
-    """Raises for weights that are no numbers, as after a training that diverged.
+class _Odd(NamedTuple):
+    """A weight that is no number.
 
-    The file would do just what the model does. An infinity may be meant in one place
-    only: a constant of a layer that is not Keras's, such as a mask; it has no integer.
+    Attributes:
+        layer: The layer's name.
+        text: How many of what are in it, and its path.
+        meant: Whether it is a constant, which may be infinite, of a layer that is not
+            Keras's: such as a mask.
+    """
+
+    layer: str
+    text: str
+    meant: bool
+
+
+def _odd_weights(model: keras.Model) -> Iterator[_Odd]:
+    for layer in model._flatten_layers():
+        own = not type(layer).__module__.startswith(("keras.", "kdlite."))
+        # Those of a frozen layer are of a training, too.
+        for constant in (False, True):
+            weights = (
+                layer._non_trainable_variables
+                if constant
+                else layer._trainable_variables
+            )
+            for weight in weights:
+                if not keras.backend.is_float_dtype(weight.dtype):
+                    continue
+                values = np.asarray(weight.value, np.float32)
+                where = f"in {weight.path!r}"
+                if count := int(np.isnan(values).sum()):
+                    yield _Odd(layer.name, f"{count} NaN {where}", False)
+                elif count := int(np.isinf(values).sum()):
+                    text = f"{count} times infinity {where}"
+                    yield _Odd(layer.name, text, own and constant)
+
+
+def broken_weight(model: keras.Model) -> str:
+    """Says which weight of a model is no number, as after a training that diverged.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        How many of what in the first such weight, with its path; empty if there is
+        none. The infinities of a mask, a constant of a layer that is not Keras's, may
+        be meant.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> model.layers[0].bias.assign([np.nan])
+        >>> broken_weight(model)
+        "1 NaN in '.../bias'"
+    """
+    return next((odd.text for odd in _odd_weights(model) if not odd.meant), "")
+
+
+def check_weights(model: keras.Model, recipe: Recipe, kept: Collection[str]) -> None:
+    """Raises for weights that are no numbers: the file would do what the model does.
 
     Args:
         model: A Keras model.
@@ -85,40 +139,23 @@ def check_weights(model: keras.Model, recipe: Recipe, kept: Collection[str]) -> 
         ValueError: That names the first such weight.
         ConversionError: If a constant is infinite where it has to be an integer.
     """
+    if broken := broken_weight(model):
+        raise ValueError(
+            "A model's weights must be numbers. Received: "
+            f"model={model.name!r} with {broken}. Its training may have diverged: "
+            "train it again with a lower learning rate, and look at the range of the "
+            "data."
+        )
     inner = {name.rpartition("/")[2] for name in kept}
-    for layer in model._flatten_layers():
-        known = type(layer).__module__.startswith(("keras.", "kdlite."))
-        for weight in (*layer._trainable_variables, *layer._non_trainable_variables):
-            if not keras.backend.is_float_dtype(weight.dtype):
-                continue
-            values = np.asarray(weight.value, np.float32)
-            infinite = int(np.isinf(values).sum())
-            if count := int(np.isnan(values).sum()):
-                received = f"{count} NaN in {weight.path!r}"
-            elif infinite:
-                received = f"{infinite} times infinity in {weight.path!r}"
-            else:
-                continue
-            # Those of a frozen layer are of a training, too.
-            meant = not known and any(
-                weight is constant for constant in layer._non_trainable_variables
-            )
-            if count or not meant:
-                raise ValueError(
-                    "A model's weights must be numbers. Received: "
-                    f"model={model.name!r} with {received}. Its "
-                    "training may have diverged: train it again with a lower learning "
-                    "rate, and look at the range of the data."
-                )
-            if recipe.integer and layer.name not in inner:
-                raise ConversionError(
-                    f"{recipe.name} needs constants that are finite, as there is no "
-                    f"integer for an infinity. Received: model={model.name!r} with "
-                    f"{received}. Use a number that is just far enough from the others "
-                    f"(before a softmax, -20 will do); keep layer {layer.name!r}, and "
-                    "those that read it, exact by `overrides`; or use "
-                    "quantization='dynamic'."
-                )
+    odd = next((o for o in _odd_weights(model) if o.layer not in inner), None)
+    if recipe.integer and odd is not None:
+        raise ConversionError(
+            f"{recipe.name} needs constants that are finite, as there is no integer "
+            f"for an infinity. Received: model={model.name!r} with {odd.text}. Use a "
+            "number that is just far enough from the others (before a softmax, -20 "
+            f"will do); keep layer {odd.layer!r}, and those that read it, exact by "
+            "`overrides`; or use quantization='dynamic'."
+        )
 
 
 def check_layers(

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kdlite.compress.met_statistics import met_statistics
+from kdlite.distill.samples import not_finite
 from kdlite.distill.targets import UNLABELLED
 from kdlite.lite.calibration import check_pixels
 from kdlite.symptoms.case import (
@@ -18,6 +19,7 @@ from kdlite.symptoms.case import (
     Array,
     Case,
     Finding,
+    Role,
     better,
     rows,
     run,
@@ -26,6 +28,28 @@ from kdlite.symptoms.case import (
 # The means of a few samples, all of one class perhaps, are nearer.
 _MEAN_SHIFT = 4.0
 _SMALL_BATCH = 8
+
+
+def not_finite_logits(case: Case) -> list[Finding]:
+    """Models that give NaN or infinities for samples that have none."""
+    found = []
+    roles: tuple[Role, ...] = ("student", "teacher")
+    for role in roles:
+        logits = case.student_logits if role == "student" else case.teacher_logits
+        odd = not_finite([logits])
+        if odd.any():
+            found.append(
+                Finding(
+                    "not-finite",
+                    "error",
+                    f"The logits of {case.name(role)} are NaN or infinite for "
+                    f"{int(odd.sum())} of {len(odd)} samples, though the inputs are "
+                    "finite.",
+                    "Look for a logarithm, root or quotient out of its range in the "
+                    "model, and at the range of the data.",
+                )
+            )
+    return found
 
 
 def training_mode(case: Case) -> Finding | None:
