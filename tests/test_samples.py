@@ -161,6 +161,36 @@ def test_what_is_no_data_set(dataset, error, text):
         Samples(dataset)
 
 
+class Loader:
+    """Batches of a loader that is no PyDataset, such as PyTorch's."""
+
+    def __iter__(self):
+        return iter([(X, Y)])
+
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ((x for x in X), "generator"),
+        (((x for x in X), Y), "generator"),
+        (iter([X]), "list_iterator"),
+        (map(np.sqrt, X), "map"),
+        (lambda: iter([X]), "function"),
+        (Loader(), "Loader"),
+    ],
+)
+def test_what_cannot_be_read_again(dataset, name):
+    text = (
+        "found again by its place. Received: a "
+        f"{name}, which gives its samples once.*put them into arrays, or give tf.data."
+    )
+    with pytest.raises(TypeError, match=text):
+        Samples(dataset)
+
+
 class TestSame:
     def check(self, dataset, labelled=X):
         known = Samples(labelled)

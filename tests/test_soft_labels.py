@@ -318,6 +318,23 @@ def whole(teacher, tmp_path_factory):
     return SoftLabels.build(teacher, X, path, **ARGUMENTS)
 
 
+def divided(x, seed):
+    return x / x[0, 0, 0]
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (2, 3)])
+def test_an_augment_that_fails_on_a_later_sample_is_named(teacher, tmp_path, shard):
+    x = 1 + X.astype("float32")
+    x[40, 0, 0] = 0  # of the second shard of three
+    with pytest.raises(
+        ValueError,
+        match="infinity in view 0 of sample 40, by augment=divided. Fix: look for a",
+    ):
+        SoftLabels.build(
+            teacher, x, tmp_path, augment=divided, views=2, shard=shard, batch_size=6
+        )
+
+
 class TestGoingOn:
     """Interrupted builds; what the files go through is in test_label_store.py."""
 

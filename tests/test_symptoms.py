@@ -352,6 +352,7 @@ def test_weak_teacher_gives_no_finding(count) -> None:
         ((samples()[0][:0], samples()[1][:0]), "one or more.*(0, 6), (0,)"),
         ((samples()[0], np.array(["a"] * 200)), "must be numbers.*<U1.*from 0"),
         ((samples()[0][:, :5], samples()[1]), "models and data that fit"),
+        ((x for x in samples()[0]), "its place.*a generator.*put them into arrays"),
     ],
 )
 def test_data_that_cannot_be_looked_at(data, words) -> None:

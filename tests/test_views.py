@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kdlite.distill.augment import Mixup
 from kdlite.distill.views import Views
 
 IMAGES = np.arange(4 * 4 * 4 * 2, dtype="uint8").reshape(4, 4, 4, 2)
@@ -180,3 +181,23 @@ def test_an_augment_that_changes_the_kind_of_sample(augment, text):
     with pytest.raises(ValueError, match=text) as caught:
         Views(augment, 2, 0).check(IMAGES)
     assert "in user code" not in str(caught.value)
+
+
+def divided(x, seed):
+    return x / tf.reduce_max(x[0])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_views_that_are_no_numbers(count, mixed):
+    images = IMAGES.astype("float32")
+    images[2, 0] = 0  # 0/0 in a part of it
+    augment = Mixup(augment=divided) if mixed else divided
+    with pytest.raises(
+        ValueError,
+        match="finite values for finite samples. Received: NaN or infinity in view 0 "
+        "of sample 2, by augment=divided",
+    ):
+        Views(augment, count, 0).check(images)
+    # A sample that is none itself is not the augmentation's fault, and is found later.
+    Views(flip, count, 0).check(np.where(images == 0, np.nan, images))

@@ -101,9 +101,14 @@ def label(
     progress = Progress("labelling", total, "label", verbose, before)
     with witness.errors():
         for x, count in batches:
+            done = writer.manifest.samples
+            if looks.augment is not None:
+                each, view = np.divmod(np.arange(int(count)), views)
+                leaves = [leaf[: int(count)].numpy() for leaf in tf.nest.flatten(x)]
+                places = shard[0] - 1 + shard[1] * (done + each)
+                looks.check_finite(leaves, places, view)
             rows = _checked_logits(run(x).numpy()[: int(count)], logits)
             rows = rows.reshape(-1, views, *rows.shape[1:])
-            done = writer.manifest.samples
             writer.append(rows, witness.take(done, len(rows)))
             progress.update((done + len(rows)) * views)
     if witness.count < manifest.samples:

@@ -496,12 +496,37 @@ def _array(values: Any) -> Array:
         array.dtype.kind == "O" and all(isinstance(v, (str, bytes)) for v in array.flat)
     )
     if array.dtype.kind not in "biufcV" and not text:
+        check_can_be_read_again(values, array)
         raise TypeError(
             f"The data must be arrays of numbers or strings. Received: "
             f"{type(values).__name__} of {array.dtype}. Fix: convert it with "
             f"np.asarray, or give a tf.data.Dataset."
         )
     return array
+
+
+def check_can_be_read_again(values: Any, array: Array) -> None:
+    """Refuses what only gives samples, one after the other.
+
+    Args:
+        values: What was given as an array.
+        array: What numpy makes of it.
+
+    Raises:
+        TypeError: If it is a generator, an iterator, a loader of batches or a function
+            that makes one.
+    """
+    if not array.ndim and array.dtype == object and not isinstance(values, str):
+        if hasattr(values, "__iter__") or callable(values):
+            raise TypeError(
+                f"A data set must be arrays, a tf.data.Dataset or a "
+                f"keras.utils.PyDataset: it is read more than once, and what is known "
+                f"of a sample is found again by its place. Received: a "
+                f"{type(values).__name__}, which gives its samples once, or in any "
+                f"order. Fix: put them into arrays, or give tf.data.Dataset."
+                f"from_generator(function, output_signature=...), whose function makes "
+                f"it anew each time."
+            )
 
 
 def _spec_of(leaves: Any) -> Spec:

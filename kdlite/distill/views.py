@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kdlite.distill.augment import Augment, Mixing
 from kdlite.distill.draws import derived, seeds
-from kdlite.distill.samples import gathered
+from kdlite.distill.samples import gathered, not_finite
 from kdlite.distill.tracing import as_written, rewritten, status
 from kdlite.fingerprint import data_fingerprint
 
@@ -144,6 +144,11 @@ class Views:
         expected = [
             view for view in first[::_PROBED_TIMES] for _ in range(_PROBED_TIMES)
         ]
+        if not not_finite([*map(np.asarray, tf.nest.flatten(x))]).any():
+            rows, shown = first[::_PROBED_TIMES], min(self.count, _PROBED_VIEWS)
+            samples, views = np.divmod(np.arange(len(rows)), shown)
+            leaves = [np.stack(leaf) for leaf in zip(*rows, strict=True)]
+            self.check_finite(leaves, samples, views)
         prints = [list(map(data_fingerprint, v)) for v in (expected, first, second)]
         if not prints[0] == prints[1] == prints[2]:
             raise ValueError(
@@ -243,6 +248,29 @@ class Views:
                     f"came in."
                 )
         return results
+
+    def check_finite(
+        self, leaves: Sequence[Array], samples: Array, views: Array
+    ) -> None:
+        """Checks that views of finite samples are finite too.
+
+        Args:
+            leaves: The arrays of some views, `(rows, ...)`.
+            samples: Which sample each is of, `(rows,)`.
+            views: Which of its views each is, `(rows,)`.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        bad = not_finite(leaves)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"`augment` must give finite values for finite samples. Received: NaN "
+                f"or infinity in view {views[row]} of sample {samples[row]}, by "
+                f"augment={_called(self._single or self.augment)}. Fix: look for a "
+                f"quotient, root or logarithm out of its range in it."
+            )
 
 
 def _called(function: Any) -> str:

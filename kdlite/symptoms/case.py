@@ -13,7 +13,12 @@ import tensorflow as tf
 
 from kdlite.batches import samples_at_once
 from kdlite.distill.class_map import ClassMap
-from kdlite.distill.samples import DataSet, Samples, not_finite
+from kdlite.distill.samples import (
+    DataSet,
+    Samples,
+    check_can_be_read_again,
+    not_finite,
+)
 from kdlite.distill.taps import (
     INPUTS_KEY,
     SOFT_LABELS_KEY,
@@ -301,7 +306,7 @@ def _some(
     if not isinstance(dataset, (tf.data.Dataset, keras.utils.PyDataset)):
         parts = dataset if isinstance(dataset, tuple) else (dataset,)
         # As Keras has it, and with its checks of shapes; the few rows alone.
-        whole = [keras.tree.map_structure(np.asarray, part) for part in parts[:2]]
+        whole = [keras.tree.map_structure(_array, part) for part in parts[:2]]
         length = _common_length(whole)
         chosen = np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
         x, *y = keras.tree.map_structure(lambda array: array[chosen], whole)
@@ -316,6 +321,12 @@ def _some(
     joined = keras.tree.map_structure(lambda *a: np.concatenate(a)[:count], *batches)
     x, *y = joined
     return (x, y[0] if y else None), y[0] if y else None, samples.batch_size
+
+
+def _array(values: Any) -> Array:
+    array = np.asarray(values)
+    check_can_be_read_again(values, array)
+    return array
 
 
 def _common_length(parts: list[Any]) -> int:
