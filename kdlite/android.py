@@ -200,11 +200,7 @@ def _labelled_images(
             f"`images` must be a folder that exists. Received: {str(root)!r}. Name a "
             "folder of PNG or JPEG files."
         )
-    files = sorted(
-        file
-        for file in (*root.glob("*"), *root.glob("*/*"))
-        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
-    )
+    files = datasets.image_files(root, _IMAGE_SUFFIXES)
     if not files:
         raise ValueError(
             f"`images` must have images. Received: {str(root)!r} without any "

@@ -35,7 +35,7 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 _VALIDATION_IMAGES = 5_000
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")  # what Keras reads of a folder
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")  # what TensorFlow reads
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FIX = (
     "Delete it and fetch it again, or install Debian's package dataset-fashion-mnist, "
@@ -394,9 +394,6 @@ def _load_folder(
     class_names: Sequence[str] | None,
     classes: int | None,
 ) -> Samples:
-    import keras
-    import tensorflow as tf
-
     if shape is None or len(shape) != 3 or None in shape or shape[-1] not in (1, 3):
         received = "that does not say what it takes" if shape is None else "that takes "
         raise ValueError(
@@ -405,42 +402,82 @@ def _load_folder(
         )
     found = subfolders(path)
     names = _all_classes(path, found, class_names, classes)
-    empty = [
-        name
-        for name in found
-        if not any(f.suffix.lower() in _IMAGES for f in (path / name).rglob("*"))
-    ]
+    present = [name for name in names if name in found]
+    files = {name: image_files(path / name) for name in present}
+    empty = [name for name in found if not files[name]]
     if empty:
         raise ValueError(
             f"Each class must have images. Received: {path} without any in "
             f"{', '.join(empty)}. Add images (PNG, JPEG, BMP, GIF), or remove the "
             "subfolder."
         )
-    present = [name for name in names if name in found]
-    dataset = keras.utils.image_dataset_from_directory(
-        path,
-        label_mode="int",
-        class_names=present,
-        color_mode="grayscale" if shape[-1] == 1 else "rgb",
-        image_size=shape[:2],
-        shuffle=False,
-        verbose=False,
+    x = read_images([file for name in present for file in files[name]], shape)
+    y = [names.index(name) for name in present for _ in files[name]]
+    return Samples(x, np.array(y, np.int32), names)
+
+
+def image_files(folder: Path, suffixes: Sequence[str] = _IMAGES) -> list[Path]:
+    """Returns the images in a folder and its subfolders, in a fixed order.
+
+    Args:
+        folder: A folder. What a system or a notebook hides in it, such as `._1.png` or
+            `.ipynb_checkpoints`, is none of its images.
+        suffixes: What names of images end in.
+    """
+    found = (
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
     )
-    progress = Progress("reading", len(dataset.file_paths), "image")
-    batches, done = [], 0
+    return sorted(found, key=lambda file: (str(file.parent), file.name))
+
+
+def read_images(files: Sequence[Path], shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Reads images, resized (bilinear), as Keras reads a folder of them.
+
+    Args:
+        files: One or more images.
+        shape: `(height, width, 1 or 3)`, by which they become grey or coloured.
+
+    Returns:
+        float32 `(images, height, width, channels)`, from 0 to 255.
+
+    Raises:
+        ValueError: TensorFlow cannot read one, which is named.
+    """
+    import tensorflow as tf
+
+    def decoded(content: Any, channels: int) -> Any:
+        return tf.io.decode_image(content, channels, expand_animations=False)
+
+    def read(path: Any) -> Any:
+        content = tf.io.read_file(path)
+        if shape[-1] == 1:  # which TensorFlow has of PNG and JPEG alone
+            image = tf.cond(
+                tf.reduce_any(tf.strings.substr(content, 0, 2) == [b"BM", b"GI"]),
+                lambda: tf.image.rgb_to_grayscale(decoded(content, 3)),
+                lambda: decoded(content, 1),
+            )
+        else:
+            image = decoded(content, 3)
+        return tf.ensure_shape(tf.image.resize(image, shape[:2]), shape)
+
+    paths = [str(file) for file in files]
+    images = tf.data.Dataset.from_tensor_slices(paths).map(read, tf.data.AUTOTUNE)
+    progress = Progress("reading", len(paths), "image")
+    x = np.empty((len(paths), *(length or 0 for length in shape)), np.float32)
     try:
-        for batch in dataset.as_numpy_iterator():
-            batches.append(batch)
-            done += len(batch[1])
-            progress.update(done)
+        for index, image in enumerate(images.as_numpy_iterator()):
+            x[index] = image
+            progress.update(index + 1)
     except tf.errors.InvalidArgumentError as err:  # it names no file
         raise ValueError(
             "Each image must be one that TensorFlow can read (PNG, JPEG, BMP, GIF). "
-            f"Received: {unreadable(dataset.file_paths)}. Mend or remove it."
+            f"Received: {_unreadable(paths)}. Mend or remove it."
         ) from err
-    y = np.concatenate([y for _, y in batches])
-    index_of = np.array([names.index(name) for name in present], y.dtype)
-    return Samples(np.concatenate([x for x, _ in batches]), index_of[y], names)
+    return x
 
 
 def subfolders(path: Path) -> list[str]:
@@ -494,12 +531,8 @@ def _all_classes(
     return tuple(found)
 
 
-def unreadable(paths: Sequence[str]) -> str:
-    """Returns the first image that cannot be read, and why, in a few words.
-
-    Args:
-        paths: The images' files.
-    """
+def _unreadable(paths: Sequence[str]) -> str:
+    """Returns the first image that cannot be read, and why, in a few words."""
     import tensorflow as tf
 
     for path in paths:

@@ -139,7 +139,9 @@ def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
         for number in range(9):
             file = tmp_path / "images" / label / f"{number}.PNG"
             file.write_bytes(f"{label} {number}".encode())
-    (tmp_path / "images/notes.txt").write_text("not one")
+    for name in ("notes.txt", "Bag/._1.png", ".trash/2.png"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_text("not one")
     result = to_android(folder / "student_int8.tflite", app, images=tmp_path / "images")
     assert result.images == 20
     assets = app / "app/src/main/assets"
@@ -148,7 +150,7 @@ def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
     # A folder that is no class of the model names none.
     assert {s["label"] for s in samples} == {"Bag", "Dress", None}
     contents = {(assets / "images" / s["file"]).read_text() for s in samples}
-    assert len(contents) == 20
+    assert len(contents) == 20 and "not one" not in contents
 
 
 def test_an_apk_is_built_by_the_apps_own_chain(

@@ -339,12 +339,14 @@ def test_a_folder_of_images(tmp_path, rng) -> None:
     assert result.verification.outputs[0].metric == "top-1"
     flat = verify(result.path, model, tmp_path / "images" / "a")
     assert flat.samples == 2 and not flat.outputs[0].metric
+    (tmp_path / "images" / "a" / "._1.png").write_bytes(b"what a Mac keeps beside it")
+    assert verify(result.path, model, images / "a").samples == 2
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="`data` must be a folder of images.*'.*none'"):
         verify(result.path, model, tmp_path / "none")
     (tmp_path / "none" / "torn.png").write_bytes(b"no image")
     with pytest.raises(
-        ValueError, match=r"folder of images.*torn.png \(Unkn[^{]*\)\. P"
+        ValueError, match=r"must be one that TensorFlow.*torn.png \(Unkn[^{]*\)\. M"
     ):
         verify(result.path, model, tmp_path / "none")
     numbers = keras.Sequential([keras.Input((3,), name="x"), layers.Dense(1)])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdlite import datasets
 
@@ -396,3 +397,54 @@ def test_one_sample_is_not_split(count) -> None:
         "validation or test data of their own",
     ):
         datasets.Samples(np.zeros(count), None).split(0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_those_that_keras_reads_and_none_that_is_hidden(
+    tmp_path, channels, rng
+) -> None:
+    import keras
+
+    for name, size in (
+        ("dog/2.png", 9),
+        ("dog/10.png", 12),
+        ("dog/more/1.jpeg", 4),
+        ("cat/1.jpg", 7),
+        ("cat/1.PNG", 5),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, 6, 3), np.uint8)).save(path)
+    shape = (8, 8, channels)
+    wanted = keras.utils.image_dataset_from_directory(
+        tmp_path,
+        label_mode="int",
+        color_mode="grayscale" if channels == 1 else "rgb",
+        image_size=(8, 8),
+        shuffle=False,
+        verbose=False,
+    )
+    ((x, y),) = wanted.as_numpy_iterator()
+    # What systems and notebooks keep beside the images; no image, or one twice.
+    for name in ("dog/._2.png", ".DS_Store", "cat/.ipynb_checkpoints/1-checkpoint.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    found = datasets.load(tmp_path, shape)
+    np.testing.assert_array_equal(found.x, x)
+    np.testing.assert_array_equal(found.y, y)
+    assert found.x.dtype == np.float32 and found.class_names == ("cat", "dog")
+    (tmp_path / "cow").mkdir()
+    (tmp_path / "cow" / "._1.png").write_bytes(b"\0")
+    with pytest.raises(ValueError, match="must have images.*without any in cow. Add"):
+        datasets.load(tmp_path, shape)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif"])
+def test_an_image_of_any_kind_is_read_in_grey_and_in_colour(tmp_path, suffix) -> None:
+    # A flat colour: JPEG loses nothing, and 0.299 R + 0.587 G + 0.114 B is its grey.
+    colour = np.array([200, 100, 50], np.uint8)
+    Image.fromarray(np.full((6, 5, 3), colour)).save(tmp_path / f"1.{suffix}")
+    (found,) = datasets.read_images([tmp_path / f"1.{suffix}"], (4, 4, 3))
+    np.testing.assert_allclose(found, np.full((4, 4, 3), colour), atol=3)
+    (found,) = datasets.read_images([tmp_path / f"1.{suffix}"], (4, 4, 1))
+    np.testing.assert_allclose(found, np.full((4, 4, 1), 124.2), atol=3)

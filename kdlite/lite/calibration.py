@@ -19,10 +19,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kdlite.compress.met_statistics import met_statistics
-from kdlite.datasets import load, read_npz, subfolders, unreadable
+from kdlite.datasets import image_files, load, read_images, read_npz, subfolders
 
 logger = logging.getLogger(__name__)
 
@@ -317,29 +316,13 @@ def read_folder(
     if subfolders(path):
         found = load(path, shape, class_names, classes=classes)
         return found.x, found.y
-    files: list[str] = []
-    try:
-        images = keras.utils.image_dataset_from_directory(
-            path,
-            labels=None,
-            color_mode="grayscale" if shape[-1] == 1 else "rgb",
-            image_size=shape[:2],
-            shuffle=False,
-            verbose=False,
-        )
-        files = images.file_paths
-        return np.concatenate(list(images.as_numpy_iterator()))
-    except (ValueError, tf.errors.InvalidArgumentError) as err:
-        why = (
-            unreadable(files)
-            if files
-            else f"{str(path)!r} ({str(err).splitlines()[0]})"
-        )
+    if not (files := image_files(path)):
         raise ValueError(
-            f"`{role}` must be a folder of images that can be read (PNG, JPEG, BMP, "
-            f"GIF). Received: {why}. Put images into it, or one subfolder of them a "
-            "class."
-        ) from err
+            f"`{role}` must be a folder of images (PNG, JPEG, BMP, GIF). Received: "
+            f"{str(path)!r}, without any. Put images into it, or one subfolder of them "
+            "a class."
+        )
+    return read_images(files, shape)
 
 
 class _Reader:
