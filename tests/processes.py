@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,7 +71,15 @@ def run_in_copy(job: str, folder: Path, **told: Any) -> Ended:
 
     folder.mkdir(exist_ok=True)
     (folder / "told.json").write_text(json.dumps(told))
-    return _SERVERS.run(job, folder, time_limit_s=500)
+    (folder / "job").write_text(job)
+    return _SERVERS.run("processes:run_job", folder, time_limit_s=500)
+
+
+def run_job(folder: Path) -> None:
+    """Runs a job where Keras can be imported, which conversions are kept from."""
+    if sys.modules.get("keras", ...) is None:
+        del sys.modules["keras"]
+    resolve_name((folder / "job").read_text())(folder)
 
 
 def run_kdlite(folder: Path) -> None:
