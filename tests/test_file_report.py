@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 
 import keras
 import pytest
@@ -72,6 +73,17 @@ def test_the_page_is_whole_and_nothing_in_it_is_taken_for_markup(blob) -> None:
     assert not {"script", "link", "img"} & set(seen)
     for op in describe(blob).content.ops:
         assert op.name in page
+
+
+def test_each_link_leads_to_a_row(blob) -> None:
+    page = describe(blob).to_html()
+    links = re.findall(r'href="#(\w+)"', page)
+    assert links and set(links) <= set(re.findall(r'id="(\w+)"', page))
+    # No row makes the file's inputs, which are named all the same.
+    content = describe(blob).content
+    tensor = content.tensors_of(content.ops[0])[0]
+    assert f"t{tensor.index}" not in links
+    assert f"<td>{html.escape(tensor.name)}" in page
 
 
 def test_mutated_files_are_errors_or_are_told_of(blob, rng) -> None:

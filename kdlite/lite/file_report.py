@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,21 +80,19 @@ class FileReport:
         """Returns a page of its own: the figures, and the graph from top to bottom."""
         title = html.escape(self.content.name or "model.tflite")
         figures = html.escape(str(self))
-        rows = "\n".join(
-            self._row(number, op)
-            for number, op in enumerate(self.content.ops)
-            if op.subgraph == 0
-        )
+        ops = [(n, op) for n, op in enumerate(self.content.ops) if op.subgraph == 0]
+        made = {index for _, op in ops for index in op.outputs}
+        rows = "\n".join(self._row(number, op, made) for number, op in ops)
         about = html.escape(json.dumps(self.metadata.to_dict(), indent=1))
         return _PAGE.format(title=title, figures=figures, rows=rows, about=about)
 
-    def _row(self, number: int, op: Op) -> str:
+    def _row(self, number: int, op: Op, made: Collection[int]) -> str:
         tensors = self.content.tensors_of(op)
         read, written = tensors[: len(op.inputs)], tensors[len(op.inputs) :]
         values = [t for t in read if t and not t.constant]
         constants = [t for t in read if t and t.constant]
         cells = [
-            _list([_link(tensor) for tensor in values]),
+            _list([_name(tensor, tensor.index in made) for tensor in values]),
             f"<b>{html.escape(op.name)}</b> v{op.version}"
             + (f"<br>{op.macs:,} MACs" if op.macs else ""),
             _list([html.escape(_told(tensor)) for tensor in constants]),
@@ -142,8 +141,10 @@ def _anchor(tensor: TensorInfo) -> str:
     return f'<span id="t{tensor.index}">{html.escape(_told(tensor))}</span>'
 
 
-def _link(tensor: TensorInfo) -> str:
-    return f'<a href="#t{tensor.index}">{html.escape(tensor.name or "?")}</a>'
+def _name(tensor: TensorInfo, made: bool) -> str:
+    """The name, which leads to the row that makes it: of inputs there is none."""
+    name = html.escape(tensor.name or "?")
+    return f'<a href="#t{tensor.index}">{name}</a>' if made else name
 
 
 def _list(items: list[str]) -> str:
