@@ -125,9 +125,15 @@ def to_android(
     with tempfile.TemporaryDirectory(dir=assets.parent, prefix=".assets-") as name:
         new = Path(name, "new")
         _fill(new, path, about, found)
-        if assets.exists():
-            assets.rename(Path(name, "old"))
-        new.rename(assets)
+        old = Path(name, "old")
+        try:
+            if assets.exists():
+                assets.rename(old)
+            new.rename(assets)
+        except BaseException:  # also Ctrl-C: what was there is gone with the folder
+            if old.exists() and not assets.exists():
+                old.rename(assets)
+            raise
     if apk is not None:
         _build(chain, apk)
     golden = (about.provenance or {}).get("golden") or {}

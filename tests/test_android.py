@@ -93,6 +93,28 @@ def test_the_model_takes_the_place_of_the_one_before(folder: Path, app: Path) ->
     assert json.loads(json.dumps(result.to_dict()))["apk"] is None
 
 
+@pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("err", [OSError("busy"), KeyboardInterrupt()])
+def test_what_was_there_stays_where_it_cannot_be_replaced(
+    folder: Path, app: Path, monkeypatch, fails_at, err
+) -> None:
+    rename, calls = Path.rename, []
+
+    def failing(path: Path, to: Path) -> Path:
+        calls.append(path.name)
+        if len(calls) == fails_at:
+            raise err
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(type(err)):
+        to_android(folder / "student_int8.tflite", app)
+    assets = app / "app/src/main/assets"
+    assert calls[fails_at - 1] == ("assets", "new")[fails_at - 1]
+    assert (assets / "left_over.txt").read_text() == "of the model before"
+    assert list(assets.parent.iterdir()) == [assets]
+
+
 def test_the_card_has_what_the_report_says(folder: Path, app: Path) -> None:
     to_android(folder / "student_int8.tflite", app)
     card = json.loads((app / "app/src/main/assets/card.json").read_text())
