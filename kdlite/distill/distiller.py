@@ -426,6 +426,10 @@ class Distiller(Resumable):
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 following.set_model(self)
                 callbacks.callbacks.append(following)
+                try:
+                    return super().fit(*given.args, **given.kwargs)
+                finally:  # it is the user's, for other calls and models too
+                    callbacks.callbacks.remove(following)
             else:
                 listed = keras.tree.flatten(callbacks) if callbacks else []
                 # Last, so that what takes a run up again has told the epoch.
