@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.counts import checked_count
 from kdlite.distill.class_map import ClassMap
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.heads import Outputs
@@ -160,11 +161,8 @@ def check(
             f"{', '.join(CODES)}."
         )
     for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(
-                f"`{name}` must be at least 1. Received: {name}={value}. Fix: leave it "
-                "out for the default."
-            )
+        if value is not None:
+            checked_count(name, value, fix="leave it out for the default")
     soft_loss = soft_loss or SoftTargets()
     needs = needs_of(soft_loss)
     if needs != "class logits":

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
+from kdlite.counts import checked_count
 from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.label_store import locked
@@ -220,11 +221,7 @@ def distill_to_tflite(
         ("views", views),
         ("seeds", seeds),
     ):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer above 0. Received: {name}={value!r}. "
-                "Give a whole number from 1 on."
-            )
+        checked_count(name, value)
     for name, rate, least in (
         ("learning_rate", learning_rate, "above 0"),
         ("weight_decay", weight_decay, "0 or more"),

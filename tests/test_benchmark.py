@@ -48,7 +48,7 @@ def test_wrong_use(files, tmp_path) -> None:
         benchmark([])
     with pytest.raises(TypeError, match="`files` must be a list"):
         benchmark(files[0])
-    with pytest.raises(ValueError, match="`runs` must be an integer, at least 1"):
+    with pytest.raises(ValueError, match="`runs` must be a whole number from 1 on"):
         benchmark(files, runs=0)
     with pytest.raises(FileNotFoundError, match="nowhere.tflite"):
         benchmark([tmp_path / "nowhere.tflite"])

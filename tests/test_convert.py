@@ -674,7 +674,7 @@ GOOD = np.random.default_rng(8).normal(size=(120, 2))
         ({"quantization": "int9"}, "must be one of 'float32', 'float16'.*'int9'"),
         ({"io": "int8"}, "must be one of 'float32' for float32.*io='int8'.*or 'int4'"),
         ({"engine": "aeq"}, "makes float32 of this model: 'tflite'.*engine='aeq'"),
-        ({"batch_size": 0}, "`batch_size` must be an integer above 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
         ({"memory_limit_bytes": 0}, "`memory_limit_bytes` must be above 0"),
         ({"min_runtime": "new"}, "`min_runtime` must be a release.*'new'"),
         ({"time_limit_s": 0}, "`time_limit_s` must be above 0"),

@@ -149,14 +149,10 @@ class TestBornAgain:
 
     def test_errors(self, data):
         train = Training(*data)
-        with pytest.raises(
-            ValueError, match="must be 2 or more. Received: generations=1"
-        ):
-            born_again(network(2), train, generations=1)
-        with pytest.raises(
-            TypeError, match="must be an integer. Received: generations="
-        ):
-            born_again(network(2), train, generations=2.5)
+        for generations in (1, 2.5):
+            text = f"number from 2 on. Received: generations={generations}. Fix: 3 are"
+            with pytest.raises(ValueError, match=text):
+                born_again(network(2), train, generations=generations)
         unbuilt = keras.Sequential([layers.Dense(3)])
         with pytest.raises(
             ValueError, match="so it must be built. Received: model 'seq"

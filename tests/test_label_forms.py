@@ -111,7 +111,7 @@ def test_sizes(form, classes, size_bytes, rng):
     "arguments, text",
     [
         ({"dtype": "int8"}, "`dtype` of stored logits.*Received: dtype='int8'"),
-        ({"top_k": 0}, "`top_k` must be at least 1. Received: top_k=0"),
+        ({"top_k": 0}, "`top_k` must be a whole number from 1 on. Received: top_k=0"),
     ],
 )
 def test_forms_that_are_none(arguments, text):

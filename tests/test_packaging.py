@@ -74,7 +74,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 # --- imports go one way
 
 # Room -> the rooms that it may import from.
-_BELOW_LITE = {"batches", "compress", "datasets", "fingerprint", "progress"}
+_BELOW_LITE = {"batches", "compress", "counts", "datasets", "fingerprint", "progress"}
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
     *("doctor", "symptoms", "gates", "reporting", "android", "sizing", "teachers"),
@@ -86,6 +86,7 @@ MAY_IMPORT = {
     "fingerprint": set(),
     "batches": set(),
     "copies": set(),
+    "counts": set(),
     "progress": set(),
     "interrupts": set(),
     "terminal": set(),
@@ -93,8 +94,8 @@ MAY_IMPORT = {
     "gates": set(),
     "backup": set(),
     "result_folder": {"distill"},
-    "distill": {"batches", "copies", "fingerprint", "progress"},
-    "compress": {"copies", "fingerprint"},
+    "distill": {"batches", "copies", "counts", "fingerprint", "progress"},
+    "compress": {"copies", "counts", "fingerprint"},
     "lite": _BELOW_LITE,
     # Where the two meet that do not know each other: a .tflite as a teacher.
     "teachers": {"distill", "lite"},

@@ -314,9 +314,9 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
     ("changes", "error", "text"),
     [
         ({"quantization": "int9"}, ValueError, "`quantization` must be one of"),
-        ({"epochs": 0}, ValueError, "`epochs` must be an integer above 0"),
-        ({"qat_epochs": 1.5}, ValueError, "`qat_epochs` must be an integer above 0"),
-        ({"epochs": True}, ValueError, "`epochs` must be an integer above 0"),
+        ({"epochs": 0}, ValueError, "`epochs` must be a whole number from 1 on"),
+        ({"qat_epochs": 1.5}, ValueError, "`qat_epochs` must be a whole number"),
+        ({"epochs": True}, ValueError, "`epochs` must be a whole number from 1 on"),
         ({"seeds": 2}, ValueError, "`seeds` above 1 needs the student as a function"),
         (
             {"seeds": 2, "student": build_student},

@@ -119,7 +119,11 @@ def test_saved_and_loaded(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"size": 0}, ValueError, "`size` must be at least 1. Received: size=0"),
+        (
+            {"size": 0},
+            ValueError,
+            "`size` must be a whole number from 1 on. Received: size=0",
+        ),
         ({"uncertain": 1.5}, ValueError, "must lie in 0..1. Received: uncertain=1.5"),
         ({"x": [1.0]}, TypeError, "chosen from arrays. Received: x of type list"),
         ({"y": np.zeros(3, int)}, ValueError, "one label a sample. Received: labels"),

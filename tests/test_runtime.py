@@ -262,7 +262,7 @@ def test_samples_of_another_shape(files, shape) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1.5, None])
 def test_threads(files, threads) -> None:
-    with pytest.raises(ValueError, match="`threads` must be an integer above 0"):
+    with pytest.raises(ValueError, match="`threads` must be a whole number from 1 on"):
         TFLiteModel(files["None"], threads=threads)
 
 
@@ -382,8 +382,8 @@ def test_files_are_timed_in_turns(files, two, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"runs": 0}, "`runs` must be an integer, at least 1"),
-        ({"warmup": -1}, "`warmup` must be an integer, at least 0"),
+        ({"runs": 0}, "`runs` must be a whole number from 1 on"),
+        ({"warmup": -1}, "`warmup` must be a whole number from 0 on"),
         ({"threads": 0}, "`threads`"),
     ],
 )

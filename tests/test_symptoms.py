@@ -604,7 +604,8 @@ def test_losses_on_other_outputs_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["samples", "batch_size"])
 def test_counts_must_be_positive(name) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1. Received: "):
+    text = f"`{name}` must be a whole number from 1 on. Received: "
+    with pytest.raises(ValueError, match=text):
         check(tiny(), linear(), samples(), **{name: 0})
 
 

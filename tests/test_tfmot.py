@@ -390,9 +390,9 @@ def test_only_keras_models_are_taken(student, soft, no_process) -> None:
 
 def test_wrong_clusters_are_refused(student, soft, no_process) -> None:
     for clusters in (1, 2.5, True):
-        with pytest.raises(ValueError, match="`clusters` must be whole numbers of at"):
+        with pytest.raises(ValueError, match="`clusters` must be a whole number from"):
             tfmot.cluster(student, soft, clusters)
-    with pytest.raises(ValueError, match="at least 3. Received: clusters=2"):
+    with pytest.raises(ValueError, match="number from 3 on. Received: clusters=2. F"):
         tfmot.cluster(student, soft, 2, keep_zeros=True)
     with pytest.raises(ValueError, match="fewer than a layer has weights"):
         tfmot.cluster(student, soft, 10_000)

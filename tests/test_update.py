@@ -294,7 +294,7 @@ def test_result_prints_and_is_json() -> None:
     ("change", "error", "text"),
     [
         ({"new_teacher": 2}, ValueError, "may know more. Received: teacher 'oracle2' "),
-        ({"epochs": 0}, ValueError, "`epochs` must be a whole number of at least 1"),
+        ({"epochs": 0}, ValueError, "`epochs` must be a whole number from 1"),
         ({"batch_size": 1.5}, ValueError, "`batch_size` must be a whole number"),
         ({"difference_weight": -1.0}, ValueError, "difference_weight"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate"),

@@ -43,6 +43,7 @@ from kdlite.compress.twin_training import (
     checked_training,
     train_twin,
 )
+from kdlite.counts import checked_count
 
 __all__ = ["CompressionError", "Training", "cluster", "prune", "quantize_aware"]
 
@@ -202,13 +203,13 @@ def cluster(
     options = checked_training(training)
     twin = _checked_twin(student)
     wanted = _by_layer(twin, "clusters", clusters, _CLUSTERED)
-    least = 3 if keep_zeros else 2
-    for value in wanted.values():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`clusters` must be whole numbers of at least {least}. Received: "
-                f"clusters={value!r}, keep_zeros={keep_zeros}. Fix: 16 suits most."
-            )
+    least, fix = 2, "16 suits most"
+    if keep_zeros:
+        least, fix = 3, "16 suits most; one of them is 0, by keep_zeros=True"
+    wanted = {
+        place: checked_count("clusters", value, least, fix)
+        for place, value in wanted.items()
+    }
     weights = twin.weights()
     chosen = {}
     for place, value in wanted.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict
@@ -17,6 +16,7 @@ from keras.src.utils import io_utils
 
 from kdlite.compress._tfmot_process import TfmotProcess
 from kdlite.compress.twin import Twin
+from kdlite.counts import checked_count
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,7 @@ def checked_training(given: Mapping[str, Any]) -> Training:
     options.update(given)  # type: ignore[typeddict-item]
     for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
         value: Any = options[name]  # type: ignore[literal-required]
-        try:
-            valid = not isinstance(value, bool) and operator.index(value) >= least
-        except TypeError:
-            valid = False
-        if not valid:
-            raise ValueError(
-                f"`{name}` must be a whole number from {least} on. Received: "
-                f"{name}={value!r}. Fix: a number such as {least + 1}."
-            )
+        options[name] = checked_count(name, value, least)  # type: ignore[literal-required]
     checked_number("temperature", options["temperature"], 0.0, math.inf, above=True)
     for name in ("hard_loss_weight", "soft_loss_weight"):
         value = options[name]  # type: ignore[literal-required]

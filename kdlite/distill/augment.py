@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kdlite.counts import checked_count
 from kdlite.distill.draws import derived, natural, unit
 
 Tensor = Any
@@ -78,13 +79,8 @@ class Mixing:
                 f"`augment` of {name} must be a function of a sample and a seed. "
                 f"Received: augment={augment!r}. Fix: def augment(x, seed): ..."
             )
-        if among is not None and (
-            isinstance(among, bool) or not isinstance(among, int) or among < 2
-        ):
-            raise ValueError(
-                f"`among` of {name} must be a whole number from 2 on, or None. "
-                f"Received: among={among!r}. Fix: 4096, say."
-            )
+        if among is not None:
+            among = checked_count("among", among, 2, "4096, say, or None")
         self.alpha = float(alpha)
         self.augment = augment
         self.among = among

@@ -13,13 +13,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from kdlite.counts import checked_count
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.mean_teacher import copied
 from kdlite.distill.teachers import Ensemble
@@ -155,7 +155,7 @@ def born_again(
         The generations, and what was logged.
 
     Raises:
-        TypeError: If `train` is not callable, or `generations` no integer.
+        TypeError: If `train` is not callable.
         ValueError: If `generations` is below 2, or the student cannot be copied.
 
     Example:
@@ -173,18 +173,8 @@ def born_again(
         Furlanello et al.: Born-Again Neural Networks, 2018, arXiv:1805.04770.
     """
     _check_train(train)
-    try:
-        count = operator.index(generations)
-    except TypeError:
-        raise TypeError(
-            f"`generations` must be an integer. Received: generations={generations!r}. "
-            f"Fix: 3 are the first and two born again."
-        ) from None
-    if count < 2:
-        raise ValueError(
-            f"`generations` must be 2 or more. Received: generations={generations}. "
-            f"Fix: train(student) trains one alone."
-        )
+    fix = "3 are the first and two born again; train(student) trains one alone"
+    count = checked_count("generations", generations, 2, fix)
     students = tuple(copied(student) for _ in range(count))
     distillers = [
         Distiller(pupil, source, **options)

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from kdlite.counts import checked_count
+
 Array = np.ndarray[Any, Any]
 
 _SUFFIXES = {"float32": "f32", "float16": "f16"}
@@ -65,11 +67,9 @@ class LabelForm:
                 f"`dtype` of stored logits must be 'float32' or 'float16'. Received: "
                 f"dtype={self.dtype!r}. Fix: 'float16' halves the size."
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"`top_k` must be at least 1. Received: top_k={self.top_k}. Fix: the "
-                f"number of classes to keep, or None for all."
-            )
+        if self.top_k is not None:
+            fix = "the number of classes to keep, or None for all"
+            checked_count("top_k", self.top_k, fix=fix)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kdlite.batches import samples_at_once
+from kdlite.counts import checked_count
 from kdlite.distill.schedules import checked_number
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
@@ -103,11 +104,7 @@ class ReplayBuffer:
                 than 1 or `uncertain` not in 0..1.
         """
         x, y = _pair(data)
-        if size < 1:
-            raise ValueError(
-                f"`size` must be at least 1. Received: size={size}. Fix: some "
-                "hundred samples a class."
-            )
+        checked_count("size", size, fix="some hundred samples a class")
         if checked_number("uncertain", uncertain) > 1.0:
             raise ValueError(
                 f"`uncertain` must lie in 0..1. Received: uncertain={uncertain}. Fix: "

@@ -31,6 +31,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.counts import checked_count
 from kdlite.distill.augment import Augment, Mixing
 from kdlite.distill.epochs import Epochs
 from kdlite.distill.label_forms import LabelForm
@@ -200,13 +201,13 @@ class SoftLabels:
             (5, 3)
         """
         path = Path(path)
-        views = _checked_int("views", views, least=1)
-        batch_size = _checked_int("batch_size", batch_size, least=1)
-        seed = _checked_int("seed", seed, least=0)
+        views = checked_count("views", views, least=1)
+        batch_size = checked_count("batch_size", batch_size, least=1)
+        seed = checked_count("seed", seed, least=0)
         verbose = verbosity(verbose)
         _check_callable(augment)
         if top_k is not None:
-            top_k = _checked_int("top_k", top_k, least=1)
+            top_k = checked_count("top_k", top_k, least=1)
         LabelForm(dtype, top_k)
         root = path
         check_place(path)
@@ -391,10 +392,10 @@ class SoftLabels:
                 f"{self._origin.shard[0]} of {self._origin.shard[1]}. Fix: "
                 f"SoftLabels.merge('{self.path.parent}') first."
             )
-        seed = _checked_int("seed", seed, least=0)
-        epoch = _checked_int("initial_epoch", initial_epoch, least=0)
+        seed = checked_count("seed", seed, least=0)
+        epoch = checked_count("initial_epoch", initial_epoch, least=0)
         if batch_size is not None:
-            batch_size = _checked_int("batch_size", batch_size, least=1)
+            batch_size = checked_count("batch_size", batch_size, least=1)
         _check_callable(augment)
         samples = Samples(dataset, len(self._origin.sample_spec[0][1]) + 1)
         batch_size = batch_size or samples.batch_size or _DEFAULT_BATCH_SIZE
@@ -460,7 +461,7 @@ class SoftLabels:
             TypeError: If `places` are not integers.
             ValueError: If there is no such view or sample.
         """
-        if not 0 <= _checked_int("view", view, least=0) < self.views:
+        if not 0 <= checked_count("view", view, least=0) < self.views:
             raise ValueError(
                 f"`view` must be one of those stored. Received: view={view}, stored "
                 f"0 to {self.views - 1}."
@@ -535,24 +536,6 @@ class SoftLabels:
             f"SoftLabels({str(self.path)!r}, samples={len(self)}, views={self.views}, "
             f"classes={self.classes}, teacher={self.teacher_fingerprint[:12]!r})"
         )
-
-
-def _checked_int(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(
-            f"`{name}` must be an integer. Received: {name}={value!r}. Fix: give a "
-            f"whole number from {least} on."
-        )
-    if not least <= number < 2**63:
-        raise ValueError(
-            f"`{name}` must be at least {least} and below 2**63. Received: "
-            f"{name}={value}. Fix: give a whole number from {least} on."
-        )
-    return number
 
 
 def _checked_shard(shard: Any) -> tuple[int, int]:

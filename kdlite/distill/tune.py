@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 
+from kdlite.counts import checked_count
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.samples import DataSet
 from kdlite.distill.schedules import checked_number
@@ -373,11 +374,7 @@ def _checked(
         ("batch_size", batch_size),
         ("max_trials", max_trials),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number from 1 on. Received: {name}="
-                f"{value!r}. Fix: give such a number."
-            )
+        checked_count(name, value)
     if not isinstance(objective, str) or not objective.startswith("val_"):
         raise ValueError(
             f"`objective` must be of the validation data, and begin with 'val_'. "

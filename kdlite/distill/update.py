@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdlite.counts import checked_count
 from kdlite.distill.augment import Augment, check_unmixed
 from kdlite.distill.distiller import Distiller
 from kdlite.distill.growth import copy_student, fit_new_rows
@@ -263,11 +264,7 @@ def update(
     checked_number("difference_weight", difference_weight)
     checked_number("learning_rate", learning_rate, above=0.0)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be a whole number of at least 1. Received: "
-                f"{name}={value!r}. Fix: leave it out for the default."
-            )
+        checked_count(name, value, fix="leave it out for the default")
     before = logits_model(student, role="student")
     teacher = logits_model(new_teacher, role="new_teacher")
     old_classes, classes = _classes(before, teacher)

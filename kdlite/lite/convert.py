@@ -259,7 +259,7 @@ def export(
         min_runtime=min_runtime,
         float_ops=float_ops,
         auto_mixed=auto_mixed,
-        batch_size=batch_size,
+        batch_size=int(batch_size),
         dynamic_shape=dynamic_shape,
         select_tf_ops=allow_select_tf_ops,
         time_limit_s=time_limit_s,

@@ -12,6 +12,7 @@ import keras
 
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.compress.recipes import recipe as find_recipe
+from kdlite.counts import checked_count
 from kdlite.lite.layer_names import matching
 from kdlite.lite.tflite_reader import builtin_ops
 
@@ -89,15 +90,8 @@ def checked_options(
             "`allow_float_ops` must be a collection of names. Received: "
             f"allow_float_ops={allow_float_ops!r}. Write ({allow_float_ops!r},)."
         )
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int)
-        or batch_size < 1
-    ):
-        raise ValueError(
-            "`batch_size` must be an integer above 0. Received: "
-            f"batch_size={batch_size!r}. Use 1: a phone sees one sample at a time."
-        )
+    fix = "use 1: a phone sees one sample at a time"
+    checked_count("batch_size", batch_size, fix=fix)
     return frozenset(map(_checked_op, allow_float_ops))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from kdlite.counts import checked_count
 from kdlite.lite.tflite_file import TensorInfo, TFLiteFile
 from kdlite.lite.tflite_reader import inspect_bytes
 from kdlite.progress import Progress
@@ -65,11 +66,7 @@ class TFLiteModel:
         keep_tensors: bool = False,
         signature: str | None = None,
     ) -> None:
-        if not isinstance(threads, int) or threads < 1:
-            raise ValueError(
-                "`threads` must be an integer above 0. Received: "
-                f"threads={threads!r}. Use 1 to compare files."
-            )
+        threads = checked_count("threads", threads, fix="use 1 to compare files")
         if kernels not in _RESOLVERS:
             raise ValueError(
                 f"`kernels` must be one of {', '.join(map(repr, _RESOLVERS))}. "
@@ -431,11 +428,7 @@ def check_timing(files: Any, runs: Any, warmup: Any) -> None:
             f"files={type(files).__name__}. Write [file]."
         )
     for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer, at least {least}. Received: "
-                f"{name}={value!r}. 200 runs after 20 are a good measure."
-            )
+        checked_count(name, value, least, "200 runs after 20 are a good measure")
 
 
 def times_ms(

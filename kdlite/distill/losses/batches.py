@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kdlite.counts import checked_count
 from kdlite.distill.losses.features import (
     SMALLEST_SQUARE,
     FeatureLoss,
@@ -370,25 +371,3 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 def _as_vectors(features: Tensor) -> Tensor:
     positions = as_positions(features)
     return ops.reshape(positions, (ops.shape(positions)[0], -1))
-
-
-def checked_count(name: str, value: Any, least: int) -> int:
-    """Returns an argument as a whole number.
-
-    Args:
-        name: Its name.
-        value: What was given.
-        least: The least that it may be.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is none, or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"`{name}` must be a whole number of {least} or more. Received: "
-            f"{name}={value!r}. Fix: give such a number."
-        )
-    return value

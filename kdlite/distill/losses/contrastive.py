@@ -8,7 +8,8 @@ import keras
 from keras import layers, ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kdlite.distill.losses.batches import BatchLoss, checked_count, unit_vectors
+from kdlite.counts import checked_count
+from kdlite.distill.losses.batches import BatchLoss, unit_vectors
 from kdlite.distill.losses.features import Shape, as_positions
 from kdlite.distill.losses.teacher_loss import Tempered
 
