@@ -268,7 +268,8 @@ def _frozen(student: keras.Model) -> Finding:
 def _not_finite(student: keras.Model, teacher: Any) -> Iterator[Finding]:
     for role, read in (("student", student), ("teacher", teacher)):
         model = read.model if isinstance(read, LogitsModel) else read
-        if model is not None and (broken := broken_weight(model)):
+        # Whatever else may teach has no weights of its own here.
+        if isinstance(model, keras.Model) and (broken := broken_weight(model)):
             yield Finding(
                 "not-finite",
                 "error",
