@@ -473,7 +473,7 @@ class TestLoad:
     def test_views_that_are_not_there(self, viewed):
         with pytest.raises(ValueError, match="one of those stored.*view=3, stored 0"):
             viewed.logits(3)
-        with pytest.raises(ValueError, match="`view` must be at least 0"):
+        with pytest.raises(ValueError, match="`view` must be a whole number from 0 on"):
             viewed.logits(-1)
 
 
