@@ -6,6 +6,7 @@ import android.content.Intent
 import android.graphics.drawable.BitmapDrawable
 import android.net.Uri
 import android.os.Bundle
+import android.util.TypedValue
 import android.view.Menu
 import android.view.MenuItem
 import android.view.View
@@ -217,8 +218,10 @@ class MainActivity : ModelActivity() {
         val density = resources.displayMetrics.density
         val side = (56 * density).toInt()
         val gap = (6 * density).toInt()
+        val touched = TypedValue().also { theme.resolveAttribute(android.R.attr.selectableItemBackground, it, true) }
         val button = ImageButton(this).apply {
             setImageDrawable(sharp(image))
+            setBackgroundResource(touched.resourceId)
             contentDescription = image.name
             scaleType = ImageView.ScaleType.FIT_CENTER
             setPadding(gap, gap, gap, gap)

@@ -39,7 +39,7 @@ class EngineTest {
     private val posted = LinkedBlockingQueue<() -> Unit>()
     private val engine = Engine({ Counted(it, open) }, { posted.add(it) })
 
-    private fun nextPost() = posted.poll(5, TimeUnit.SECONDS)!!()
+    private fun nextPost() = posted.poll(120, TimeUnit.SECONDS)!!()
 
     @Test
     fun oneClassifierIsOpenAtATimeAndNoneAfterwards() {
@@ -49,7 +49,7 @@ class EngineTest {
         assertEquals(listOf(1, 4), threads)
         assertEquals(1, open.get())
         engine.close()
-        assertTrue(engine.awaitClosed(5_000))
+        assertTrue(engine.awaitClosed(120_000))
         assertEquals(0, open.get())
     }
 
@@ -91,7 +91,7 @@ class EngineTest {
     fun nothingComesAfterClosing() {
         engine.load(1) { error("came") }
         engine.close()
-        assertTrue(engine.awaitClosed(5_000))
+        assertTrue(engine.awaitClosed(120_000))
         posted.poll(100, TimeUnit.MILLISECONDS)?.invoke()
         assertFalse(engine.run({ 1 }) { error("came") })
         engine.close()

@@ -42,7 +42,7 @@ class TfliteClassifierTest {
                 }
             }
         }
-        work.forEach { it.get(60, TimeUnit.SECONDS) }
+        work.forEach { it.get(600, TimeUnit.SECONDS) }
         pool.shutdown()
     }
 

@@ -3,7 +3,6 @@ package org.kdlite.demo.ui
 import android.Manifest
 import android.content.Intent
 import android.content.pm.PackageManager
-import android.view.MotionEvent
 import android.view.View
 import android.widget.RadioGroup
 import android.widget.TextView
@@ -62,23 +61,12 @@ class OtherScreensTest {
         assertEquals(text, controller.get().text(R.id.summary))
     }
 
-    private fun draw(view: DrawView, vararg points: Pair<Float, Float>) {
-        points.forEachIndexed { index, (x, y) ->
-            val action = when (index) {
-                0 -> MotionEvent.ACTION_DOWN
-                points.size - 1 -> MotionEvent.ACTION_UP
-                else -> MotionEvent.ACTION_MOVE
-            }
-            view.dispatchTouchEvent(MotionEvent.obtain(0, index * 16L, action, x * view.width, y * view.height, 0))
-        }
-    }
-
     @Test
     fun aDrawingIsClassifiedAndKept() = onScreen<DrawActivity> { controller ->
         val screen = controller.get()
         val canvas = screen.findViewById<DrawView>(R.id.canvas)
         // Until the model is there nothing is lost: what is drawn before is classified then.
-        draw(canvas, 0.3f to 0.2f, 0.7f to 0.2f, 0.7f to 0.8f, 0.3f to 0.8f, 0.3f to 0.2f)
+        canvas.draw(0.3f to 0.2f, 0.7f to 0.2f, 0.7f to 0.8f, 0.3f to 0.8f, 0.3f to 0.2f)
         waitUntil("a result") { screen.scores().size == 5 }
         val before = canvas.pixels().argb
         assertTrue(before.any { it == -1 })

@@ -5,115 +5,107 @@ import android.os.Looper
 import android.view.View
 import android.view.ViewGroup
 import android.widget.TextView
+import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.kdlite.demo.R
-import org.robolectric.RobolectricTestRunner
+import org.robolectric.ParameterizedRobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.annotation.Config
 import org.robolectric.annotation.GraphicsMode
 
 /** Each screen as people see it, compared with stored pictures; and what people who do not see it need. */
-@RunWith(RobolectricTestRunner::class)
+@RunWith(ParameterizedRobolectricTestRunner::class)
 @GraphicsMode(GraphicsMode.Mode.NATIVE)
 @Config(sdk = [35], qualifiers = "en-rUS-w360dp-h740dp-hdpi")
-class PicturesTest {
-    private inline fun <reified T : Activity> picture(name: String, crossinline ready: (T) -> Unit) = onScreen<T> {
-        val screen = it.get()
-        ready(screen)
-        shadowOf(Looper.getMainLooper()).idle()
-        for (view in screen.window.decorView.all()) checkAccessible(name, view)
-        screen.compareWithPicture(name)
+class PicturesTest(private val screen: Screen, private val look: Look) {
+    enum class Look(val qualifiers: String = "", val fontScale: Float = 1f) {
+        LIGHT,
+        DARK("+night"),
+        LANDSCAPE("+w740dp-h360dp-land"),
+        SMALL_FONT(fontScale = 0.85f),
+        LARGE_FONT(fontScale = 1.8f),
+        RIGHT_TO_LEFT("+ar-ldrtl"),
+        GERMAN("+de-rDE"),
     }
 
-    private fun checkAccessible(name: String, view: View) {
-        // Text that can be selected is clickable too, and no button.
-        if (!view.isClickable || !view.isShown || (view is TextView && view.isTextSelectable)) return
-        val said = (view as? TextView)?.text?.takeIf { it.isNotEmpty() } ?: view.contentDescription
-        assertTrue("$name: $view is silent", !said.isNullOrEmpty())
-        val least = (48 * view.resources.displayMetrics.density).toInt()
-        assertTrue("$name: $view is small", view.height >= least * 0.75 && view.width >= least * 0.75)
-    }
-
-    private fun classified(index: Int): (MainActivity) -> Unit = { screen ->
-        val samples = screen.findViewById<ViewGroup>(R.id.samples)
-        waitUntil("samples") { samples.childCount == 10 && screen.text(R.id.model_facts).isNotEmpty() }
-        samples.getChildAt(index).performClick()
-        waitUntil("a result") { screen.scores().isNotEmpty() }
-    }
+    enum class Screen { MAIN, MAIN_FIRST, CARD, SELF_TEST, BENCHMARK, DRAW, CAMERA_REFUSED }
 
     @Test
-    fun main() = picture("main", classified(9))
-
-    @Test
-    fun mainAtFirst() = picture<MainActivity>("main_first") { screen ->
-        waitUntil("samples") { screen.findViewById<ViewGroup>(R.id.samples).childCount == 10 }
-        waitUntil("a model") { screen.text(R.id.model_facts).isNotEmpty() }
-    }
-
-    @Test
-    fun mainDark() {
-        RuntimeEnvironment.setQualifiers("+night")
-        picture("main_dark", classified(9))
-    }
-
-    @Test
-    fun mainLandscape() {
-        RuntimeEnvironment.setQualifiers("+w740dp-h360dp-land")
-        picture("main_landscape", classified(8))
-    }
-
-    @Test
-    fun mainLargeFont() {
-        RuntimeEnvironment.setFontScale(1.8f)
-        picture("main_large_font", classified(0))
-    }
-
-    @Test
-    fun mainSmallFont() {
-        RuntimeEnvironment.setFontScale(0.85f)
-        picture("main_small_font", classified(0))
-    }
-
-    @Test
-    fun mainRightToLeft() {
-        RuntimeEnvironment.setQualifiers("+ar-ldrtl")
-        picture("main_right_to_left", classified(5))
-    }
-
-    @Test
-    fun mainGerman() {
-        RuntimeEnvironment.setQualifiers("+de-rDE")
-        picture("main_german", classified(5))
-    }
-
-    @Test
-    fun card() = picture<CardActivity>("card") { screen ->
-        waitUntil("the card") { screen.text(R.id.summary) == "fashion_student" }
-    }
-
-    @Test
-    fun selfTest() = picture<SelfTestActivity>("self_test") { screen ->
-        waitUntil("an end") { screen.text(R.id.summary) == screen.getString(R.string.test_passed) }
-    }
-
-    @Test
-    fun benchmark() = picture<BenchmarkActivity>("benchmark") { screen ->
-        waitUntil("the model") { screen.findViewById<View>(R.id.start).isEnabled }
-    }
-
-    @Test
-    fun drawDark() {
-        RuntimeEnvironment.setQualifiers("+night")
-        picture<DrawActivity>("draw_dark") { screen ->
-            waitUntil("the model") { screen.text(R.id.note).isNotEmpty() }
+    fun looksAsStored() {
+        if (look.qualifiers.isNotEmpty()) RuntimeEnvironment.setQualifiers(look.qualifiers)
+        RuntimeEnvironment.setFontScale(look.fontScale)
+        when (screen) {
+            Screen.MAIN -> picture<MainActivity> {
+                awaitModel(it)
+                it.findViewById<ViewGroup>(R.id.samples).getChildAt(look.ordinal).performClick()
+                waitUntil("a result") { it.scores().isNotEmpty() }
+            }
+            Screen.MAIN_FIRST -> picture<MainActivity> { awaitModel(it) }
+            Screen.CARD -> picture<CardActivity> {
+                waitUntil("the card") { it.text(R.id.summary) == "fashion_student" }
+            }
+            Screen.SELF_TEST -> picture<SelfTestActivity> {
+                waitUntil("an end") { it.text(R.id.summary) == it.getString(R.string.test_passed) }
+            }
+            Screen.BENCHMARK -> picture<BenchmarkActivity> {
+                waitUntil("the model") { it.findViewById<View>(R.id.start).isEnabled }
+            }
+            Screen.DRAW -> picture<DrawActivity> {
+                waitUntil("the model") { it.text(R.id.note).isNotEmpty() }
+            }
+            Screen.CAMERA_REFUSED -> picture<CameraActivity> {
+                it.onRequestPermissionsResult(0, arrayOf(""), intArrayOf(-1))
+            }
         }
     }
 
-    @Test
-    fun cameraRefused() = picture<CameraActivity>("camera_refused") { screen ->
-        screen.onRequestPermissionsResult(0, arrayOf(""), intArrayOf(-1))
+    private fun awaitModel(main: MainActivity) {
+        waitUntil("samples") { main.findViewById<ViewGroup>(R.id.samples).childCount == 10 }
+        waitUntil("a model") { main.text(R.id.model_facts).isNotEmpty() }
+    }
+
+    private inline fun <reified T : Activity> picture(crossinline ready: (T) -> Unit) = onScreen<T> {
+        val shown = it.get()
+        ready(shown)
+        shadowOf(Looper.getMainLooper()).idle()
+        for (view in shown.window.decorView.all()) {
+            checkAccessible(view)
+            checkNotCut(view)
+        }
+        shown.compareWithPicture(listOf(screen.name, look.name).filter { it != "LIGHT" }.joinToString("_").lowercase())
+    }
+
+    private fun checkAccessible(view: View) {
+        // Text that can be selected is clickable too, and no button.
+        if (!view.isClickable || !view.isShown || (view is TextView && view.isTextSelectable)) return
+        val said = (view as? TextView)?.text?.takeIf { it.isNotEmpty() } ?: view.contentDescription
+        assertTrue("$view is silent", !said.isNullOrEmpty())
+        val least = (48 * view.resources.displayMetrics.density).toInt()
+        assertTrue("$view is small", view.height >= least * 0.75 && view.width >= least * 0.75)
+    }
+
+    private fun checkNotCut(view: View) {
+        val lines = (view as? TextView)?.layout ?: return
+        if (!view.isShown) return
+        val cut = (0 until lines.lineCount).sumOf(lines::getEllipsisCount)
+        assertEquals("${view.text} is cut", 0, cut)
+        val room = view.height - view.compoundPaddingTop - view.compoundPaddingBottom
+        assertTrue("${view.text} is higher than its place", lines.height <= room)
+    }
+
+    companion object {
+        @JvmStatic
+        @ParameterizedRobolectricTestRunner.Parameters(name = "{0}, {1}")
+        fun cases(): List<Array<Any>> = Screen.entries.flatMap { screen ->
+            val looks = when (screen) {
+                Screen.MAIN -> Look.entries
+                Screen.MAIN_FIRST -> listOf(Look.LIGHT)
+                else -> Look.entries - Look.GERMAN
+            }
+            looks.map { arrayOf<Any>(screen, it) }
+        }
     }
 }

@@ -5,6 +5,7 @@ import android.graphics.Bitmap
 import android.graphics.BitmapFactory
 import android.graphics.Canvas
 import android.os.Looper
+import android.view.MotionEvent
 import android.view.View
 import android.view.ViewGroup
 import android.widget.TextView
@@ -27,11 +28,12 @@ inline fun <reified T : Activity> onScreen(test: (ActivityController<T>) -> Unit
 
 /** Lets the main thread do what comes, until something is so. */
 fun waitUntil(what: String, isSo: () -> Boolean) {
-    val end = System.nanoTime() + 30_000_000_000
+    // Long enough for a computer that has much else to do.
+    val end = System.nanoTime() + 300_000_000_000
     while (true) {
         shadowOf(Looper.getMainLooper()).idle()
         if (isSo()) return
-        assertTrue("$what: not within 30 s", System.nanoTime() < end)
+        assertTrue("$what: not within 300 s", System.nanoTime() < end)
         Thread.sleep(5)
     }
 }
@@ -45,6 +47,18 @@ fun Activity.scores(): List<Pair<String, String>> {
     val rows = findViewById<ViewGroup>(R.id.scores)
     return (0 until rows.childCount).map(rows::getChildAt).filter { it.visibility == View.VISIBLE }.map {
         it.findViewById<TextView>(R.id.label).text.toString() to it.findViewById<TextView>(R.id.share).text.toString()
+    }
+}
+
+/** A finger goes from point to point, each a share of the width and of the height. */
+fun DrawView.draw(vararg points: Pair<Float, Float>) {
+    points.forEachIndexed { index, (x, y) ->
+        val action = when (index) {
+            0 -> MotionEvent.ACTION_DOWN
+            points.size - 1 -> MotionEvent.ACTION_UP
+            else -> MotionEvent.ACTION_MOVE
+        }
+        dispatchTouchEvent(MotionEvent.obtain(0, index * 16L, action, x * width, y * height, 0))
     }
 }
 
