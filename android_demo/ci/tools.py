@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STUBS_VERSION = "36.20260406"
+# By its whole name: Maven would not say that it could not ask for a short one.
+MAVEN_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
 
 NEEDED = {
     "java": "openjdk-17-jdk-headless",
@@ -31,16 +34,34 @@ PROOF_NEEDS = {
     "enjarify": "enjarify",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "qemu-aarch64": "qemu-user",
+    "/usr/aarch64-linux-gnu/lib/crt1.o": "libc6-dev-arm64-cross",
 }
+# What Maven and pip say where there is no network, or none to what they fetch from.
+_NOT_REACHED = re.compile(
+    r"unknown host|unreachable|refused|timed? ?out|no route to host|connection reset|"
+    r"name resolution|name or service not known|failed to establish a new connection|"
+    r"status code: 5\d\d",
+    re.IGNORECASE,
+)
 
 
 class ChainError(RuntimeError):
     """A step failed, or something that it needs is missing."""
 
 
+class NotReachedError(ChainError):
+    """What is to be downloaded cannot be: the registry does not answer."""
+
+
 def missing(programs: dict[str, str]) -> list[str]:
-    """Returns the Debian packages of the programs that are not here."""
-    return sorted({pkg for name, pkg in programs.items() if shutil.which(name) is None})
+    """Returns the Debian packages of the programs, or files, that are not here."""
+    return sorted(
+        {
+            package
+            for name, package in programs.items()
+            if not (Path(name).exists() if name[0] == "/" else shutil.which(name))
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -67,6 +88,19 @@ def run(*command: object, **kwargs: object) -> str:
             f"{done.stdout[-20_000:]}"
         )
     return str(done.stdout)
+
+
+def _download(*command: object) -> None:
+    try:
+        run(*command)
+    except ChainError as err:
+        if _NOT_REACHED.search(str(err)):
+            raise NotReachedError(
+                "The downloads of the build must be here, or be reached. Received: "
+                f"{err}\nRun `chain.py fetch` where there is a network; "
+                "KDLITE_ANDROID_CACHE names the folder that they are kept in."
+            ) from err
+        raise
 
 
 def joined(*paths: object) -> str:
@@ -104,13 +138,14 @@ class Tools:
             ("kotlin", "copy-dependencies"),
         ):
             if folder in absent:
-                run(
-                    *("mvn", "-B", "-q", "-f", HERE / "pom.xml", f"-P{folder}"),
+                _download(
+                    # -U: what was not reached before is asked for again.
+                    *("mvn", "-B", "-q", "-U", "-f", HERE / "pom.xml", f"-P{folder}"),
                     f"-Dcache={self.cache / folder}",
-                    f"dependency:{goal}",
+                    f"{MAVEN_PLUGIN}:{goal}",
                 )
         if "pip" in absent:
-            run(
+            _download(
                 *(sys.executable, "-m", "pip", "download", "-q", "--no-deps"),
                 *("-d", self.path("pip"), f"chaquopy-stubs-android=={STUBS_VERSION}"),
             )
