@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -93,7 +95,8 @@ def to_android(
         What is in the app now, and what to do next.
 
     Raises:
-        ValueError: If the app cannot run the model; nothing is changed then.
+        ValueError: If the app cannot run the model, or an image cannot be read;
+            nothing is changed then.
         FileNotFoundError: If there is no such file, or no app.
         FileExistsError: If there is a file at `build_apk`, and `overwrite` is False.
         RuntimeError: If the APK cannot be built.
@@ -113,6 +116,11 @@ def to_android(
         raise FileExistsError(
             f"`build_apk` must not exist. Received: {str(apk)!r}. Choose another name, "
             "or pass overwrite=True to replace it."
+        )
+    if apk is not None and apk.is_dir():
+        raise ValueError(
+            f"`build_apk` must be a file. Received: {str(apk)!r}, which is a folder. "
+            "Name a file in it, such as demo.apk."
         )
     content, about = inspect(path), read_metadata(path)
     if problem := _problem(content, about):
@@ -145,7 +153,9 @@ def to_android(
         golden_vectors=int(golden.get("count", 0)),
         apk=apk,
         next_command=(
-            f"adb install -r {apk}" if apk else f"cd {app} && ./gradlew installDebug"
+            f"adb install -r {shlex.quote(str(apk))}"
+            if apk
+            else f"cd {shlex.quote(str(app))} && ./gradlew installDebug"
         ),
     )
 
@@ -217,7 +227,23 @@ def _labelled_images(
     for index, file in enumerate(files[i] for i in chosen):
         label = file.parent.name if file.parent != root else None
         name = f"{index:02d}{file.suffix.lower()}"
-        yield name, (label if label in labels else None, file.read_bytes())
+        yield name, (label if label in labels else None, _image(file))
+
+
+def _image(file: Path) -> bytes:
+    """Returns a file that is an image: a broken one would leave the app without any."""
+    from PIL import Image
+
+    content = file.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise ValueError(
+            f"`images` must have images that can be read. Received: {file}, which is "
+            "none. Remove it, or save it anew."
+        ) from err
+    return content
 
 
 def _fashion_images(
@@ -226,8 +252,6 @@ def _fashion_images(
     """The first test image of each class, where the model is of Fashion-MNIST."""
     if labels != datasets.FASHION_MNIST_CLASSES or not datasets.find_fashion_mnist():
         return
-    import io
-
     from PIL import Image
 
     test = datasets.fashion_mnist().test
@@ -272,6 +296,7 @@ def _card(model: Path, about: Metadata) -> dict[str, Any]:
 
 
 def _build(chain: Path, apk: Path) -> None:
+    apk.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, str(chain), "build", str(apk)],
         stdout=subprocess.PIPE,

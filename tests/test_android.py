@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdlite
 from kdlite import android, datasets
@@ -146,7 +147,7 @@ def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
         (tmp_path / "images" / label).mkdir(parents=True)
         for number in range(9):
             file = tmp_path / "images" / label / f"{number}.PNG"
-            file.write_bytes(f"{label} {number}".encode())
+            Image.new("L", (2, 2), len(label) * 10 + number).save(file)
     for name in ("notes.txt", "Bag/._1.png", ".trash/2.png"):
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_text("not one")
@@ -157,7 +158,7 @@ def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
     assert samples[0] == {"file": "00.png", "label": "Bag"}
     # A folder that is no class of the model names none.
     assert {s["label"] for s in samples} == {"Bag", "Dress", None}
-    contents = {(assets / "images" / s["file"]).read_text() for s in samples}
+    contents = {(assets / "images" / s["file"]).read_bytes() for s in samples}
     assert len(contents) == 20 and "not one" not in contents
 
 
@@ -171,6 +172,28 @@ def test_an_apk_is_built_by_the_apps_own_chain(
     with pytest.raises(FileExistsError, match="`build_apk` must not exist. Received"):
         to_android(folder / "student_int8.tflite", app, build_apk=apk)
     to_android(folder / "student_int8.tflite", app, build_apk=apk, overwrite=True)
+    with pytest.raises(ValueError, match="`build_apk` must be a file. Received"):
+        to_android(folder / "student_int8.tflite", app, build_apk=app, overwrite=True)
+    # What is printed can be pasted, and a folder that is not there is made.
+    apk = tmp_path / "my builds" / "demo.apk"
+    result = to_android(folder / "student_int8.tflite", app, build_apk=apk)
+    assert result.next_command == f"adb install -r '{apk}'"
+    assert apk.exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (9, 9)).save(images / "whole.png")
+    whole = (images / "whole.png").read_bytes()
+    before = sorted(app.rglob("*"))
+    for content in (b"", b"no image", whole[: len(whole) // 2]):
+        (images / "broken.png").write_bytes(content)
+        with pytest.raises(ValueError, match="can be read. Received: .*broken.png"):
+            to_android(folder / "student_int8.tflite", app, images=images)
+        assert sorted(app.rglob("*")) == before
 
 
 def test_a_build_that_fails_says_why(folder: Path, app: Path, tmp_path: Path) -> None:
