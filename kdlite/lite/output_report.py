@@ -241,9 +241,9 @@ def check_numbers(name: str, by_keras: Array, step: float | None = None) -> None
                 "A Keras model must give numbers for the samples that its file is "
                 f"compared on, else that is no proof. Received: {what} in output "
                 f"{name!r}, first for sample {int(np.argwhere(bad)[0][0])}. Fix: look "
-                "for a logarithm, root or quotient out of its range, or a mask of "
-                "infinities, in the model; or give samples that it is made for "
-                "(without any, they are random)."
+                "in the model for infinite weights, a mask of infinities, or a "
+                "logarithm, root or quotient out of its range; or give samples that it "
+                "is made for (without any, they are random)."
             )
 
 
