@@ -120,7 +120,7 @@ def broken_weight(model: keras.Model) -> str:
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-        >>> model.layers[0].bias.assign([np.nan])
+        >>> _ = model.layers[0].bias.assign([np.nan])
         >>> broken_weight(model)
         "1 NaN in '.../bias'"
     """
