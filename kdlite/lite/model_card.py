@@ -9,6 +9,7 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import numbers
@@ -48,17 +49,21 @@ def card_path(file: Path) -> Path:
         if _is_card_of(path, file.name):
             return path
     for path in (shared, own):
-        if not path.exists():
-            return path
+        with contextlib.suppress(OSError):  # too long a name
+            if not path.exists():
+                return path
     raise FileExistsError(
         f"The model card of a file needs a place beside it. Received: {str(file)!r}, "
-        f"where {shared.name} and {own.name} are of other files. Choose another folder "
+        f"where {shared.name} and {own.name} are of other files, or no file can be "
+        "named so. Choose another folder "
         "or name, or move one away."
     )
 
 
 def _is_card_of(path: Path, name: str) -> bool:
     try:
+        if not path.is_file():
+            return False  # a pipe would be waited for
         with path.open(encoding="utf-8") as file:
             return file.readline().rstrip("\r\n") == _first_line(name)
     except (OSError, UnicodeDecodeError):
