@@ -145,12 +145,13 @@ def to_android(
     if apk is not None:
         _build(chain, apk)
     golden = (about.provenance or {}).get("golden") or {}
+    scores = next(output.name for output in about.outputs if output.labels)
     return AndroidApp(
         model=about.name,
         quantization=content.quantization,
         assets=assets,
         images=len(found),
-        golden_vectors=int(golden.get("count", 0)),
+        golden_vectors=len(golden.get("outputs", {}).get(scores, ())),
         apk=apk,
         next_command=(
             f"adb install -r {shlex.quote(str(apk))}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -78,6 +79,17 @@ def test_the_model_takes_the_place_of_the_one_before(folder: Path, app: Path) ->
     assert list(assets.parent.iterdir()) == [assets]
     assert str(result).startswith("small, int8, with ")
     assert json.loads(json.dumps(result.to_dict()))["apk"] is None
+
+
+@pytest.mark.parametrize("golden", [None, {"count": 8, "outputs": {"mask": [[0.0]]}}])
+def test_vectors_are_those_of_the_scores(
+    folder: Path, app: Path, monkeypatch: pytest.MonkeyPatch, golden: object
+) -> None:
+    model = folder / "student_int8.tflite"
+    about = kdlite.read_metadata(model)
+    about = replace(about, provenance={**about.provenance, "golden": golden})
+    monkeypatch.setattr(android, "read_metadata", lambda _: about)
+    assert to_android(model, app).golden_vectors == 0
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])

@@ -105,9 +105,10 @@ def test_an_archive_that_lies_about_its_size() -> None:
 
 
 def test_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attach(MODEL, FILES)
     monkeypatch.setattr(associated_files, "_MAX_FILES", 1)
     with pytest.raises(ValueError, match="in 2 files, over 67,108,864 or 1"):
-        unpack(attach(MODEL, FILES))
+        unpack(whole)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -141,3 +142,18 @@ def test_encrypted() -> None:
 def test_deflated_files_are_read() -> None:
     content = b"label\n" * 1_000
     assert unpack(behind("labels.txt", content)) == {"labels.txt": content}
+
+
+def test_no_more_is_attached_than_is_taken_from_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(associated_files, "_MAX_BYTES", 110)
+    with pytest.raises(
+        ValueError,
+        match=r"at most 110 bytes in 1,000 files. Received: 113 in 3, the largest "
+        r"notes/readme.md. Fix: give fewer labels, or a smaller `provenance`",
+    ):
+        attach(MODEL, {**FILES, "kdlite.json": b"{1 2 3 4}\n"})
+    monkeypatch.setattr(associated_files, "_MAX_BYTES", 113)
+    whole = attach(MODEL, {**FILES, "kdlite.json": b"{1 2 3 4}\n"})
+    assert len(unpack(whole)) == 3

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from converting import converted
 
 import kdlite
-from kdlite.lite.golden import golden_pixels, golden_vectors
+from kdlite.lite.associated_files import unpack
+from kdlite.lite.golden import _fitting, golden_pixels, golden_vectors
 from kdlite.lite.runtime import TFLiteModel
 
 
@@ -106,3 +109,82 @@ def test_an_exported_file_has_them_inside(tmp_path: Path) -> None:
     step = golden["steps"]["scores"]
     levels = np.array(golden["outputs"]["scores"]) / step
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+
+
+def mask(side: int, channels: int = 1) -> keras.Model:
+    """A value a pixel and channel from next to no weights."""
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((side, side, 3), name="image"),
+            keras.layers.Conv2D(channels, 1, name="mask"),
+        ]
+    )
+
+
+def told_bytes(path: Path) -> tuple[int, dict[str, Any]]:
+    """What a file says of itself: its size, and its golden vectors' part."""
+    about = unpack(path.read_bytes())["kdlite.json"]
+    return len(about), json.loads(about)["golden"]
+
+
+def test_masks_do_not_outgrow_their_model(tmp_path: Path) -> None:
+    # The largest of these had 115 MB of outputs, more than a file may bring with it.
+    sizes, counts = {}, {}
+    for side, channels in [(8, 1), (64, 1), (192, 21)]:
+        path = tmp_path / f"{side}.tflite"
+        kdlite.export(mask(side, channels), path, input_range=(0.0, 255.0))
+        sizes[side], golden = told_bytes(path)
+        counts[side] = golden and golden["count"]
+        assert kdlite.read_metadata(path).provenance is not None
+        assert path.stat().st_size < 10_000
+    assert counts == {8: 3, 64: None, 192: None}
+    assert max(sizes.values()) < 4_096 + sizes[192]
+
+
+def test_a_large_input_alone_takes_no_room(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((384, 384, 3), name="image"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10),
+        ]
+    )
+    path = tmp_path / "model.tflite"
+    kdlite.export(model, path, input_range=(0.0, 255.0))
+    size, golden = told_bytes(path)
+    assert golden["count"] == 8 and size < 4_096
+
+
+def test_a_classifier_beside_a_mask_keeps_its_vectors() -> None:
+    keras.utils.set_random_seed(3)
+    image = keras.Input((32, 32, 3), name="image")
+    seen = keras.layers.Conv2D(4, 3, padding="same", name="mask")(image)
+    scores = keras.layers.GlobalAveragePooling2D(name="scores")(seen)
+    golden = golden_vectors(
+        converted(keras.Model(image, {"mask": seen, "scores": scores})), (0.0, 255.0)
+    )
+    assert golden is not None
+    assert golden["outputs"].keys() == golden["steps"].keys() == {"scores"}
+    assert (golden["count"], len(golden["outputs"]["scores"])) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model_bytes", "names", "count"),
+    [
+        ({"a": 10}, 71_472, {"a"}, 8),
+        ({"a": 25}, 0, {"a"}, 8),  # the floor: 204 values
+        ({"a": 26}, 0, {"a"}, 7),
+        ({"a": 204}, 0, {"a"}, 1),
+        ({"a": 205}, 0, set(), 8),
+        ({"a": 205}, 100_000, {"a"}, 3),  # an eighth of the model
+        ({"a": 1000}, 10**8, {"a"}, 3),  # the ceiling: 3,276 values
+        ({"a": 3277}, 10**8, set(), 8),
+        ({"b": 150, "a": 50, "c": 60}, 0, {"a", "c"}, 1),
+    ],
+)
+def test_fewer_vectors_then_fewer_outputs(
+    sizes: dict[str, int], model_bytes: int, names: set[str], count: int
+) -> None:
+    assert _fitting(sizes, model_bytes) == (names, count)

@@ -4,7 +4,7 @@ python android_demo/ci/make_data.py FOLDER
 
 FOLDER/models/NAME/        model.tflite, pixels.u8, outputs.f32: one a recipe
 FOLDER/models/cases.json   their names, and how far the app's runtime may be off
-FOLDER/models/*.tflite     files that the app is to refuse
+FOLDER/models/*.tflite     files that the app is to refuse, or to read without vectors
 FOLDER/preprocessing/      images as ARGB, and what Keras reads them as
 """
 
@@ -155,6 +155,19 @@ def _refused(folder: Path, pixels: np.ndarray) -> None:
     (folder / "no_normalisation.tflite").write_bytes(
         write_metadata(plain, name="odd", labels=LABELS)
     )
+    # As of a mask, whose outputs have no room in the file; and as kdlite never says it.
+    (scores,) = kdlite.read_metadata(folder / "float32/model.tflite").outputs
+    empty = {"pattern": "squares-1", "count": 0, "outputs": {scores.name: []}}
+    for name, golden in {"no_vectors": None, "empty_vectors": empty}.items():
+        (folder / f"{name}.tflite").write_bytes(
+            write_metadata(
+                plain,
+                name=name,
+                labels=LABELS,
+                input_range=(0.0, 255.0),
+                provenance={"golden": golden},
+            )
+        )
     model.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
     model.operatorCodes[0].deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
     model.operatorCodes[0].customCode = "NoSuchOp"

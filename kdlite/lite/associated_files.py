@@ -28,9 +28,21 @@ _MAX_FILES = 1_000
 
 
 def attach(model: bytes, files: Mapping[str, bytes]) -> bytes:
-    """The model with the files behind it. Equal arguments give equal bytes."""
+    """The model with the files behind it. Equal arguments give equal bytes.
+
+    Raises:
+        ValueError: If they are more than `unpack` takes from a file.
+    """
     if not files:
         return model
+    total = sum(map(len, files.values()))
+    if len(files) > _MAX_FILES or total > _MAX_BYTES:
+        largest = max(files, key=lambda name: len(files[name]))
+        raise ValueError(
+            f"What travels with a model must be at most {_MAX_BYTES:,} bytes in "
+            f"{_MAX_FILES:,} files. Received: {total:,} in {len(files):,}, the largest "
+            f"{largest}. Fix: give fewer labels, or a smaller `provenance`."
+        )
     whole = io.BytesIO(model)
     # The archive counts from the start of the model, as the Java reader wants it; other
     # readers find its start themselves.

@@ -9,12 +9,18 @@ a file that is handed on.
 Vector `k` starts from `state = k + 1` and fills, row by row and channel by channel, a
 grid of squares; their side grows with `k`, from noise to large areas.
 
+Outputs are text, and may be more than the model itself: those of a mask are a value a
+pixel. So they take an eighth of the model at most, where that is between 4 and 64 KiB,
+or else the nearer of the two. There are fewer vectors then; and an output of which not
+even one has room is not among them.
+
 Reference:
     The generator: Press et al., Numerical Recipes in C, 2nd edition, section 7.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +32,10 @@ Range = tuple[float, float]
 
 _VECTORS = 8
 _PATTERN = "squares-1"
+_SHARE = 8
+_LEAST_BYTES, _MOST_BYTES = 4 * 2**10, 64 * 2**10
+# Of a value in `kdlite.json`, with the line and the indent that it has there.
+_VALUE_BYTES = 20
 
 
 def golden_pixels(shape: tuple[int, int, int], count: int = _VECTORS) -> Array:
@@ -65,8 +75,9 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
 
     Returns:
         The outputs by name as real values, with the quantization step that each moves
-        in (None for one that is computed in float); None for a file that does not take
-        a single image of known range.
+        in (None for one that is computed in float), for as many vectors and outputs as
+        there is room for; None for a file that does not take a single image of known
+        range, or whose outputs are all too large.
 
     Raises:
         ValueError: If LiteRT cannot run the file.
@@ -80,16 +91,26 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
         return None
     low, high = image_range
     _, height, width, channels = shapes[0]
-    pixels = golden_pixels((height, width, channels))
     # As an app does it: (pixel - mean) / std, by the numbers of the file's metadata.
     std = np.float32(255 / (high - low))
     mean = np.float32(-low * 255 / (high - low))
-    outputs = model.predict((pixels.astype(np.float32) - mean) / std)
-    if not isinstance(outputs, dict):
-        outputs = {model.outputs[0].name: outputs}
+
+    def run(count: int) -> dict[str, Array]:
+        pixels = golden_pixels((height, width, channels), count)
+        outputs = model.predict((pixels.astype(np.float32) - mean) / std)
+        if not isinstance(outputs, dict):
+            outputs = {model.outputs[0].name: outputs}
+        return outputs
+
+    # The file may say no sizes, as where lengths are left open.
+    sizes = {name: values[0].size for name, values in run(1).items()}
+    names, count = _fitting(sizes, len(blob))
+    if not names:
+        return None
+    outputs = {name: values for name, values in run(count).items() if name in names}
     return {
         "pattern": _PATTERN,
-        "count": len(pixels),
+        "count": count,
         "outputs": {
             # Nine digits are enough for any float32.
             name: [[float(f"{v:.9g}") for v in np.ravel(row)] for row in values]
@@ -101,3 +122,16 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
 
 def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and min(shape) > 0 and shape[-1] in (1, 3)
+
+
+def _fitting(sizes: Mapping[str, int], model_bytes: int) -> tuple[set[str], int]:
+    """Which outputs there is room for, the smallest first, and in how many vectors."""
+    room = min(max(model_bytes // _SHARE, _LEAST_BYTES), _MOST_BYTES) // _VALUE_BYTES
+    names: set[str] = set()
+    total = 0
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        if total + sizes[name] > room:
+            break
+        names.add(name)
+        total += sizes[name]
+    return names, min(_VECTORS, room // max(total, 1))

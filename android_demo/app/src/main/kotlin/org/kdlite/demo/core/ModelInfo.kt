@@ -188,7 +188,8 @@ private class ModelReader(private val bytes: ByteBuffer) {
         val rows = (golden["outputs"] as? Map<*, *>)?.get(output.name) as? List<*> ?: return null
         val step = (golden["steps"] as? Map<*, *>)?.get(output.name) as? Double
         val outputs = rows.map { row -> (row as List<*>).map { (it as Double).toFloat() }.toFloatArray() }
-        return if (outputs.any { it.size != output.size }) null else GoldenVectors(outputs, step?.toFloat())
+        if (outputs.isEmpty() || outputs.any { it.size != output.size }) return null
+        return GoldenVectors(outputs, step?.toFloat())
     }
 
     private fun text(name: String): String {

@@ -4,6 +4,7 @@ import java.io.File
 import java.util.Random
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNotNull
+import org.junit.Assert.assertNull
 import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Test
@@ -52,6 +53,13 @@ class ModelInfoTest {
         // -1..1: (pixel - 127.5) / 127.5
         assertEquals(listOf(127.5f), info.input.mean.toList())
         assertEquals(listOf(127.5f), info.input.std.toList())
+    }
+
+    @Test
+    fun filesMayHaveNoVectors() {
+        for (name in listOf("no_vectors", "empty_vectors")) {
+            assertNull(ModelInfo.read(direct(File(models, "$name.tflite"))).golden)
+        }
     }
 
     @Test
