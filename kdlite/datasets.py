@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ FASHION_MNIST_CLASSES = (
 )
 _VALIDATION_IMAGES = 5_000
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")  # what TensorFlow reads
+_OTHER_IMAGES = (".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif")
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FIX = (
     "Delete it and fetch it again, or install Debian's package dataset-fashion-mnist, "
@@ -400,6 +402,7 @@ def _load_folder(
             "A folder of images needs a model that takes (height, width, 1 or 3). "
             f"Received: a model {received}{shape or ''}. Give an .npz instead."
         )
+    warn_of_other_images(path)
     found = subfolders(path)
     names = _all_classes(path, found, class_names, classes)
     present = [name for name in names if name in found]
@@ -432,6 +435,22 @@ def image_files(folder: Path, suffixes: Sequence[str] = _IMAGES) -> list[Path]:
         and file.is_file()
     )
     return sorted(found, key=lambda file: (str(file.parent), file.name))
+
+
+def warn_of_other_images(folder: Path) -> None:
+    """Warns of images in a folder and its subfolders that nobody here can read.
+
+    Args:
+        folder: One that `image_files` looks into.
+    """
+    if others := image_files(folder, _OTHER_IMAGES):
+        kinds = sorted({file.suffix.lower() for file in others})
+        warnings.warn(
+            "Images must be PNG, JPEG, BMP or GIF to be read. Received: "
+            f"{len(others)} of {', '.join(kinds)} in {folder}, which are passed over. "
+            "Fix: save them as PNG.",
+            stacklevel=2,
+        )
 
 
 def read_images(files: Sequence[Path], shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kdlite import datasets
+from kdlite.lite.calibration import InputSpec, read_folder
 
 NAMES = [file.name for file in datasets._FILES]
 
@@ -437,6 +438,23 @@ def test_images_are_those_that_keras_reads_and_none_that_is_hidden(
     (tmp_path / "cow" / "._1.png").write_bytes(b"\0")
     with pytest.raises(ValueError, match="must have images.*without any in cow. Add"):
         datasets.load(tmp_path, shape)
+
+
+def test_images_that_are_passed_over_are_counted_once(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    for name in ("a/1.webp", "a/2.TIFF", "b/3.webp", "b/.4.webp", "b/notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning) as caught:
+        samples = datasets.load(tmp_path, (6, 8, 1))
+    (told,) = caught
+    assert str(told.message) == (
+        "Images must be PNG, JPEG, BMP or GIF to be read. Received: 3 of .tiff, .webp "
+        f"in {tmp_path}, which are passed over. Fix: save them as PNG."
+    )
+    assert len(samples.x) == 6
+    with pytest.warns(UserWarning, match="Received: 1 of .webp in .*b, which"):
+        flat = read_folder(tmp_path / "b", [InputSpec("x", (6, 8, 1))], "data")
+    assert len(flat) == 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif"])

@@ -26,6 +26,7 @@ def test_good_labels() -> None:
         (["a\rb", "c"], ValueError, r"one line of text. Received: 'a.rb' for class 0"),
         (["a", " "], ValueError, "not empty. Received: ' ' for class 1"),
         (["a", 3], ValueError, "must be a text.*Received: 3 for class 1"),
+        (["a", "b\ud83d"], ValueError, r"UTF-8 can hold.*'b.ud83d' for class 1.*Fix:"),
         ("ab", TypeError, "must be a list of class names.*Received: str"),
         ({"animal": "ab"}, TypeError, "must be a list of class names.*Received: str"),
         ({"a", "b"}, TypeError, "must be a list of class names.*Received: set"),
@@ -79,3 +80,12 @@ def test_what_a_file_says_of_itself_is_text(tmp_path, monkeypatch, name, text) -
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     with pytest.raises(TypeError, match=f"`{name}` must be a text. Received: {name}="):
         convert.export(model, tmp_path / "m.tflite", **{name: text})
+    with pytest.raises(ValueError, match=f"`{name}` must be .*UTF-8.*{name}='a.ud83d'"):
+        convert.export(model, tmp_path / "m.tflite", **{name: "a\ud83d"})
+
+
+def test_a_file_that_its_card_cannot_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(convert, "Proof", None)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="`path` must be .*UTF-8.*path='.udcff.tflite"):
+        convert.export(model, tmp_path / "\udcff.tflite")

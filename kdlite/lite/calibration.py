@@ -21,7 +21,14 @@ import keras
 import numpy as np
 
 from kdlite.compress.met_statistics import met_statistics
-from kdlite.datasets import image_files, load, read_images, read_npz, subfolders
+from kdlite.datasets import (
+    image_files,
+    load,
+    read_images,
+    read_npz,
+    subfolders,
+    warn_of_other_images,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -316,6 +323,7 @@ def read_folder(
     if subfolders(path):
         found = load(path, shape, class_names, classes=classes)
         return found.x, found.y
+    warn_of_other_images(path)
     if not (files := image_files(path)):
         raise ValueError(
             f"`{role}` must be a folder of images (PNG, JPEG, BMP, GIF). Received: "

@@ -243,6 +243,7 @@ def export(
     float_ops = checked_options(recipe, io, min_runtime, allow_float_ops, batch_size)
     check_limits(time_limit_s, memory_limit_bytes)
     check_prose(
+        path=path.name,  # the model card names it
         description=description,
         author=author,
         license=license,

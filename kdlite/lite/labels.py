@@ -18,7 +18,8 @@ def check_texts(labels: Labels | None) -> None:
 
     Raises:
         TypeError: If they are no lists.
-        ValueError: If one is empty, no text or no single line, or is there twice.
+        ValueError: If one is empty, no text or no single line, has half of a character
+            (a lone surrogate), or is there twice.
 
     Example:
         >>> check_texts(["cat", "dog", "cat"])
@@ -47,6 +48,12 @@ def check_texts(labels: Labels | None) -> None:
                     f"class {index}. Read names with text.splitlines(), which leaves "
                     "no line ends in them."
                 )
+            if not is_unicode(text):
+                raise ValueError(
+                    "Every label must be text that UTF-8 can hold. Received: "
+                    f"{text!r} for class {index}. Fix: read names with "
+                    "encoding='utf-8', and no `errors`."
+                )
         names = list(texts)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -54,6 +61,15 @@ def check_texts(labels: Labels | None) -> None:
                 f"Labels must differ from each other. Received: {twice[0]!r} "
                 f"{names.count(twice[0])} times. Give each class a name of its own."
             )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: not a lone surrogate, half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_counts(labels: Labels | None, outputs: Mapping[str, tuple[int, ...]]) -> None:

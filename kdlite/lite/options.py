@@ -13,6 +13,7 @@ import keras
 from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.counts import checked_count
+from kdlite.lite.labels import is_unicode
 from kdlite.lite.layer_names import matching
 from kdlite.lite.tflite_reader import builtin_ops
 
@@ -113,16 +114,25 @@ def _checked_op(name: Any) -> str:
 
 
 def check_prose(**texts: Any) -> None:
-    """Raises TypeError unless what a file is to say of itself are texts.
+    """Checks what a file is to say of itself.
 
     Args:
         **texts: By argument what was given.
+
+    Raises:
+        TypeError: If one is no text.
+        ValueError: If UTF-8 cannot hold one.
     """
     for name, text in texts.items():
         if not isinstance(text, str):
             raise TypeError(
                 f"`{name}` must be a text. Received: {name}={text!r}. Leave it out "
                 "for none."
+            )
+        if not is_unicode(text):
+            raise ValueError(
+                f"`{name}` must be text that UTF-8 can hold. Received: {name}={text!r}."
+                " Fix: leave out what starts with \\ud, half of a character."
             )
 
 
