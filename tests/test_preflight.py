@@ -196,3 +196,26 @@ def test_a_mask_of_infinities_stays_in_float(tmp_path) -> None:
     moved.add_weight(shape=(1,), name="scale", initializer=lambda *_, **__: [np.inf])
     with pytest.raises(ValueError, match="1 times infinity in '.*hide/scale'"):
         check_weights(model_of(layers.Dense(3), moved), recipe("float32"), [])
+
+
+class Root(layers.Layer):
+    """NaN of what is below 100."""
+
+    def call(self, x):
+        return keras.ops.sqrt(x - 100.0)
+
+
+@pytest.mark.parametrize(
+    "quantization", ["float32", "dynamic", "int8", "int16x8", "int4"]
+)
+def test_a_model_that_gives_nan_is_told_of_whatever_converters_say(
+    tmp_path, quantization
+) -> None:
+    model = model_of(layers.Dense(3), Root(), layers.Dense(2, name="y"), shape=(4,))
+    x = np.random.default_rng(0).normal(size=(110, 4)).astype("float32")
+    options = {}
+    if quantization.startswith("int"):
+        options = {"calibration_data": x, "allow_float_ops": ("SQRT",)}
+    with pytest.raises(ValueError, match="Received: NaN in output 'y', first for samp"):
+        export(model, tmp_path / "m.tflite", quantization, verify_data=x, **options)
+    assert not (tmp_path / "m.tflite").exists()

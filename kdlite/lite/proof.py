@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 _RANDOM_SAMPLES = 64
+# How many a model is run on that no file could be made of.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -219,11 +221,6 @@ class Proof:
             compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
         if calibrated and samples is not None:
             check_scale(serving.model, samples, compared)
-        # Converters make something of NaN, and say nothing or what is no help. What is
-        # ruined shows in the first sample; all of them are looked at in the end.
-        first = {name: array[:1] for name, array in compared.items()}
-        for name, values in serving(first, training=False).items():
-            check_numbers(name, np.asarray(values))
         self.samples = compared if verify_data is None else verify_data
         self._compared = compared
         self._demands = demands
@@ -264,7 +261,11 @@ class Proof:
             self.serving, self._specs, self._settings, self._measured
         ) as conversion:
             check_counts(self._labels, conversion.outputs)
-            made, wrong = self._attempt(conversion, self._asked)
+            try:
+                made, wrong = self._attempt(conversion, self._asked)
+            except (ConversionError, ValueError):  # of no file, or of a broken one
+                self._check_numbers()
+                raise
             if not wrong:
                 return made
             errors: tuple[LayerError, ...] = ()
@@ -286,6 +287,12 @@ class Proof:
             if chosen is None:
                 raise VerificationError(made.report, wrong, errors)
             return tried[tuple(chosen)]
+
+    def _check_numbers(self) -> None:
+        """Says if the model is the reason: of NaN converters say what is no help."""
+        few = {name: array[:_FEW] for name, array in self._compared.items()}
+        for name, values in self.serving(few, training=False).items():
+            check_numbers(name, np.asarray(values))
 
     def problems(self, report: VerificationReport) -> list[str]:
         """Says in what a file is not what it must be; nothing if it is."""
