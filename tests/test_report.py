@@ -333,3 +333,20 @@ def test_a_student_that_diverged_is_named(x, tmp_path) -> None:
     with pytest.raises(ValueError, match="finite. Received: 3 NaN.*student"):
         kdlite.report(student=outputs, test=(x, Y), path=tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_from_the_right_and_costs_of_tiny_models(tmp_path) -> None:
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)).astype("float32"), rng.integers(0, 3, 60)
+    layers = [keras.Input((4,)), keras.layers.Dense(3)]
+    kdlite.report(
+        student=keras.Sequential(layers),
+        test=(x, y),
+        labels=["<script>1</script>", "\u05d7\u05ea\u05d5\u05dc", "c"],
+        path=tmp_path / "report.html",
+    )
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text
+    assert re.search(r"<td>\u2068[^<>]+\u2069 \(\d+\)</td>", text)
+    assert "<td>12</td>" in text and "0.00 M" not in text

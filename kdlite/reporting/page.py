@@ -124,6 +124,11 @@ def _apart(share: bool, gain: float) -> str:
     return f"{size} {'better' if gain > 0 else 'worse'} than"
 
 
+def millions(count: int) -> str:
+    """Writes multiply-accumulates as they are read: "2.08 M", of tiny models "768"."""
+    return f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}"
+
+
 def times(ratio: float, word: str) -> str:
     """Says a ratio of sizes or times as it is.
 
@@ -204,7 +209,7 @@ def _scores_table(comparison: Comparison, task: Task) -> str:
 def _cost_table(comparison: Comparison, plots: Plots) -> str:
     forms: dict[str, tuple[str, Any]] = {
         "params": ("parameters", lambda v: f"{v:,}"),
-        "macs": ("MACs", lambda v: f"{v / 1e6:,.2f} M"),
+        "macs": ("MACs", millions),
         "bytes": ("bytes", lambda v: f"{v:,}"),
         "latency_ms": ("latency, ms", lambda v: f"{v:.3f}"),
         "memory_bytes": ("peak memory, KiB", lambda v: f"{v / 1024:,.0f}"),

@@ -174,9 +174,9 @@ def _worst(task: Task, about: Contender) -> str:
             wrong = scores.confusion[task.labels.index(part.name)].copy()
             wrong[task.labels.index(part.name)] = 0
             most = int(wrong.argmax())
-            row.append(
-                f"{task.labels[most]} ({wrong[most]:,})" if wrong[most] else _NAN
-            )
+            # Isolated: a name that is read from the right takes no number along.
+            name = f"\u2068{task.labels[most]}\u2069"
+            row.append(f"{name} ({wrong[most]:,})" if wrong[most] else _NAN)
         rows.append(row)
     what = {"values": "values", "labels": "labels"}.get(task.kind, "classes")
     return table(header, rows, f"The worst {what} of {about.name}")

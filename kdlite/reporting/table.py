@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdlite.reporting.page import times
+from kdlite.reporting.page import millions, times
 
 RunReport = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ def _cells(report: RunReport) -> list[list[str]]:
                 top1,
                 _number(figures, "agreement", lambda v: f"{100 * v:.2f}"),
                 _number(figures, "params", lambda v: f"{v:,}"),
-                _number(figures, "macs", lambda v: f"{v / 1e6:.2f} M"),
+                _number(figures, "macs", millions),
                 _number(figures, "bytes", lambda v: f"{v:,}"),
                 _number(figures, "latency_ms", lambda v: f"{v:.3f}"),
             ]
