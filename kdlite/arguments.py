@@ -314,8 +314,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--top1-agreement",
         type=float,
-        default=0.99,
-        help="least share of equal predictions (%(default)s)",
+        help="least share of equal predictions (0.99 where outputs are scores)",
     )
 
     doctor = command(

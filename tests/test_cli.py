@@ -20,6 +20,7 @@ from processes import ROOT, run_light
 
 from kdlite import cli
 from kdlite.compress.recipes import RECIPES
+from kdlite.lite.convert import export
 
 COMMANDS = [
     "demo",
@@ -297,6 +298,7 @@ def test_verify_reads_folders_by_the_labels_in_the_file(
     )
 
     class Report:
+        outputs = ()
         passed = True
 
         def require(self, **limits) -> None: ...
@@ -336,7 +338,31 @@ def test_failed_check_is_exit_code_1(folder, tflite, tmp_path, capsys) -> None:
     arguments = ["verify", str(tflite), str(tmp_path / "other.keras"), "--data", data]
     assert cli.main([*arguments, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["problems"] and report["outputs"]
+    assert report["problems"] and report["outputs"] and report["passed"] is False
+
+
+def test_a_model_that_is_no_classifier_is_verified(tmp_path, capsys) -> None:
+    models = []
+    for name in ("own", "other"):
+        model = keras.Sequential([keras.Input((6,), name="x"), keras.layers.Dense(1)])
+        model.save(tmp_path / f"{name}.keras")
+        models.append(model)
+    file, data = str(tmp_path / "own.tflite"), str(tmp_path / "data.npz")
+    export(models[0], file)
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype("float32")
+    np.savez(data, x=x)
+
+    def verify(name: str, *more: str) -> int:
+        capsys.readouterr()
+        model = str(tmp_path / f"{name}.keras")
+        return cli.main(["verify", file, model, "--data", data, *more])
+
+    assert verify("own") == 0
+    assert "held: float32: no NaN" in capsys.readouterr().out
+    assert verify("other") == 1
+    assert "not held: float32: no NaN" in capsys.readouterr().out
+    assert verify("own", "--top1-agreement", "0.9") == 2
+    assert "needs an output of scores" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

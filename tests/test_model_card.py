@@ -184,7 +184,7 @@ def test_a_card_of_anyone_else_is_never_touched(model, quick, tmp_path) -> None:
 def test_without_the_file_there_is_no_card(model, quick, tmp_path, monkeypatch) -> None:
     (tmp_path / "old.tflite").write_text("old")
     wrong = ["output 'scores' is off"]
-    monkeypatch.setattr(proof, "problems", lambda *args: wrong)
+    monkeypatch.setattr(proof.Proof, "problems", lambda *args: wrong)
     with pytest.raises(VerificationError, match="is off"):
         export(model, tmp_path / "old.tflite", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old.tflite"]

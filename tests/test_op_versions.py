@@ -47,6 +47,31 @@ CHANNELS = (0.1, 0.2)
             1,
             "2.21",
         ),
+        # Early kernels have no steps by channel, and no version says so.
+        (
+            "FULLY_CONNECTED",
+            [tensor("int8"), tensor("int8", scales=CHANNELS), tensor("int8")],
+            1,
+            "2.12",
+        ),
+        (
+            "FULLY_CONNECTED",
+            [tensor("int16"), tensor("int8", scales=CHANNELS), tensor("int16")],
+            1,
+            "2.12",
+        ),
+        (
+            "FULLY_CONNECTED",
+            [tensor("int8"), tensor("int8", scales=(0.1,)), tensor("int8")],
+            1,
+            "2.3",
+        ),
+        (
+            "CONV_2D",
+            [tensor("int8"), tensor("int8", scales=CHANNELS), tensor("int8")],
+            1,
+            "2.3",
+        ),
         (
             "FULLY_CONNECTED",
             [tensor("int16"), tensor("int4"), tensor("int16")],

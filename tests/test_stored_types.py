@@ -118,3 +118,21 @@ def test_an_old_runtime_is_refused(tmp_path, rng) -> None:
     with pytest.raises(RuntimeError, match="must run on TFLite 2.10.*needs 2.11"):
         export(qat, tmp_path / "m.tflite", "int4", verify_data=x, min_runtime="2.10")
     assert not list(tmp_path.iterdir())
+
+
+def test_dense_kernels_by_channel_on_an_old_runtime(tmp_path, rng) -> None:
+    student = keras.Sequential([keras.Input((6,), name="x"), keras.layers.Dense(4)])
+    x = rng.normal(size=(120, 6)).astype("float32")
+    qat = quantize_aware(student)
+    qat.compile("adam", "mse")
+    qat.fit(x, student.predict(x, verbose=0), verbose=0)
+    old, path = {"min_runtime": "2.5"}, tmp_path / "m.tflite"
+    text = r"must run on TFLite 2\.5.*FULLY_CONNECTED.*pass min_runtime='2\.12'"
+    with pytest.raises(RuntimeError, match=text):
+        export(qat, path, "int8", verify_data=x, **old)
+    assert export(qat, path, "int8", verify_data=x, min_runtime="2.12").min_runtime == (
+        "2.12"
+    )
+    # Quantized afterwards, the kernel has one step.
+    plain = export(student, path, "int8", calibration_data=x, overwrite=True, **old)
+    assert plain.min_runtime == "2.3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -13,11 +14,13 @@ from keras import layers
 
 from kdlite import batches
 from kdlite.compress.qat import quantize_aware
+from kdlite.compress.recipes import RECIPES
 from kdlite.lite.convert import export
 from kdlite.lite.metadata import write_metadata
 from kdlite.lite.output_report import OutputReport, compare
 from kdlite.lite.serving import ServingModel
-from kdlite.lite.verification import VerificationError, VerificationReport
+from kdlite.lite.tolerance import Tolerance
+from kdlite.lite.verification import KernelRun, VerificationError, VerificationReport
 from kdlite.lite.verify import verify
 
 
@@ -290,7 +293,161 @@ def test_outputs_that_are_swapped_are_found(heads, heads_file, data) -> None:
     report = verify(heads_file, swapped, data[0])
     with pytest.raises(VerificationError) as err:
         report.require(top1_agreement=0.99)
-    assert len(err.value.problems) == 2
+    problems = err.value.problems
+    assert problems[:2] == report.problems and len(problems) == 4
+    assert all(repr(name) in str(problems) for name in ("first", "second"))
+
+
+# --- what export holds a file to
+
+
+@pytest.fixture(scope="module")
+def branched() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(image)
+    x = layers.GlobalAveragePooling2D()(x)
+    heads = {name: layers.Dense(5, name=name)(x) for name in ("a", "b")}
+    return keras.Model(image, heads)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> np.ndarray:
+    return images(2)
+
+
+def images(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 1, (150, 8, 8, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def exported(branched, folder):
+    made = {}
+
+    def exported(quantization: str, **options):
+        key = (quantization, *options)
+        if key not in made:
+            made[key] = folder / f"branched_{'_'.join(key)}.tflite"
+            ranges = images(1) if quantization in ("int8", "int16x8", "int4") else None
+            export(
+                *(branched, made[key], quantization),
+                **{"calibration_data": ranges, **options},
+            )
+        return made[key]
+
+    return exported
+
+
+@pytest.mark.parametrize(
+    ("quantization", "options"),
+    [
+        *((name, {}) for name in RECIPES),
+        ("int8", {"overrides": {"a": "float32"}}),
+    ],
+)
+def test_an_honest_file_passes_on_other_data(
+    branched, exported, fresh, quantization, options
+) -> None:
+    report = verify(exported(quantization, **options), branched, fresh)
+    assert report.passed, report.problems
+    (held,) = report.tolerances
+    assert held.recipe == RECIPES[quantization] and not held.trained
+    assert report.require() is report
+    assert f"\nheld: {quantization}: no NaN" in str(report)
+    assert report.to_dict()["rules"] == [str(held)]
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic", "int8"])
+def test_a_file_made_elsewhere_is_held_by_its_types(quantization, rng) -> None:
+    keras.utils.set_random_seed(3)
+    shape = (40,)  # kernels large enough for the converter to round
+    plain, other = (
+        keras.Sequential(
+            [keras.Input(shape, name="x"), layers.Dense(32), layers.ReLU()]
+        )
+        for _ in range(2)
+    )
+    x = rng.uniform(0, 1, (120, *shape)).astype("float32")
+    blob = converted(plain, quantization)
+    report = verify(blob, plain, x)
+    assert report.passed and report.tolerances[0].recipe == RECIPES[quantization]
+    assert not verify(blob, other, x).passed
+
+
+@pytest.mark.parametrize("quantization", ["float32", "int8", "int4"])
+def test_wrong_files_do_not_pass(branched, exported, fresh, quantization) -> None:
+    blob = exported(quantization).read_bytes()
+    another = keras.models.clone_model(branched)
+    another.set_weights([random_like(w) for w in branched.get_weights()])
+    swapped = keras.models.clone_model(branched)
+    swapped.set_weights(branched.get_weights())
+    for name, other in (("a", "b"), ("b", "a")):
+        weights = branched.get_layer(other).get_weights()
+        swapped.get_layer(name).set_weights(weights)
+    for model in (another, swapped):
+        report = verify(blob, model, fresh)
+        assert not report.passed and report.problems
+        assert f"\nnot held: {quantization}: no NaN" in str(report)
+        assert f"\nwrong: {report.problems[0]}" in str(report)
+        assert report.to_dict()["passed"] is False
+        with pytest.raises(VerificationError, match="differs by|is off by"):
+            report.require()
+
+
+def random_like(weight: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(weight.size).normal(size=weight.shape) * 0.4
+
+
+@pytest.mark.parametrize(("off", "found"), [(1e-3, True), (1e-6, False)])
+def test_one_weight_of_a_float_file(branched, exported, fresh, off, found) -> None:
+    model = keras.models.clone_model(branched)
+    model.set_weights(branched.get_weights())
+    kernel = model.get_layer("a").kernel
+    value = kernel.numpy()
+    value[np.unravel_index(np.argmax(np.abs(value)), value.shape)] += off * 5
+    kernel.assign(value)
+    report = verify(exported("float32"), model, fresh)
+    assert report.passed is not found
+    assert ("output 'a' differs by" in str(report.problems)) is found
+
+
+def test_a_file_of_a_quantization_aware_model_is_held_to_its_steps(folder) -> None:
+    keras.utils.set_random_seed(0)
+    student = keras.Sequential([keras.Input((6,), name="x"), layers.Dense(4)])
+    rng = np.random.default_rng(0)
+    x, other = rng.normal(size=(2, 120, 6)).astype("float32")
+    qat = quantize_aware(student)
+    qat.compile("adam", "mse")
+    qat.fit(x, student.predict(x, verbose=0), epochs=2, verbose=0)
+    path = folder / "trained.tflite"
+    export(qat, path, "int8", verify_data=x)
+    report = verify(path, qat, other)
+    assert report.passed and report.tolerances[0].trained
+    assert "held: int8, quantization-aware: no NaN, and 99% of the" in str(report)
+    # One channel five steps off: noise to an int8 file, but not to one that is trained.
+    step = report.outputs[0].step
+    bias = next(w for w in qat.weights if w.path.endswith("bias"))
+    bias.assign(bias.numpy() + 5 * step * np.eye(4)[0])
+    off = verify(path, qat, other)
+    assert not off.passed and "are within one quantization step" in off.problems[0]
+    assert verify(path, student, other).passed
+
+
+def test_few_samples_of_other_kernels_are_held_by_how_all_vary() -> None:
+    wanted = np.repeat([[0.0], [1.0]], [16, 100], axis=0) + 1e-6
+    told = wanted + 0.05
+    tolerance = (Tolerance(RECIPES["dynamic"]),)
+    all_of_them = compare("y", told, wanted)
+    few = KernelRun("built-in", 1, 16, (compare("y", told[:16], wanted[:16]),))
+    report = VerificationReport(
+        "f", 1, 116, (all_of_them,), (), "dynamic", (few,), tolerance
+    )
+    assert report.passed
+    wide = KernelRun("built-in", 1, 16, (compare("y", told[:16] + 1, wanted[:16]),))
+    (problem,) = replace(report, kernels=(wide,)).problems
+    assert "output 'y' is off by" in problem
+    assert problem.endswith("with built-in kernels and 1 thread")
 
 
 def test_targets_of_several_outputs(heads, heads_file, data) -> None:

@@ -304,7 +304,8 @@ def export(
                 {name: each.serving for name, each in proofs.items()},
                 {name: each.samples for name, each in proofs.items()},
             )
-            report = replace(report, file=path.name)
+            held = [replace(p.tolerance, signature=n) for n, p in proofs.items()]
+            report = replace(report, file=path.name, tolerances=tuple(held))
             wrong = [
                 p for n, each in proofs.items() for p in each.problems(report.of(n))
             ]

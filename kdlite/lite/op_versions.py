@@ -197,6 +197,12 @@ _VERSION_OF_CHANNELS: dict[str, dict[tuple[str, str], int]] = {
     # As tried: 2.16.1, 2.17.1 and 2.18.1 refuse them, LiteRT of 2.21 has them.
     "FULLY_CONNECTED": {("float32", "int8"): 12, ("int8", "int4"): 14},
 }
+# The same -> the release whose kernels are known to look at those steps, where no
+# version tells of it: early kernels know one step for all. 2.12.0 was tried, with
+# XNNPACK, built-in and reference kernels, and no older one could be.
+_RELEASE_OF_CHANNELS: dict[str, dict[tuple[str, str], Release]] = {
+    "FULLY_CONNECTED": {("int8", "int8"): (2, 12), ("int16", "int8"): (2, 12)},
+}
 # Operation -> axes -> the version that takes so many.
 _VERSION_OF_AXES: dict[str, dict[int, int]] = {
     "PAD": {5: 4},
@@ -260,8 +266,9 @@ def needed_runtime(content: TFLiteFile) -> NeededRuntime:
         if op.custom:
             continue
         # The file's own versions are those of all operations of a kind.
-        version = max(op.version, _version(op, content.tensors_of(op)))
-        release = _release(op.name, version)
+        tensors = content.tensors_of(op)
+        version = max(op.version, _version(op, tensors))
+        release = max(_release(op.name, version), _release_of_channels(op, tensors))
         if release > highest:
             highest = release
             text = ".".join(map(str, release)) if math.inf not in release else ""
@@ -311,6 +318,14 @@ def _version(op: Op, tensors: Sequence[TensorInfo | None]) -> int:
         versions.append(4 if by_channel[1] or read[1].dtype == "int4" else 1)
         versions.append(5 if read[1].dtype == "int2" else 1)
     return max(versions)
+
+
+def _release_of_channels(op: Op, tensors: Sequence[TensorInfo | None]) -> Release:
+    read = tensors[: len(op.inputs)]
+    if len(read) < 2 or read[0] is None or read[1] is None or len(read[1].scales) < 2:
+        return _BASE
+    pair = (read[0].dtype, read[1].dtype)
+    return _RELEASE_OF_CHANNELS.get(op.name, {}).get(pair, _BASE)
 
 
 def _is_grouped(values: TensorInfo, kernel: TensorInfo) -> bool:

@@ -53,7 +53,7 @@ from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.targets import read_once
 from kdlite.lite.tflite_file import Op, TFLiteFile
 from kdlite.lite.tflite_reader import inspect
-from kdlite.lite.tolerance import problems
+from kdlite.lite.tolerance import Tolerance
 from kdlite.lite.verification import VerificationError, VerificationReport
 from kdlite.lite.verify import verify
 
@@ -234,7 +234,7 @@ class Proof:
             io=demands.io,
             batch_size=demands.batch_size,
             # Dense kernels by channel: TFLite itself computes these right in int8 long
-            # since (2.14 was tried), but runtimes made of it did not before 2.17
+            # since (2.12 was tried), but runtimes made of it did not before 2.17
             # (tflite-micro, pull requests 2602 and 2673), nor did any where activations
             # are rounded in each run; and kernels of 4 bits not before 2.21. A
             # quantization-aware model has learned the levels of each channel, and would
@@ -294,19 +294,18 @@ class Proof:
         for name, values in self.serving(few, training=False).items():
             check_numbers(name, np.asarray(values))
 
+    @property
+    def tolerance(self) -> Tolerance:
+        """What its file is held to."""
+        return Tolerance(self._settings.recipe, self.trained)
+
     def problems(self, report: VerificationReport) -> list[str]:
         """Says in what a file is not what it must be; nothing if it is."""
-        recipe = self._settings.recipe
-        wrong = problems(report.outputs, recipe, self.trained)
-        for run in report.kernels:
-            # Each rounds in its own way, so that no other is met to the step.
-            wrong += [f"{text}, with {run}" for text in problems(run.outputs, recipe)]
-        if self._wanted:
-            try:
-                report.require(**self._wanted)
-            except VerificationError as err:
-                wrong += err.problems
-        return wrong
+        try:
+            report.require(**self._wanted)
+        except VerificationError as err:
+            return list(err.problems)
+        return []
 
     def provenance(self, kept: Mapping[str, str]) -> dict[str, Any]:
         """Where a file comes from; nothing that differs between equal exports.
@@ -354,7 +353,7 @@ class Proof:
             return Proven(blob, content, _not_run(demands.file, content), kept), []
         # By its final name, under which it is not in place yet.
         report = verify(blob, self.serving, self.samples)
-        report = replace(report, file=demands.file)
+        report = replace(report, file=demands.file, tolerances=(self.tolerance,))
         return Proven(blob, content, report, kept), self.problems(report)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdlite.compress.recipes import RECIPES
+from kdlite.compress.recipes import RECIPES, Recipe
 
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 _BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16}
@@ -221,11 +221,19 @@ class TFLiteFile:
 
         "mixed" has activations of both kinds, integers and floats.
         """
+        mixed = self.recipe.integer and self.float_ops
+        return "mixed" if mixed else self.recipe.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is quantized, where it is: what is left in float is not looked at.
+
+        Its name is that of a recipe of `kdlite.export`; its bits are those of the file,
+        for which that may have no recipe.
+        """
         active = {t.dtype for t in self.tensors if not t.constant and t.scales}
         activation_bits = 32
         if active & set(_BITS):
-            if self.float_ops:
-                return "mixed"
             activation_bits = 16 if "int16" in active else 8
         weights = {t.index: _weight_bits(t) for t in self.tensors if _weight_bits(t)}
         # Without weights, as an integer graph of pooling is, those that it could have.
@@ -239,11 +247,15 @@ class TFLiteFile:
         for known in RECIPES.values():
             means = (known.weight_bits, known.activation_bits, known.dequantized)
             if means == (bits, activation_bits, dequantized):
-                return known.name
+                return known
         # Made elsewhere, of bits that kdlite has no recipe for.
         if activation_bits < 32:
-            return "int16x8" if activation_bits == 16 else "int8"
-        return "weight_only" if dequantized else "dynamic"
+            name = "int16x8" if activation_bits == 16 else "int8"
+        else:
+            name = "weight_only" if dequantized else "dynamic"
+        # The fewest that a recipe can have.
+        bits = min(max(bits, 4), activation_bits)
+        return Recipe(name, bits, activation_bits, dequantized)
 
     def tensors_of(self, op: Op) -> tuple[TensorInfo | None, ...]:
         """Returns what an operation reads, then what it writes.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from kdlite.compress.recipes import Recipe
+from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.lite.output_report import OutputReport
+from kdlite.lite.tflite_file import TFLiteFile
 
 # Sums in another order: 1e-6 of the largest value for each of many layers.
 _FLOAT_SHARE = 1e-4
@@ -14,6 +16,57 @@ _WITHIN_ONE_STEP = 0.99
 # Of the 65536 that 16 bits have: sigmoid, tanh and softmax interpolate between some 256
 # points. Every input of 16 bits was tried: tanh is off by up to 3 steps.
 _STEPS_OF_TABLES = 2.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What the outputs of a file are held to.
+
+    Attributes:
+        recipe: How the file is quantized.
+        trained: Whether the model is quantization-aware.
+        signature: Whose outputs these are, "signature/output"; empty for all.
+    """
+
+    recipe: Recipe
+    trained: bool = False
+    signature: str = ""
+
+    def covers(self, output: str) -> bool:
+        """Whether it is for the output of this name."""
+        return not self.signature or output.startswith(f"{self.signature}/")
+
+    def problem(self, output: OutputReport, other_kernels: bool = False) -> str:
+        """Says in what an output is wrong; nothing if it is not.
+
+        Args:
+            output: How it compares.
+            other_kernels: Whether others than XNNPACK's computed it. Each rounds in its
+                own way, so that they are not met to the step.
+        """
+        return _problem(output, self.recipe, self.trained and not other_kernels)
+
+    def __str__(self) -> str:
+        kind = ", quantization-aware" if self.trained else ""
+        return f"{self.recipe.name}{kind}: {rule(self.recipe, self.trained)}"
+
+
+def recipe_of(content: TFLiteFile, told: object = None) -> Recipe:
+    """Finds the recipe that a finished file is to be held to.
+
+    Args:
+        content: What is inside the file.
+        told: The name of the recipe that it was exported with, if it tells one.
+
+    Returns:
+        The recipe of that name, since `export` held the file to it; else what the
+        types in the file amount to.
+
+    Example:
+        ``recipe_of(inspect("student.tflite"))``
+    """
+    known = RECIPES.get(told) if isinstance(told, str) else None
+    return known or content.recipe
 
 
 def problems(

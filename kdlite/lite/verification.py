@@ -9,6 +9,7 @@ from typing import Any
 from kdlite.lite.isolated_runs import Run
 from kdlite.lite.layer_errors import LayerError, noisiest
 from kdlite.lite.output_report import STEP_TOLERANCE, TOP1, OutputReport
+from kdlite.lite.tolerance import Tolerance
 
 _MOST_LAYERS = 6
 # The share of the worst that counts.
@@ -90,6 +91,8 @@ class VerificationReport:
         float_ops: Operations that compute in float.
         quantization: How the file computes, as `kdlite.inspect` says.
         kernels: How it compares when other kernels and more threads compute it.
+        tolerances: What the outputs are held to, as `export` holds them; of several
+            signatures one for each. Empty: to nothing but that they are numbers.
     """
 
     file: str
@@ -99,23 +102,41 @@ class VerificationReport:
     float_ops: tuple[str, ...]
     quantization: str
     kernels: tuple[KernelRun, ...] = ()
+    tolerances: tuple[Tolerance, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong whatever one asks for: values that are no numbers."""
-        found = [(output, "") for output in self.outputs]
+        """What is wrong whatever one asks for: NaN, and what no tolerance allows."""
+        wrong = self._wrong(self.outputs)
+        found = list(wrong.values())
+        all_samples = {output.name: output for output in self.outputs}
         for run in self.kernels:
-            found += [(output, f", with {run}") for output in run.outputs]
-        return tuple(
-            f"output {output.name!r} has {output.nan_count} NaN{where}"
-            for output, where in found
-            if output.nan_count
-        )
+            # How much an output varies is not seen in the few that others computed.
+            measured = [_as_varied(o, all_samples[o.name]) for o in run.outputs]
+            others = self._wrong(measured, other_kernels=True)
+            # Said once, where the file is wrong by all of them.
+            found += [f"{others[n]}, with {run}" for n in others if n not in wrong]
+        return tuple(found)
 
     @property
     def passed(self) -> bool:
-        """Whether there are no problems."""
+        """Whether there are no problems: `export` would let the file pass."""
         return not self.problems
+
+    def _wrong(
+        self, outputs: Iterable[OutputReport], other_kernels: bool = False
+    ) -> dict[str, str]:
+        """Returns by output in what it is wrong."""
+        wrong = {}
+        for output in outputs:
+            name, nan = output.name, output.nan_count
+            text = f"output {name!r} has {nan} NaN" if nan else ""
+            for tolerance in self.tolerances:
+                if not text and tolerance.covers(name):
+                    text = tolerance.problem(output, other_kernels)
+            if text:
+                wrong[name] = text
+        return wrong
 
     def require(
         self,
@@ -140,7 +161,7 @@ class VerificationReport:
         Raises:
             ValueError: If a limit cannot be held against anything (no scores, no steps,
                 no labels), or is no such number.
-            VerificationError: If a limit is not kept, or there are NaN.
+            VerificationError: If a limit is not kept, or there are `problems`.
 
         Example:
             ``verify("student.tflite", student, (x, y)).require(top1_agreement=0.99)``
@@ -234,6 +255,7 @@ class VerificationReport:
             kernels=tuple(
                 replace(run, outputs=its(run.outputs)) for run in self.kernels
             ),
+            tolerances=tuple(t for t in self.tolerances if t.signature == signature),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,6 +268,7 @@ class VerificationReport:
             "float_ops": list(self.float_ops),
             "passed": self.passed,
             "problems": list(self.problems),
+            "rules": list(map(str, self.tolerances)),
             "outputs": [output.to_dict() for output in self.outputs],
             "kernels": [run.to_dict() for run in self.kernels],
         }
@@ -261,7 +284,20 @@ class VerificationReport:
         if self.kernels:
             told = ", ".join(f"{run} {_most_apart(run)}" for run in self.kernels)
             lines.append(f"at most apart with {told}")
+        problems = self.problems
+        lines += [f"wrong: {text}" for text in problems]
+        if self.outputs:
+            verdict = "not held" if problems else "held"
+            lines += [f"{verdict}: {rule}" for rule in map(str, self.tolerances)]
         return "\n".join(lines)
+
+
+def _as_varied(few: OutputReport, known: OutputReport) -> OutputReport:
+    return replace(
+        few,
+        spread=max(few.spread, known.spread),
+        largest_value=max(few.largest_value, known.largest_value),
+    )
 
 
 def _most_apart(run: KernelRun) -> str:

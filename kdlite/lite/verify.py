@@ -26,6 +26,7 @@ from kdlite.lite.signatures import of_signature
 from kdlite.lite.targets import read_once, read_targets
 from kdlite.lite.tflite_file import TensorInfo
 from kdlite.lite.tflite_reader import inspect, inspect_bytes
+from kdlite.lite.tolerance import Tolerance, recipe_of
 from kdlite.lite.verification import KernelRun, VerificationReport
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +44,9 @@ def verify(
 ) -> VerificationReport:
     """Runs a `.tflite` and its Keras model on the same samples and compares them.
 
-    The file runs in a process of its own, which may crash.
+    The file runs in a process of its own, which may crash. What `export` holds a file
+    of its recipe to is what `passed` and `problems` of the report say: by the word of
+    the file where `export` made it, else by the types in it.
 
     Args:
         file: The path of the `.tflite`, or its bytes.
@@ -60,8 +63,9 @@ def verify(
 
     Returns:
         By output the differences in quantization steps, the agreement and the task's
-        metric; prints as a few lines. `require` turns wishes into errors. Outputs of
-        several signatures are called "signature/output".
+        metric; prints as a few lines, the last of which say what is held and by which
+        rule. `require` turns that and wishes into errors. Outputs of several signatures
+        are called "signature/output".
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -134,6 +138,11 @@ def _verify_each(
             )
             for index, (kernels, threads) in enumerate(runs)
         ),
+        tolerances=tuple(
+            replace(tolerance, signature=name)
+            for name, report in reports.items()
+            for tolerance in report.tolerances
+        ),
     )
 
 
@@ -151,8 +160,10 @@ def _verify_one(
         serving = serve(model, **_normalisation(blob, signature))
     inputs = _matched("inputs", [s.name for s in serving.input_specs], content.inputs)
     specs = [_spec_of(spec, inputs, content.inputs) for spec in serving.input_specs]
+    about = read_metadata(blob)
+    recipe = recipe_of(content, (about.provenance or {}).get("quantization"))
     # Of several signatures, only each model knows its classes.
-    labels = None if signature else read_metadata(blob).labels or None
+    labels = None if signature else about.labels or None
     classes = class_count(serving.model)
     data = read_folder(read_once(data), specs, "data", labels, classes)
     samples = load_samples(data, specs, role="data")
@@ -204,6 +215,7 @@ def _verify_one(
             # Of some operations, such as ELU, there is no plain kernel.
             if kernels != "reference" or not isinstance(told, ValueError)
         ),
+        tolerances=(Tolerance(recipe, recipe.integer and serving.quantize_aware),),
     )
 
 
