@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from converting import converted
 from keras import layers
 
+from kdlite.lite.convert import export
 from kdlite.lite.layer_names import layer_names, layers_of, matching
 from kdlite.lite.tflite_reader import inspect
 
@@ -69,3 +71,28 @@ def test_patterns(model) -> None:
         ValueError, match="must fit a layer.*'cnov'.*Its layers: 'conv'"
     ):
         matching({"cnov": "a"}, model)
+
+
+@pytest.mark.parametrize("outputs", [("zz", "aa"), ("aa", "zz")])
+@pytest.mark.parametrize("kept", ["head_a", "head_b"])
+def test_a_head_kept_in_float16_that_is_an_output_by_another_name(
+    outputs, kept, tmp_path
+) -> None:
+    inputs = keras.Input((40,), name="x")
+    hidden = layers.Dense(40, activation="relu", name="hidden")(inputs)
+    heads = [
+        layers.Dense(units, name=name)(hidden)
+        for name, units in (("head_a", 30), ("head_b", 4))
+    ]
+    model = keras.Model(inputs, dict(zip(outputs, heads, strict=True)))
+    made = export(
+        model,
+        tmp_path / "model.tflite",
+        "int8",
+        engine="aeq",
+        calibration_data=np.random.default_rng(0).normal(size=(110, 40)),
+        overrides={kept: "float16"},
+    )
+    content = inspect(made.path)
+    layer = layers_of(content, model)
+    assert {layer[op][0] for op in content.float_ops} == {kept}

@@ -61,11 +61,18 @@ def layers_of(content: TFLiteFile, model: keras.Model) -> dict[Op, tuple[str, ..
     # An output has the name of its layer, or the one that the model gives it.
     last = {identifier(name.rpartition("/")[2]): name for name in names}
     outputs = {tensor.index: tensor.name for tensor in content.outputs}
+    # A kernel kept in float16 is a float tensor that an operation makes of a constant.
+    widened = {
+        (op.subgraph, op.outputs[0]): content.tensors_of(op)
+        for op in content.ops
+        if op.name == "DEQUANTIZE" and op.outputs
+    }
     found = {}
     for op in content.ops:
         tensors = content.tensors_of(op)
+        behind = [t for i in op.inputs for t in widened.get((op.subgraph, i), ())]
         written = [tensor for tensor in tensors[len(op.inputs) :] if tensor]
-        constants = [tensor for tensor in tensors if tensor and tensor.constant]
+        constants = [t for t in (*tensors, *behind) if t and t.constant]
         layers = [
             layer
             for tensor in (*written, *constants)
