@@ -49,7 +49,7 @@ def test_all_is_told_in_lines_and_in_json(blob) -> None:
     ):
         assert words in text
     plain = json.loads(json.dumps(report.to_dict()))
-    assert plain["min_runtime"] == "2.3"
+    assert plain["min_runtime"] == "2.12"
     assert plain["arena_bytes"] == report.arena_bytes > 0
     assert plain["metadata"]["license"] == "MIT"
     assert plain["metadata"]["files"] == {"labels.txt": len(b"ant\nbee\ncat")}
