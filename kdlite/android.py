@@ -29,6 +29,7 @@ _TYPES = ("float32", "int8", "uint8")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _MOST_IMAGES = 20
 _MOST_BYTES = 256 * 2**20
+_MOST_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,10 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
     if len(content.inputs) != 1:
         return f"has {len(content.inputs)} inputs. Export a model that takes one image."
     image, told = content.inputs[0], about.inputs[0]
+    if image.size > _MOST_VALUES:
+        return (
+            f"takes {image.size:,} values, over {_MOST_VALUES:,}. Make images smaller."
+        )
     if told.content != "image" or image.shape[:1] != (1,) or min(image.shape) < 1:
         return (
             f"takes {image.dtype} {list(image.shape)}, no image. Export a model that "
@@ -183,7 +188,12 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
     labelled = [i for i, out in enumerate(about.outputs) if out.labels]
     if not labelled:
         return "has no labels. Export it with labels=[...]."
-    scores = content.outputs[labelled[0]]
+    scores, classes = content.outputs[labelled[0]], about.outputs[labelled[0]].labels
+    if scores.size != len(classes) or len(classes) < 2:
+        return (
+            f"gives {list(scores.shape)} scores for {len(classes)} labels. Export a "
+            "classifier: (1, classes), of two classes or more, each with a label."
+        )
     for tensor in (image, scores):
         if tensor.dtype not in _TYPES:
             return (

@@ -217,10 +217,11 @@ def test_a_build_that_fails_says_why(folder: Path, app: Path, tmp_path: Path) ->
 # --- what the app cannot run is found before anything changes
 
 
-def exported(path: Path, shape: tuple[int, ...], data, **options) -> Path:
-    model = keras.Sequential(
-        [keras.Input(shape, name="x"), keras.layers.Flatten(), keras.layers.Dense(2)]
-    )
+def exported(
+    path: Path, shape: tuple[int, ...], data, *head: keras.Layer, **options
+) -> Path:
+    head = head or (keras.layers.Flatten(), keras.layers.Dense(2))
+    model = keras.Sequential([keras.Input(shape, name="x"), *head])
     kdlite.export(model, path, verify_data=data, **options)
     return path
 
@@ -235,6 +236,21 @@ def test_a_model_that_the_app_cannot_run_is_refused(app: Path, tmp_path: Path) -
         (
             exported(tmp_path / "c", (6, 6, 1), pixels - 99, labels=["a", "b"]),
             "does not say how pixels become its input",
+        ),
+        (
+            exported(
+                *(tmp_path / "d", (6, 6, 1), pixels),
+                *(keras.layers.Flatten(), keras.layers.Dense(1)),
+                labels=["a"],
+            ),
+            r"gives \[1, 1\] scores for 1 labels. Export a classifier",
+        ),
+        (
+            exported(
+                *(tmp_path / "e", (6, 6, 1), pixels, keras.layers.Conv2D(3, 3)),
+                labels=["a", "b", "c"],
+            ),
+            r"gives \[1, 4, 4, 3\] scores for 3 labels",
         ),
     ]
     before = sorted(app.rglob("*"))
