@@ -205,6 +205,7 @@ def _demo(args: argparse.Namespace) -> Any:
 
 def _distill(args: argparse.Namespace) -> Any:
     from kdlite import datasets
+    from kdlite.doctor import check_split
     from kdlite.lite.labels import class_count
     from kdlite.model_files import load_model, sample_shape
     from kdlite.pipeline import distill_to_tflite
@@ -222,6 +223,9 @@ def _distill(args: argparse.Namespace) -> Any:
 
     validation, test = map(load, (args.validation_data, args.test_data))
     if validation is None and test is None:
+        # Of a part of them, an error would count samples that the file has elsewhere.
+        if train.y is not None:
+            check_split("train", (train.x, train.y), classes)
         train, validation = train.split(0.1)
         logging.getLogger(__name__).info(
             "no --validation-data: a tenth of the samples of --data is held back for it"

@@ -349,7 +349,7 @@ def check_inputs(
             "them in the order of the class indices."
         )
     for name, split in data.items():
-        _check_split(name, split, classes)
+        check_split(name, split, classes)
         for role, model in (("student", student), ("teacher", teacher)):
             _check_shape(name, split[0], role, model)
     _check_value_ranges(data, student, teacher)
@@ -374,7 +374,19 @@ def _output_shape(model: keras.Model) -> tuple[int | None, ...]:
     return tuple(shape)
 
 
-def _check_split(name: str, split: tuple[Array, Array], classes: int | None) -> None:
+def check_split(name: str, split: tuple[Array, Array], classes: int | None) -> None:
+    """Raises unless samples and labels are what a classifier is trained on.
+
+    Args:
+        name: What they are called.
+        split: Inputs `(samples, ...)` and class indices `(samples,)`.
+        classes: How many classes there are, if known.
+
+    Raises:
+        TypeError: If `split` is no tuple of two.
+        ValueError: If there are none, not as many labels, labels out of range or of
+            another kind, or inputs that are not finite numbers.
+    """
     if not isinstance(split, tuple) or len(split) != 2:
         raise TypeError(
             f"`{name}` must be a tuple (x, y) of arrays. Received: "
@@ -400,7 +412,7 @@ def _check_split(name: str, split: tuple[Array, Array], classes: int | None) -> 
             )
         )
     check_label_range(y, classes or 0, name=name)
-    if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
+    if x.dtype.kind not in "fiub":
         raise ValueError(
             f"`{name}` inputs must be numbers. Received: dtype {x.dtype}. Turn them "
             "into an array of numbers first."

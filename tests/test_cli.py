@@ -261,6 +261,24 @@ def test_other_parts_are_read_by_the_classes_of_the_first(
     assert told["labels"] == ("a", "b b", "c")
 
 
+@pytest.mark.parametrize("where", [0, 17, 39])
+@pytest.mark.parametrize("kind", ["nan", "complex"])
+def test_bad_samples_are_counted_before_a_part_is_held_back(
+    where, kind, tmp_path, capsys
+) -> None:
+    image_classifier().save(tmp_path / "model.keras")
+    x = np.random.default_rng(0).uniform(size=(40, 2, 2, 1)).astype("float32")
+    x[where] = np.nan
+    text = f"in 1 samples, the first at index {where}"
+    if kind == "complex":
+        x, text = np.nan_to_num(x).astype("complex64"), "numbers. Received: dtype comp"
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(40) % 3)
+    arguments = ["distill", str(tmp_path / "model.keras"), "-o", str(tmp_path / "o")]
+    assert cli.main([*arguments, "--data", str(tmp_path / "data.npz")]) == 2
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.glob("o*"))
+
+
 def test_folders_that_no_one_can_tell_the_classes_of_are_refused(
     tmp_path, capsys, tflite
 ) -> None:
