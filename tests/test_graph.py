@@ -56,3 +56,16 @@ def test_a_model_without_a_graph_is_an_error() -> None:
     inputs = keras.Input((3,))
     with pytest.raises(ValueError, match="subclass Own"):
         CallGraph(keras.Model(inputs, Own()(inputs)), "A test")
+
+
+def test_a_layers_own_default_of_training_holds_it_in_no_mode():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dropout(0.5)(layers.RandomFlip()(inputs))
+    x = layers.BatchNormalization()(x)
+    inner = keras.Model(inputs, x)
+    held = CallGraph(keras.Model(inputs, inner(inputs, training=False)), "It")
+    free = CallGraph(keras.Model(inputs, inner(inputs)), "It")
+    assert [call.training for call in free.calls] == [None] * 3
+    assert [call.training for call in held.calls] == [False] * 3
+    forced = keras.Model(inputs, layers.Dropout(0.5)(inputs, training=True))
+    assert [call.training for call in CallGraph(forced, "It").calls] == [True]

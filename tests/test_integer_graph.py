@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from quantizing import calibrate
 
+from kdlite.compress import graph
 from kdlite.compress.integer_graph import IntegerGraph
+from kdlite.compress.qat import for_export, quantize_aware
 
 
 def model(*stack, shape=(6, 6, 4)):
@@ -72,6 +76,25 @@ def test_batch_norm_folds_into_nothing_but_the_kernel_right_before_it():
         ),
         ([layers.Rescaling(0.0, 1.0), layers.Conv2D(4, 3)], False),
         ([layers.Rescaling(0.5), layers.MaxPooling2D(), layers.Conv2D(4, 3)], False),
+        ([layers.Rescaling(0.5, -1.0), layers.RandomFlip(), layers.Conv2D(4, 3)], True),
+        ([layers.Rescaling(0.5), layers.Dropout(0.1), layers.Conv2D(4, 3)], True),
+        ([layers.Rescaling(0.5, 1.0), layers.Dropout(0.1), layers.Conv2D(4, 3)], False),
+        (
+            [layers.Rescaling(0.5, -1.0), layers.RandomZoom(0.1), layers.Conv2D(4, 3)],
+            True,
+        ),
+        (
+            [
+                layers.Rescaling(0.5, -1.0),
+                layers.RandomRotation(0.1, "constant"),
+                layers.Conv2D(4, 3),
+            ],
+            False,
+        ),
+        (
+            [layers.Rescaling(0.5), layers.GaussianNoise(0.1), layers.Conv2D(4, 3)],
+            False,
+        ),
     ],
 )
 def test_a_rescaling_goes_into_the_kernel_where_that_is_exact(stack, absorbed):
@@ -101,10 +124,120 @@ def test_models_in_models_are_read_through():
     assert graph.ops[0].frozen_statistics
 
 
-def test_dropout_held_in_inference_mode_is_none():
-    inputs = keras.Input((4,))
-    x = layers.Dropout(0.5)(layers.Dense(4, name="d")(inputs), training=False)
+# The layers that Keras calls with `training`, and that act in training alone.
+IN_TRAINING_ALONE = [
+    *(layers.Dropout(0.5), layers.AlphaDropout(0.5), layers.GaussianDropout(0.5)),
+    *(layers.SpatialDropout1D(0.5), layers.SpatialDropout2D(0.5)),
+    *(layers.SpatialDropout3D(0.5), layers.GaussianNoise(0.3)),
+    *(layers.RandomCrop(8, 8), layers.RandomFlip(), layers.RandomRotation(0.5)),
+    *(layers.RandomTranslation(0.3, 0.3), layers.RandomZoom((0.3, 0.5))),
+    *(layers.RandomShear(0.5, 0.5), layers.RandomPerspective(1.0)),
+    *(layers.RandomElasticTransform(1.0), layers.RandomBrightness(0.5)),
+    *(layers.RandomContrast(0.5), layers.RandomSaturation(0.5)),
+    *(layers.RandomHue(0.5), layers.RandomGrayscale(1.0)),
+    layers.RandomColorJitter(brightness_factor=0.5),
+    *(layers.RandomColorDegeneration(0.5), layers.RandomInvert(1.0)),
+    *(layers.RandomPosterization(2), layers.RandomSharpness(0.5)),
+    *(layers.RandomGaussianBlur(1.0, kernel_size=3), layers.RandomErasing(1.0)),
+    *(layers.Solarization(0.5), layers.AugMix(), layers.CutMix(), layers.MixUp()),
+    layers.RandAugment(),
+]
+# Others that are called with `training`: they do something in inference too, or, as
+# Equalization, cannot be part of a Keras model.
+IN_INFERENCE = set(
+    "Attention AutoContrast BatchNormalization Bidirectional CenterCrop ConvLSTM1D "
+    "AdditiveAttention ContrastLimitedAdaptiveHistogramEqualization ConvLSTM2D "
+    "ConvLSTM3D Dense EinsumDense Equalization FlaxLayer GRU GRUCell JaxLayer LSTM "
+    "GroupQueryAttention LSTMCell Lambda MaxNumBoundingBoxes MultiHeadAttention "
+    "Pipeline RNN Resizing SimpleRNN "
+    "SimpleRNNCell SpectralNormalization StackedRNNCells TFSMLayer TimeDistributed "
+    "TorchModuleWrapper".split()
+)
+
+
+def test_each_layer_of_keras_is_known_to_act_in_inference_or_not():
+    told = {
+        name
+        for name, kind in vars(layers).items()
+        if isinstance(kind, type)
+        and issubclass(kind, keras.Layer)
+        and "training" in inspect.signature(kind.call).parameters
+    }
+    alone = {type(layer).__name__ for layer in IN_TRAINING_ALONE}
+    assert told == alone | IN_INFERENCE
+    assert alone | {"ActivityRegularization"} == {
+        kind.__name__ for kind in graph.IN_TRAINING_ALONE
+    }
+
+
+@pytest.mark.parametrize("layer", IN_TRAINING_ALONE, ids=lambda x: type(x).__name__)
+def test_what_acts_in_training_alone_does_so_when_quantized(layer, rng):
+    shape = {"1D": (8, 3), "3D": (8, 8, 3, 1)}.get(type(layer).__name__[-2:], (8, 8, 3))
+    x = rng.uniform(0, 255, (4, *shape)).astype("float32")
+    student = model(layers.Activation("relu"), layer, layers.Flatten(), shape=shape)
+    qat = quantize_aware(student, input_range=(0.0, 255.0))
+    (copy,) = (x for x in qat.layers if type(x) is type(layer))
+    assert copy is not layer
+    assert np.array_equal(layer(x, training=False), x)
+    assert np.array_equal(copy(x, training=False), x)
+    if isinstance(layer, layers.RandomCrop):  # To the size that the images have.
+        return
+    still = qat(x, training=False)
+    # Chance may leave a batch as it is, but not 9 of them.
+    assert any(not np.array_equal(copy(x, training=True), x) for _ in range(9))
+    assert any(not np.array_equal(qat(x, training=True), still) for _ in range(9))
+
+
+@pytest.mark.parametrize("layer", IN_TRAINING_ALONE, ids=lambda x: type(x).__name__)
+def test_what_acts_in_training_alone_is_none_in_inference_mode(layer):
+    shape = {"1D": (8, 3), "3D": (8, 8, 3, 1)}.get(type(layer).__name__[-2:], (8, 8, 3))
+    inputs = keras.Input(shape)
+    inner = keras.Sequential([keras.Input(shape), layer])
+    x = layers.Dense(3, name="d")(inner(inputs, training=False))
     assert ops_of(keras.Model(inputs, x)) == [("kernel", "d")]
+
+
+def test_an_activity_regularization_goes_on_regularizing():
+    student = model(layers.ActivityRegularization(0.1), layers.Dense(2), shape=(4,))
+    qat = quantize_aware(student, input_range=(-1.0, 1.0))
+    qat(np.ones((2, 4), "float32"), training=True)
+    np.testing.assert_allclose(np.asarray(qat.losses[0]), 0.1 * 4, rtol=0.02)
+
+
+def test_a_lambda_that_is_left_in_float_keeps_its_function(rng):
+    numpy_of_here = np
+    twice = lambda x, by: x * numpy_of_here.float32(by)  # noqa: E731
+    student = model(
+        layers.Dense(4, name="d"),
+        layers.Lambda(twice, arguments={"by": 2.0}, name="twice"),
+        shape=(4,),
+    )
+    qat = quantize_aware(student, overrides={"twice": "float32"})
+    calibrate(qat, rng.normal(size=(64, 4)))
+    x = rng.normal(size=(8, 4)).astype("float32")
+    np.testing.assert_allclose(qat(x), student(x), atol=0.1)
+    np.testing.assert_allclose(for_export(qat)(x), qat(x), atol=1e-5)
+
+
+def test_a_layer_that_cannot_be_made_again_is_an_error_that_names_it():
+    inside = layers.TimeDistributed(layers.Lambda(lambda x: x + 1), name="each")
+
+    class Scaled(layers.Layer):
+        def __init__(self, by, **kwargs):
+            super().__init__(**kwargs)
+            self.by = by
+
+        def get_config(self):
+            return super().get_config()
+
+        def call(self, x):
+            return x * self.by
+
+    for layer, why in ((inside, "Python lambda"), (Scaled(2.0, name="own"), "by")):
+        with pytest.raises(ValueError, match="Received: layer .*Fix: ") as caught:
+            IntegerGraph(model(layer, shape=(3, 4)), [layer.name])
+        assert repr(layer.name) in str(caught.value)
+        assert why in str(caught.value) and "safe_mode" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +347,8 @@ def shared(second):
             "'relu', 'relu6', 'softmax', .*, 'silu', .*'linear'.*'selu' in layer 'd'",
         ),
         (
-            lambda: model(layers.RandomFlip(name="flip")),
-            "does not have this layer.*'flip' of class RandomFlip.*in the data",
+            lambda: model(layers.RandomCrop(4, 4, name="crop"), shape=(6, 6, 3)),
+            r"'crop' cannot .* images of \(6, 6\) and crops of \(4, 4\).*in the data",
         ),
         (in_training_mode, "held in training mode. Received: layer 'mc'"),
         (

@@ -128,6 +128,10 @@ def test_each_layer_computes_the_same_in_tf_keras(rng) -> None:
     covered = {type(x) for x in model._flatten_layers()}
     assert covered >= {*_ARGUMENTS, *_TRANSLATED}
     twin = Twin(model)
+    # What acts in training alone is there, too.
+    kinds = {type(layer).__name__ for layer in ON_IMAGES + ON_SEQUENCES}
+    made_otherwise = {"SeparableConv2D", "Normalization"}
+    assert {kind for kind, _ in twin.plan()["layers"]} >= kinds - made_otherwise
     x = [
         rng.normal(0, 2, (4, 8, 8, 4)).astype("float32"),
         rng.integers(0, 9, (4, 6)).astype("int32"),

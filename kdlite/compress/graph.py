@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import keras
+from keras import layers
 from keras.src.models.functional import Functional
 
 Shape = tuple[Any, ...]
+
+# Layers that do something in training, and in inference nothing.
+IN_TRAINING_ALONE: tuple[type[keras.Layer], ...] = (
+    *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout),
+    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+    *(layers.GaussianNoise, layers.ActivityRegularization),
+    *(layers.RandomCrop, layers.RandomFlip, layers.RandomRotation),
+    *(layers.RandomTranslation, layers.RandomZoom, layers.RandomShear),
+    *(layers.RandomPerspective, layers.RandomElasticTransform),
+    *(layers.RandomBrightness, layers.RandomContrast, layers.RandomSaturation),
+    *(layers.RandomHue, layers.RandomGrayscale, layers.RandomColorJitter),
+    *(layers.RandomColorDegeneration, layers.RandomInvert, layers.RandomPosterization),
+    *(layers.RandomSharpness, layers.RandomGaussianBlur, layers.RandomErasing),
+    *(layers.Solarization, layers.AugMix, layers.CutMix, layers.MixUp),
+    layers.RandAugment,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +98,7 @@ class CallGraph:
                 operation, arguments = node.operation, node.arguments
                 name = f"{path}{operation.name}"
                 taken = [tensors[id(x)] for x in arguments.keras_tensors]
-                pinned = arguments.kwargs.get("training")
+                pinned = held_in_training(node)
                 pinned = training if pinned is None else pinned
                 if isinstance(operation, keras.Model):
                     results = self._read(operation, taken, f"{name}/", pinned)
@@ -98,6 +116,21 @@ class CallGraph:
                     )
                 tensors.update(zip(map(id, node.outputs), results, strict=True))
         return [tensors[id(x)] for x in graph.outputs]
+
+
+def held_in_training(node: Any) -> bool | None:
+    """Returns whether a call is held in training mode (True) or in inference mode.
+
+    Keras keeps the default of a layer's `call` like an argument that was given: False
+    of Dropout, True of augmentation. That is None here, and follows the model, as it
+    does in Keras.
+
+    Args:
+        node: A call in a Functional model's graph.
+    """
+    given = node.arguments.kwargs.get("training")
+    own = inspect.signature(node.operation.call).parameters.get("training")
+    return None if own is not None and given is own.default else given
 
 
 def functional(model: keras.Model, purpose: str) -> Functional:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kdlite.compress.graph import Call, CallGraph, Shape
+from kdlite.compress.graph import IN_TRAINING_ALONE, Call, CallGraph, Shape
 from kdlite.compress.integer_layers import (
     ACTIVATIONS,
     KERNELS,
@@ -146,8 +146,7 @@ class IntegerGraph:
                 continue
             layer = as_layer(call)
             check_supported(layer, self._bits)
-            # Layers that prepare data are called so by themselves.
-            if call.training and not isinstance(layer, layers.Resizing):
+            if call.training:
                 raise ValueError(
                     "A layer must not be held in training mode. Received: layer "
                     f"{layer.name!r} called with training=True. Call it without."
@@ -231,7 +230,7 @@ class IntegerGraph:
             case layers.PReLU | layers.Embedding:
                 new = self._copy(layer, clone(layer), layer.get_weights())
                 return self._emit("value", new, name, inputs, shape)
-            case made if made in _DROPPED and inference:
+            case made if made in IN_TRAINING_ALONE and inference:
                 return inputs[0]
             case made:
                 return self._emit(KINDS[made], layer, name, inputs, shape)
@@ -491,9 +490,6 @@ class IntegerGraph:
                     )
 
 
-_DROPPED = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D)
-
-
 def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:
     """Returns the paths of the layers that patterns name."""
     paths = list(dict.fromkeys(call.path for call in graph.calls))
@@ -515,12 +511,29 @@ def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:
 
 
 def _keeps_affine(op: Op, affine: Op) -> bool:
-    """Whether `op` may as well come before the affine."""
+    """Whether `op` may as well come before the affine, in training as well."""
+    layer = op.layer
+    if isinstance(layer, layers.RandomFlip):
+        return True
     if np.size(affine.scale) > 1 or np.size(affine.offset) > 1:
         return False
-    if isinstance(op.layer, layers.ZeroPadding1D | layers.ZeroPadding2D):
+    if isinstance(layer, _ZEROS) or (
+        isinstance(layer, _RESAMPLING)
+        and (layer.fill_mode, layer.fill_value) == ("constant", 0.0)
+    ):
         return not np.any(affine.offset)
-    return isinstance(op.layer, layers.Flatten | layers.Reshape)
+    if isinstance(layer, _RESAMPLING):
+        return layer.fill_mode != "constant"
+    return isinstance(layer, layers.Flatten | layers.Reshape)
+
+
+# Some values become zero, and others are scaled.
+_ZEROS = (
+    *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Dropout),
+    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.GaussianDropout),
+)
+# Means of neighbours, with weights that add up to 1.
+_RESAMPLING = (layers.RandomRotation, layers.RandomTranslation, layers.RandomZoom)
 
 
 def _absorbs(op: Op, affine: Op, through: bool) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 from keras import layers
 
 from kdlite.compress.folded_layer import KERNELS as KERNELS
-from kdlite.compress.graph import Call
+from kdlite.compress.graph import IN_TRAINING_ALONE, Call
 from kdlite.compress.stand_ins import RANGE
+from kdlite.copies import layer_again
 
 Range = tuple[float, float]
 Make = Callable[[], keras.Layer]
@@ -54,8 +55,7 @@ KINDS: dict[type, str] = {
             *(layers.ZeroPadding1D, layers.ZeroPadding2D),
             *(layers.Cropping1D, layers.Cropping2D, layers.UpSampling1D),
             *(layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector),
-            *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
-            layers.Identity,
+            *(layers.Identity, *IN_TRAINING_ALONE),
         ),
         "pass",
     ),
@@ -110,8 +110,11 @@ def clone(layer: keras.Layer, **changes: Any) -> keras.Layer:
 
     Returns:
         The layer, not built.
+
+    Raises:
+        ValueError: If it cannot be made again from its configuration.
     """
-    return type(layer).from_config({**layer.get_config(), **changes})
+    return layer_again(layer, lambda config: {**config, **changes})
 
 
 def fixed_range(function: Callable[..., Any], bits: int) -> Range | None:
@@ -267,7 +270,11 @@ def check_supported(layer: Any, bits: int = 8) -> None:
         ValueError: The layer, and why not.
     """
     if type(layer) not in _SUPPORTED:
-        names = ", ".join(supported.__name__ for supported in _SUPPORTED)
+        names = ", ".join(
+            supported.__name__
+            for supported in _SUPPORTED
+            if supported not in IN_TRAINING_ALONE
+        )
         why = _IN_FLOAT.get(type(layer))
         raise ValueError(
             "Quantization-aware training does not have this layer. Received: layer "
@@ -275,7 +282,8 @@ def check_supported(layer: Any, bits: int = 8) -> None:
             + (f"{why}. " if why else "")
             + f"Leave it in float, overrides={{{layer.name!r}: 'float32'}}, or export "
             "the student with 'dynamic', which has 8-bit weights of any layer. Or "
-            f"build the student from {names}. Augmentation belongs in the data."
+            f"build the student from {names}, and what acts in training alone: "
+            "dropout, noise, augmentation."
         )
     if layer.dtype_policy.name != "float32":
         raise ValueError(
@@ -295,7 +303,8 @@ def _problem(layer: Any) -> str | None:
     """Returns what about a supported layer cannot be quantized, and what can."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return "data_format='channels_first'. Use 'channels_last'"
-    if layer.activity_regularizer is not None:
+    regularized = layer.activity_regularizer is not None
+    if regularized and not isinstance(layer, layers.ActivityRegularization):
         return "an activity regularizer. Remove it"
     if isinstance(layer, layers.BatchNormalization) and (
         layer.axis not in (-1, layer.input_spec.ndim - 1) or layer.renorm
@@ -309,6 +318,11 @@ def _problem(layer: Any) -> str | None:
         layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
     ):
         return f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+    if isinstance(layer, layers.RandomCrop) and layer.input.shape != layer.output.shape:
+        return (
+            f"images of {layer.input.shape[1:3]} and crops of {layer.output.shape[1:3]}"
+            ", where Keras leaves images whole in inference. Crop in the data"
+        )
     if isinstance(layer, layers.EinsumDense) and einsum_axes(layer) is None:
         return (
             f"equation={layer.equation!r}, bias_axes={layer.bias_axes!r}. Sum over the "

@@ -428,7 +428,7 @@ def _problem(layer: Any, call: Call) -> str | None:
     """Returns what about a layer has no twin, and what to do."""
     if len(call.outputs) != 1:
         return "several outputs. Fix: return_state=False"
-    if call.training and not isinstance(layer, layers.Rescaling):
+    if call.training:
         return "training=True in its call. Fix: call it without"
     if layer.dtype_policy.name != "float32":
         return (
@@ -474,7 +474,8 @@ def _translated(layer: Any, path: str) -> tuple[str, dict[str, Any]]:
     config = layer.get_config()
     arguments = {}
     for key in (*_ARGUMENTS[kind], "trainable"):
-        value = config.get(key)
+        # Spatial dropouts leave it out of their configuration.
+        value = config.get(key, getattr(layer, key, None))
         if key in ("activation", "recurrent_activation"):
             value = _ACTIVATIONS.get(value, "linear")
             if key == "activation" and kind is not layers.Activation:

@@ -20,7 +20,7 @@ from keras.src.layers.convolutional.base_depthwise_conv import BaseDepthwiseConv
 from keras.src.layers.convolutional.base_separable_conv import BaseSeparableConv
 from keras.src.layers.layer import Layer
 
-from kdlite.compress.graph import Call, CallGraph, Shape
+from kdlite.compress.graph import IN_TRAINING_ALONE, Call, CallGraph, Shape
 
 # The length of a last axis: a sum of group widths, each times a factor. None stands
 # for a length that does not change.
@@ -48,12 +48,10 @@ _ONE_WIDTH = (
 # Layers that leave the last axis as it is, in width and in place.
 PASSING = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU),
-    *(layers.Softmax, layers.Identity, layers.Masking, layers.ActivityRegularization),
+    *(layers.Softmax, layers.Identity, layers.Masking, *IN_TRAINING_ALONE),
     *(layers.BatchNormalization, layers.LayerNormalization),
     *(layers.GroupNormalization, layers.UnitNormalization, layers.RMSNormalization),
-    *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout),
-    *(layers.GaussianNoise, layers.SpatialDropout1D, layers.SpatialDropout2D),
-    *(layers.SpatialDropout3D, layers.Rescaling, layers.Resizing, layers.RepeatVector),
+    *(layers.Rescaling, layers.Resizing, layers.RepeatVector),
     *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
     *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),

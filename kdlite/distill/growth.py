@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kdlite.batches import samples_at_once
-from kdlite.copies import copy_of, settle
+from kdlite.copies import copy_of, layer_again, settle
 from kdlite.distill.replay import predict, probabilities
 from kdlite.distill.taps import logits_model
 
@@ -57,10 +57,8 @@ def copy_student(student: keras.Model, classes: int) -> keras.Model:
     head = head_of(student)
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        if layer is head:
-            config["units"] = classes
-        return type(layer).from_config(config)
+        more = {"units": classes} if layer is head else {}
+        return layer_again(layer, lambda config: {**config, **more})
 
     grown = keras.models.clone_model(student, clone_function=clone)
     for new, old in zip(grown.layers, student.layers, strict=True):

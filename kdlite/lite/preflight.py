@@ -6,7 +6,6 @@ int8 it crashes. So layers that are known to fail are named here, each with a wa
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import warnings
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from kdlite.compress.graph import held_in_training
 from kdlite.compress.recipes import Recipe
 from kdlite.lite._converter import ConversionError
 
@@ -263,15 +263,8 @@ def _forced_training(model: keras.Model) -> Iterator[str]:
         # Of a layer that is in several models, the calls that belong to this one.
         depths: dict[int, list[Any]] = getattr(layer, "_nodes_by_depth", {})
         for node in itertools.chain(*depths.values()):
-            asked = node.arguments.kwargs.get("training") is True
-            # Augmentation has True as its default, which nobody asked for.
-            if asked and not _trains_by_default(node.operation):
+            if held_in_training(node):
                 yield repr(node.operation.name)
-
-
-def _trains_by_default(layer: Any) -> bool:
-    argument = inspect.signature(layer.call).parameters.get("training")
-    return argument is not None and argument.default is True
 
 
 def _listed(names: list[str]) -> str:

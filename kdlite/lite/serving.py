@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
+from kdlite.copies import layer_again
 from kdlite.lite.calibration import InputSpec, identifier
 
 Tensor = Any
@@ -294,7 +295,7 @@ def as_float32(model: keras.Model) -> keras.Model:
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
 
     def plain(layer: keras.Layer) -> keras.Layer:
-        clone = type(layer).from_config(_float32_config(layer.get_config()))
+        clone = layer_again(layer, _float32_config)
         pairs.append((clone, layer))
         return clone
 
