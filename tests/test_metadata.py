@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -14,7 +15,12 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from kdlite.lite.metadata import read_metadata, write_metadata
+from kdlite.lite.associated_files import model_part
+from kdlite.lite.metadata import (
+    changed_since_written,
+    read_metadata,
+    write_metadata,
+)
 from kdlite.lite.metadata_schema import Metadata
 
 LABELS = ["T-shirt/top", "Sac à main", "靴"]
@@ -236,9 +242,26 @@ def test_what_was_written_is_read(saved: Path) -> None:
     assert (image.minimum, image.maximum) == ((-1.0,), (1.0,))
     (scores,) = about.outputs
     assert scores.description == "logit of each class"
+    sealed = about.provenance.pop("sha256_before_archive")
+    assert sealed == hashlib.sha256(model_part(saved.read_bytes())).hexdigest()
     assert about.provenance == {"seeds": [1, 2], "recipe": {"weights": "int8"}}
     assert set(about.files) == {"labels.txt", "kdlite.json"}
     assert about.min_runtime_version.startswith(("1.", "2."))
+
+
+def test_a_bit_that_was_changed_is_found(saved: Path, classifier: bytes) -> None:
+    whole = saved.read_bytes()
+    assert changed_since_written(whole) == ""
+    # In the model's last bytes, its first, and in the metadata before it.
+    end = len(model_part(whole))
+    for place in (end - 20, end - len(classifier) + 4, whole.index(b"Names clothes.")):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        told = changed_since_written(bytes(broken))
+        assert "not the one that was exported" in told and "SHA-256" in told
+    # Of a file that says nothing of itself, nothing is known.
+    assert changed_since_written(classifier) == ""
+    assert changed_since_written(write_metadata(classifier, name="a")) == ""
 
 
 def test_metadata_prints_and_goes_to_json(saved: Path) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema_fb
 from converting import converted
 from keras import layers
 
@@ -16,7 +17,7 @@ from kdlite import batches
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.recipes import RECIPES
 from kdlite.lite.convert import export
-from kdlite.lite.metadata import write_metadata
+from kdlite.lite.metadata import changed_since_written, write_metadata
 from kdlite.lite.output_report import OutputReport, compare
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.tolerance import Tolerance
@@ -432,6 +433,38 @@ def test_a_file_of_a_quantization_aware_model_is_held_to_its_steps(folder) -> No
     off = verify(path, qat, other)
     assert not off.passed and "are within one quantization step" in off.problems[0]
     assert verify(path, student, other).passed
+
+
+@pytest.mark.parametrize("quantization", ["float16", "int8", "int4"])
+def test_a_file_that_was_changed_since_is_none_of_export(
+    branched, exported, fresh, quantization
+) -> None:
+    blob = exported(quantization).read_bytes()
+    model = schema_fb.Model.GetRootAs(blob, 0)
+    graph = model.Subgraphs(0)
+    places, kernels = [], []
+    for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+        buffer, steps = model.Buffers(tensor.Buffer()), tensor.Quantization()
+        if not buffer.DataIsNone():
+            # Where the vector lies that is the table's first field.
+            place = buffer._tab.Vector(buffer._tab.Offset(4))
+            kernels.append((buffer.DataLength(), place))
+            places.append(place)
+        if steps and steps.ScaleLength():  # scales, and zero points
+            places += [steps._tab.Vector(steps._tab.Offset(n)) for n in (8, 10)]
+    assert len(places) >= 5
+    for place in places:
+        broken = bytearray(blob)
+        broken[place] ^= 1
+        assert changed_since_written(bytes(broken))
+    # Too little for any tolerance: the least bit of a weight.
+    broken = bytearray(blob)
+    broken[max(kernels)[1]] ^= 1
+    report = verify(bytes(broken), branched, fresh)
+    assert not report.passed
+    assert "not the one that was exported" in report.problems[0]
+    with pytest.raises(VerificationError, match="not the one that was exported"):
+        report.require()
 
 
 def test_few_samples_of_other_kernels_are_held_by_how_all_vary() -> None:

@@ -63,6 +63,22 @@ def present(data: bytes) -> bool:
     return zipfile.is_zipfile(io.BytesIO(data))
 
 
+def model_part(data: bytes) -> bytes:
+    """What is before the archive: all of it where there is none.
+
+    Raises:
+        ValueError: If the archive is broken.
+    """
+    if not present(data):
+        return data
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            starts = [entry.header_offset for entry in archive.infolist()]
+    except _BROKEN as err:
+        raise ValueError(f"its archive is broken ({err})") from err
+    return data[: min(starts, default=len(data))]
+
+
 def unpack(data: bytes) -> dict[str, bytes]:
     """The files at the end of ``data``, in memory; none where there is no archive.
 

@@ -13,6 +13,7 @@ bounded, and nothing is written to disk.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -43,6 +44,8 @@ __all__ = ["Metadata", "TensorMetadata", "read_metadata", "write_metadata"]
 
 _ENTRY = "TFLITE_METADATA"
 _LAST_MODEL_SLOT = 9
+# In the provenance, of all that is before the archive.
+_SEAL = "sha256_before_archive"
 # TFLite wants a buffer's data at a multiple of 16 bytes (`force_align` in its schema).
 _ALIGNMENT = 16
 
@@ -167,7 +170,8 @@ def write_metadata(
         mean: One for each channel, or one for all; goes with ``std``.
         std: One for each channel, or one for all; not 0.
         input_range: The least and the greatest value that the model is made for.
-        provenance: What is put into ``kdlite.json``; plain JSON.
+        provenance: What is put into ``kdlite.json``; plain JSON. The SHA-256 of the
+            model with its metadata is added.
 
     Returns:
         The bytes of the new ``.tflite``.
@@ -240,7 +244,35 @@ def write_metadata(
         files=files,
     )
     spliced = _splice(model, root, encode(about, described, label_files))
+    if provenance is not None:
+        sealed = {**provenance, _SEAL: hashlib.sha256(spliced).hexdigest()}
+        files[PROVENANCE_FILE] = _provenance_json(sealed)
     return associated_files.attach(spliced, files)
+
+
+def changed_since_written(file: bytes) -> str:
+    """Says whether a file is another than `write_metadata` made.
+
+    The SHA-256 of the model and of what the metadata say of it is in ``kdlite.json``. A
+    bit of a weight or a step that is another is no matter of tolerances then.
+
+    Args:
+        file: The bytes of a ``.tflite``.
+
+    Returns:
+        What is wrong; nothing if nothing is, or the file tells of no SHA-256.
+
+    Raises:
+        ValueError: As `read_metadata` does.
+    """
+    told = (read_metadata(file).provenance or {}).get(_SEAL)
+    found = hashlib.sha256(associated_files.model_part(file)).hexdigest()
+    if not isinstance(told, str) or told == found:
+        return ""
+    return (
+        "the file is not the one that was exported: its model, steps or metadata were "
+        f"changed since (SHA-256 {found[:12]}..., exported as {told[:12]}...)"
+    )
 
 
 class _Graph(NamedTuple):

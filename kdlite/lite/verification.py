@@ -93,6 +93,8 @@ class VerificationReport:
         kernels: How it compares when other kernels and more threads compute it.
         tolerances: What the outputs are held to, as `export` holds them; of several
             signatures one for each. Empty: to nothing but that they are numbers.
+        changed: What was changed in the file since `export` wrote it, of which it keeps
+            the SHA-256; empty if nothing.
     """
 
     file: str
@@ -103,12 +105,14 @@ class VerificationReport:
     quantization: str
     kernels: tuple[KernelRun, ...] = ()
     tolerances: tuple[Tolerance, ...] = ()
+    changed: str = ""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong whatever one asks for: NaN, and what no tolerance allows."""
         wrong = self._wrong(self.outputs)
-        found = list(wrong.values())
+        found = [self.changed] if self.changed else []
+        found += wrong.values()
         all_samples = {output.name: output for output in self.outputs}
         for run in self.kernels:
             # How much an output varies is not seen in the few that others computed.

@@ -19,7 +19,7 @@ from kdlite.lite.calibration import (
 )
 from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
 from kdlite.lite.labels import class_count
-from kdlite.lite.metadata import read_metadata
+from kdlite.lite.metadata import changed_since_written, read_metadata
 from kdlite.lite.output_report import OutputReport, check_target, compare
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.signatures import of_signature
@@ -46,7 +46,9 @@ def verify(
 
     The file runs in a process of its own, which may crash. What `export` holds a file
     of its recipe to is what `passed` and `problems` of the report say: by the word of
-    the file where `export` made it, else by the types in it.
+    the file where `export` made it, else by the types in it. A file that `export` made
+    must also be that file still: it keeps the SHA-256 of its model, so that one bit of
+    a weight or one step that was changed is a problem, however little it does.
 
     Args:
         file: The path of the `.tflite`, or its bytes.
@@ -216,6 +218,7 @@ def _verify_one(
             if kernels != "reference" or not isinstance(told, ValueError)
         ),
         tolerances=(Tolerance(recipe, recipe.integer and serving.quantize_aware),),
+        changed=changed_since_written(blob),
     )
 
 
