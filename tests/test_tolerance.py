@@ -23,6 +23,8 @@ def output(**figures) -> SimpleNamespace:
         spread=1.0,
         step=0.01,
         within_one_step=1.0,
+        histogram=(1000,),
+        largest_steps=9.0,
     )
     return SimpleNamespace(**{**good, **figures})
 
@@ -96,3 +98,36 @@ def test_what_is_no_number_on_one_side_alone(quantization, trained, step, odd) -
                 wrong(by_file, broken)
     else:
         assert wrong(levels, broken) and not wrong(broken, broken)
+
+
+@pytest.mark.parametrize(
+    ("values", "off", "passes"),
+    [
+        # One of few, by two steps; not by three, and not two of them.
+        (16, [2], True),
+        (16, [-2], True),
+        (16, [3], False),
+        (16, [2, 2], False),
+        (99, [2], True),
+        (100, [2], True),
+        # Of many, one in a hundred by any number of steps.
+        (1000, [9] * 10, True),
+        (1000, [2] * 11, False),
+    ],
+)
+def test_one_value_of_few_may_be_two_steps_off(rng, values, off, passes) -> None:
+    wanted = rng.integers(-100, 100, (values, 1)) * 0.5
+    told = wanted.copy()
+    told[: len(off), 0] += np.array(off) * 0.5
+    found = problems([compare("y", told, wanted, step=0.5)], recipe("int8"), True)
+    assert (not found) is passes
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic"])
+def test_an_infinity_on_one_side_alone_is_said(quantization) -> None:
+    wanted = np.array([[1.0, -np.inf], [2.0, -np.inf]])
+    assert not problems([compare("y", wanted, wanted)], recipe(quantization))
+    told = np.where(np.isinf(wanted), -65504.0, wanted)
+    for a, b in ((told, wanted), (wanted, told)):
+        (problem,) = problems([compare("y", a, b)], recipe(quantization))
+        assert "'y' is infinite in one of file and model alone" in problem

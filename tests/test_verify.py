@@ -168,6 +168,68 @@ def test_an_infinity_of_one_alone_is_far_away() -> None:
         report_of(in_steps).require(max_steps=100)
 
 
+def test_the_ends_of_float32_are_infinities() -> None:
+    end = np.finfo(np.float32).max
+    wanted = np.array([[1.0, -np.inf, np.inf, 2.0]], "float32")
+    told = np.array([[1.0, -end, end, 2.0]], "float32")
+    report = compare("y", told, wanted)
+    assert report.largest_difference == 0.0 and report.within_one_step == 1.0
+    for wrong in (-told, told * np.float32(0.999), np.where(told > 1e9, -1e9, told)):
+        assert compare("y", wrong, wanted).largest_difference == np.inf
+    assert compare("y", told, np.ones_like(told)).largest_difference == np.inf
+
+
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic"])
+def test_infinities_of_a_mask_are_met(folder, rng, quantization) -> None:
+    class Masked(layers.Layer):
+        def call(self, x):
+            hidden = np.array([0, 0, -np.inf, 0, np.inf, 0], "float32")
+            return {"sum": x + hidden, "where": keras.ops.where(x > 0, x, -np.inf)}
+
+    inputs = keras.Input((40,), name="x")
+    model = keras.Model(inputs, Masked()(layers.Dense(6)(layers.Dense(40)(inputs))))
+    x = rng.normal(size=(50, 40)).astype("float32")
+    path = folder / "masked.tflite"
+    if quantization == "float32":
+        report = export(model, path, verify_data=x).verification
+        assert report.passed and np.isinf(model(x)["sum"]).any()
+    else:
+        # Near zero, rounding decides what `where` takes.
+        model = keras.Model(inputs, {"sum": model.output["sum"]})
+
+        def made():
+            return export(model, path, quantization, verify_data=x, overwrite=True)
+
+        if quantization == "float16":  # has none among its constants
+            with pytest.raises(VerificationError, match="'sum' is infinite in one of"):
+                made()
+            return
+        assert made().verification.passed
+    free = keras.Model(inputs, {name: model.layers[-2].output for name in model.output})
+    assert not verify(path, free, x).passed
+
+
+@pytest.mark.parametrize("quantization", ["float16", "dynamic", "int8"])
+def test_one_value_alone_is_held_by_its_size(folder, quantization) -> None:
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((64,), name="x")
+    hidden = layers.Dense(64, "relu")(layers.Dense(64, "relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(1)(hidden))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 64)).astype("float32")
+    large = x[np.argsort(-np.abs(model(x).numpy()[:, 0]))][:20]
+    path = folder / f"one_{quantization}.tflite"
+    ranges = x if quantization == "int8" else None
+    export(model, path, quantization, calibration_data=ranges)
+    for k in range(len(large)):
+        report = verify(path, model, large[k : k + 1])
+        assert report.passed, report.problems
+        assert report.outputs[0].spread == report.outputs[0].largest_value > 0
+    # Half as large is another model.
+    model.layers[-1].set_weights([w / 2 for w in model.layers[-1].get_weights()])
+    assert not verify(path, model, large[:1]).passed
+
+
 def test_an_output_that_is_one_value_has_no_spread() -> None:
     wanted = np.full((4, 1), 3.0)
     report = compare("y", wanted, wanted, step=0.5)

@@ -29,7 +29,8 @@ class OutputReport:
         largest_difference: The largest ``|file - Keras|`` over all values.
         rms_difference: Its root mean square.
         largest_value: The largest magnitude that the Keras model gives.
-        spread: The standard deviation of what the Keras model gives.
+        spread: The standard deviation of what the Keras model gives; of a single value,
+            which has none, its magnitude.
         within_one_step: Share of the values that are at most one step apart; in float,
             at most 1e-4 of `largest_value`.
         histogram: How many values are 0, 1, ... steps apart, the last for 9 and more.
@@ -147,7 +148,7 @@ def compare(
             f"{name!r}. Give at least one."
         )
     check_numbers(name, by_keras, step)
-    told, wanted = by_file.astype(np.float64), by_keras.astype(np.float64)
+    told, wanted = _with_infinities(by_file), _with_infinities(by_keras)
     nan = np.isnan(told)
     # Equal infinities are no difference; a NaN is counted, and measures nothing.
     with np.errstate(invalid="ignore"):
@@ -173,7 +174,7 @@ def compare(
         largest_difference=float(apart.max(initial=0.0)),
         rms_difference=float(np.sqrt(np.mean(apart**2))) if apart.size else 0.0,
         largest_value=largest,
-        spread=float(finite.std()) if finite.size else 0.0,
+        spread=float(finite.std()) if finite.size > 1 else largest,
         within_one_step=float((apart <= near).sum() / told.size),
         histogram=histogram,
         nan_count=int(nan.sum()),
@@ -183,6 +184,17 @@ def compare(
         file_metric=file_metric,
         varying=_varying(told, wanted),
     )
+
+
+def _with_infinities(values: Array) -> Array:
+    """Returns float64 with infinities for the ends of float32.
+
+    TFLite's sums and products end in a range: without an activation in that of float32,
+    so that the infinities of a mask become its ends there.
+    """
+    exact = values.astype(np.float64)
+    ends = np.abs(exact) >= np.finfo(np.float32).max
+    return np.where(ends, np.sign(exact) * np.inf, exact) if ends.any() else exact
 
 
 def _varying(told: Array, wanted: Array) -> float:
