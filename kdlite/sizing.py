@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +23,7 @@ from kdlite.lite.runtime import measure_latency
 from kdlite.lite.serving import serve
 from kdlite.lite.tflite_reader import inspect
 from kdlite.lite.verification import VerificationError
+from kdlite.working_folder import working_folder
 
 logger = logging.getLogger(__name__)
 
@@ -274,8 +274,8 @@ def shrink_candidates(
     # The first kind is built before anything is exported: it finds what is wrong.
     for step in (1, STEPS):
         shrunken(teacher, step / STEPS, depth=depths[0], separable=separable[0])
-    with tempfile.TemporaryDirectory(prefix="kdlite-shrink-") as name:
-        path = Path(name) / "model.tflite"
+    with working_folder("shrink") as folder:
+        path = folder / "model.tflite"
         teacher_bytes = _teacher_bytes(teacher, path)
         if ratio is not None:
             by_ratio = math.floor(teacher_bytes / ratio)

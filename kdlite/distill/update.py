@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,6 +21,7 @@ from kdlite.distill.schedules import checked_number
 from kdlite.distill.soft_labels import SoftLabels
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
+from kdlite.working_folder import working_folder
 
 Array = np.ndarray[Any, Any]
 
@@ -283,11 +282,11 @@ def update(
         everything, labels = x, y
 
     grown = copy_student(student, classes)
-    with tempfile.TemporaryDirectory(prefix="kdlite-update-") as folder:
+    with working_folder("update") as folder:
         soft = SoftLabels.build(
             teacher,
             everything,
-            Path(folder) / "labels",
+            folder / "labels",
             augment=augment,
             views=views,
             seed=seed,

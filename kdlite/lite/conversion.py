@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
 from kdlite.lite.tflite_reader import inspect
+from kdlite.working_folder import working_folder
 
 Array = np.ndarray[Any, Any]
 
@@ -81,8 +80,8 @@ class Conversion:
         self._samples = samples
 
     def __enter__(self) -> Conversion:
-        self._temporary = tempfile.TemporaryDirectory(prefix="kdlite-export-")
-        self._folder = Path(self._temporary.name)
+        self._temporary = working_folder("export")
+        self._folder = self._temporary.__enter__()
         self._floats = b""
         self._runs = 0
         try:
@@ -95,7 +94,7 @@ class Conversion:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._temporary.cleanup()
+        self._temporary.__exit__(None, None, None)
 
     def run(self, kept: Mapping[str, str]) -> bytes:
         """Converts the model.

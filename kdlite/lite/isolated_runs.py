@@ -9,7 +9,6 @@ LiteRT in memory (`fork_server.py`).
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from kdlite.lite.fork_server import ForkServers
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.lite.tflite_file import TFLiteFile
 from kdlite.progress import Progress
+from kdlite.working_folder import working_folder
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -84,8 +84,7 @@ def isolated_runs(
     received = content.name or f"{len(blob)} bytes"
     parts: list[list[Outputs]] = [[] for _ in runs]
     refused: dict[int, ValueError] = {}
-    with tempfile.TemporaryDirectory(prefix="kdlite-run-") as temporary:
-        folder = Path(temporary)
+    with working_folder("run") as folder:
         (folder / _FILE).mkdir()
         (folder / _FILE / received).write_bytes(blob)
         count = len(next(iter(x.values())))
