@@ -16,7 +16,7 @@ import numpy as np
 from kdlite.batches import samples_at_once
 from kdlite.gates import Gates
 from kdlite.lite.runtime import TFLiteModel
-from kdlite.reporting.comparison import Comparison, Role, contend
+from kdlite.reporting.comparison import Comparison, Contender, Role, contend
 from kdlite.reporting.costs import INFERENCES, Cost, file_costs, model_cost
 from kdlite.reporting.energy import EnergyUse
 from kdlite.reporting.tasks import read_task
@@ -34,7 +34,12 @@ _NAMES = {
     "float32": "float32 file",
     "int8": "int8 file",
 }
-_ROLES: dict[str, Role] = {"baseline": "baseline", "student": "student"}
+_ROLES: dict[str, Role] = {
+    "baseline": "baseline",
+    "student": "student",
+    "student_qat": "student",
+}
+_ORIGINS = {"float32": "student", "int8": "student_qat"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,17 @@ class Outcome:
     seed: int
     folder: Path
     student: keras.Model
+    quantized: keras.Model  # the quantization-aware one, which the int8 file is of
     baseline: keras.Model | None
     validation_top1: float
 
     def outputs(self, x: Array) -> dict[str, Array]:
         """Runs all that it gave on samples."""
-        models = {"baseline": self.baseline, "student": self.student}
+        models = {
+            "baseline": self.baseline,
+            "student": self.student,
+            "student_qat": self.quantized,
+        }
         outputs = {
             name: model.predict(
                 x, batch_size=samples_at_once(x, BATCH_PREDICT), verbose=0
@@ -107,37 +117,37 @@ def measure(outcomes: Sequence[Outcome], by: Measured) -> Comparison:
     costs = file_costs(paths, by.x[:INFERENCES], by.country)
     runs = [outcome.outputs(by.x) for outcome in outcomes]
     # Of the files, too, what the student holds: as files count, a scale is a weight.
-    own = replace(model_cost(first.student), macs=costs["float32"].macs)
-    of_teacher = replace(costs.get("teacher", Cost()), params=by.teacher.count_params())
-    contenders = [
-        contend(
-            _NAMES["teacher"],
-            "teacher",
-            [{"": by.scores}],
-            {"": task},
-            decided,
-            of_teacher,
-        )
-    ]
+    own = replace(model_cost(first.student), macs=costs["float32"].macs, bytes=None)
+    of_teacher = contend(
+        _NAMES["teacher"],
+        "teacher",
+        [{"": by.scores}],
+        {"": task},
+        decided,
+        replace(costs.get("teacher", Cost()), params=by.teacher.count_params()),
+    )
+    found: dict[str, Contender] = {}
     for name in runs[0]:
         cost = replace(costs.get(name, own), params=own.params, macs=own.macs)
-        contenders.append(
-            contend(
-                _NAMES[name],
-                _ROLES.get(name, "file"),
-                [{"": run[name]} for run in runs],
-                {"": task},
-                decided,
-                replace(cost, training=_training(first.folder, name)),
-            )
+        found[name] = contend(
+            _NAMES[name],
+            _ROLES.get(name, "file"),
+            [{"": run[name]} for run in runs],
+            {"": task},
+            decided,
+            replace(cost, training=_training(first.folder, name)),
+            origin=found.get(_ORIGINS.get(name, "")),
         )
+    # The int8 file is held against it; it is no result of its own.
+    del found["student_qat"]
     return Comparison(
         title="kdlite report",
         tasks={"": task},
-        contenders=tuple(contenders),
+        contenders=(of_teacher, *found.values()),
         inputs=by.x,
         history=_history(first.folder),
         measured_on=by.on,
+        run=f"seed {first.seed}, the best of {len(outcomes)} on validation",
     )
 
 

@@ -233,7 +233,7 @@ class Stages:
                 )
         x, y = self.data[name]
         top1 = _top1(predict_file(folder / "student_int8.tflite", x), y)
-        return Outcome(seed, folder, student, plain, top1)
+        return Outcome(seed, folder, student, qat, plain, top1)
 
     def _fit(
         self,

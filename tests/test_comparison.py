@@ -29,7 +29,7 @@ def test_figures_are_means_over_seeds_and_the_sample_deviation() -> None:
     assert figures["top1"] == pytest.approx(0.8)
     assert figures["top1_sd"] == pytest.approx(0.1)
     one = contend("s", "student", [told(12)], TASKS, cost=Cost(params=7))
-    assert one.figures(TASK)["top1_sd"] == 0.0
+    assert one.figures(TASK)["top1_sd"] is None  # not known
     assert one.figures(TASK)["params"] == 7 and "bytes" not in one.figures(TASK)
 
 
@@ -70,6 +70,59 @@ def test_a_teacher_of_one_run_is_compared_with_each_seed() -> None:
     assert found.over_seeds == pytest.approx(
         stats.ttest_1samp([-9 / 120, -21 / 120], 0).pvalue
     )
+
+
+@pytest.mark.parametrize("role", ["file", "student", "baseline"])
+def test_others_of_one_run_are_not_of_each_seed(role) -> None:
+    one = contend("a", role, [told(3)], TASKS)
+    several = contend("b", "student", [told(12), told(24, 1), told(18, 2)], TASKS)
+    for first, second in ((one, several), (several, one)):
+        found = separation(TASK, first, second)
+        assert found.over_seeds is None and found.over_samples is None
+        assert found.verdict == "not tested"
+        assert abs(found.gain) == pytest.approx((18 - 3) / 120)
+
+
+def test_equal_gains_of_two_seeds_are_not_sure() -> None:
+    better = contend("a", "student", [told(9), told(8, 1)], TASKS)
+    worse = contend("b", "baseline", [told(10, 2), told(9, 3)], TASKS)
+    found = separation(TASK, better, worse)
+    assert found.gain == pytest.approx(1 / 120)
+    assert 0.1 < found.over_seeds < 0.3 and found.verdict == "does not separate"
+
+
+def test_a_file_is_held_against_the_seeds_that_it_was_made_from() -> None:
+    student = contend("student", "student", [told(12), told(24, 1)], TASKS)
+    second = contend("second", "student", [told(24, 1)], TASKS)
+    files = (
+        contend("of second", "file", [told(24, 1)], TASKS, origin=second),
+        contend("unknown", "file", [told(24, 1)], TASKS),
+        contend("of each", "file", [told(12), told(24, 1)], TASKS, origin=student),
+    )
+    found = {
+        s.first: s
+        for s in Comparison("page", TASKS, (student, *files)).separations(TASK)
+    }
+    assert found["of second"].second == "second" and found["of second"].gain == 0.0
+    assert found["of second"].over_samples == 1.0
+    assert found["unknown"].second == "student"
+    assert found["unknown"].verdict == "not tested"
+    assert found["of each"].over_seeds == 1.0
+
+
+def test_labels_are_tested_by_what_is_a_mean_over_samples() -> None:
+    y = np.random.default_rng(0).random((60, 4)) < 0.4
+    task = read_task("", (4,), y)
+    right = np.where(y, 2.0, -2.0)
+    worse = right.copy()
+    worse[:20] *= -1
+    found = separation(
+        task,
+        contend("a", "student", [{"": right}], {"": task}),
+        contend("b", "baseline", [{"": worse}], {"": task}),
+    )
+    assert found.samples_metric == "label_accuracy" and found.over_samples < 1e-4
+    assert found.verdict == "separates in labels right, in one seed"
 
 
 def test_one_seed_has_no_test_over_seeds() -> None:

@@ -133,6 +133,7 @@ def test_report_has_the_promised_keys(result) -> None:
         "student without teacher",
         "teacher",
         "student",
+        "quantization-aware student",
     }
     assert len(report["seeds"]) == 1
     assert {gate["name"] for gate in report["gates"]} == {

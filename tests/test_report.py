@@ -125,7 +125,115 @@ def test_lists_are_seeds(x, tmp_path) -> None:
     assert student["top1_sd"] == pytest.approx(3 / 60)
     (test,) = made.figures["outputs"][""]["separations"]
     assert test["verdict"] == "separates" and test["p_over_seeds"] < 0.01
-    assert "means over 3 seeds" in (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.html").read_text()
+    assert "means over 3 seeds" in text
+    assert re.search(r"^student  +85.00 ±5.00 ", str(made), re.M)
+    for heading in ("How sure, and how right", "Where it is wrong"):
+        assert f"<h2>{heading}</h2>\n<p>Of the first of 3 seeds.</p>" in text
+
+
+@pytest.fixture(scope="module")
+def seeds_and_files(x, tmp_path_factory):
+    """Two students and a file of each."""
+    folder = tmp_path_factory.mktemp("seeds")
+    students, files = [], []
+    for name, wrong in (("good", 0.0), ("poor", 9.0)):
+        model = network(name)
+        kernel = np.zeros((36, 3), "float32")
+        # Brightness says the class; the poor one always says the last.
+        kernel[:] = np.array([-1.0, 0.0, 1.0])
+        bias = np.array([14.0, 0.0, -19.0 + 3 * wrong])
+        model.layers[-1].set_weights([kernel, bias])
+        export(model, folder / f"{name}.tflite", verify_data=(x, Y))
+        students.append(model)
+        files.append(folder / f"{name}.tflite")
+    return students, files
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_file_is_held_against_its_own_seed(
+    seeds_and_files, x, tmp_path, place
+) -> None:
+    students, files = seeds_and_files
+    made = kdlite.report(
+        student=students,
+        files={"exported": files[place]},
+        test=(x, Y),
+        path=tmp_path / "r.html",
+    )
+    (test,) = made.figures["outputs"][""]["separations"]
+    assert test["second"] == f"student, seed {place + 1} of 2"
+    assert test["gain"] == 0.0 and test["p_over_seeds"] is None
+    assert test["verdict"] == "does not separate"
+    assert re.search(
+        rf">exported</th><td>student, seed {place + 1} of 2</td><td>0 of 60",
+        (tmp_path / "r.html").read_text(),
+    )
+
+
+def test_files_of_each_seed_go_with_it_in_any_order(
+    seeds_and_files, x, tmp_path
+) -> None:
+    students, files = seeds_and_files
+    made = kdlite.report(
+        student=students,
+        files={"exported": files[::-1]},
+        test=(x, Y),
+        path=tmp_path / "r.html",
+    )
+    (test,) = made.figures["outputs"][""]["separations"]
+    assert test["second"] == "student" and test["gain"] == 0.0
+    assert test["p_over_seeds"] == 1.0  # 0 in each pair
+
+
+def test_a_file_of_an_unknown_seed_separates_from_none(
+    seeds_and_files, x, tmp_path
+) -> None:
+    students, files = seeds_and_files
+    made = kdlite.report(
+        student=[model.predict(x, verbose=0) for model in students],
+        files={"exported": files[0]},
+        test=(x, Y),
+        path=tmp_path / "r.html",
+    )
+    (test,) = made.figures["outputs"][""]["separations"]
+    assert test["second"] == "student" and test["verdict"] == "not tested"
+    assert test["p_over_seeds"] is None and test["p_over_samples"] is None
+    top1 = contenders(made)
+    assert test["gain"] == pytest.approx(
+        top1["exported"]["top1"] - top1["student"]["top1"]
+    )
+    assert test["gain"] > 0.1
+    text = (tmp_path / "r.html").read_text()
+    assert "from which of its 2 seeds it was made is not known" in text
+
+
+def test_a_file_of_another_model_says_so(seeds_and_files, x, tmp_path) -> None:
+    students, files = seeds_and_files
+    for student, said in ((students[0], True), (students[1], False)):
+        kdlite.report(
+            student=student,
+            files={"exported": files[1]},
+            test=(x, Y),
+            path=tmp_path / "r.html",
+            overwrite=True,
+        )
+        text = (tmp_path / "r.html").read_text()
+        assert ("exported was made from another model than student" in text) == said
+
+
+def test_text_from_the_right_ends_with_itself(x, tmp_path) -> None:
+    kdlite.report(
+        student=told(6),
+        teacher=told(0),
+        test=(x, Y),
+        labels=["a", "b", "c \u202e d"],
+        path=tmp_path / "r.html",
+    )
+    text = (tmp_path / "r.html").read_text()
+    examples = text[text.index("<h2>Where they differ") :]
+    assert "<bdi>c \u202e d</bdi>" in examples
+    assert "\u202e" not in re.sub('<bdi>.*?</bdi>|alt="[^"]*"', "", examples)
 
 
 def test_several_outputs_each_have_their_own_part(tmp_path) -> None:
@@ -262,6 +370,17 @@ def test_trackers_and_seconds_are_training(x, tmp_path) -> None:
         ({"student": []}, ValueError, "`student` must be a model or one a seed"),
         ({"teacher": [told(0)] * 2}, ValueError, "`teacher` must be one model.*of 2"),
         ({"student": told(0)[:5]}, ValueError, "those of the test samples.*5 rows"),
+        (
+            {"student": told(0).tolist()},
+            ValueError,
+            "3 rows of student.*as one array: a list has one entry a seed",
+        ),
+        (
+            {"student": np.ones((COUNT, 1)), "task": "classes"},
+            ValueError,
+            r"Classes need an output of two values.*\('samples', 1\). Fix: leave",
+        ),
+        ({"path": "."}, ValueError, "must be a file.*such as 'report.html'"),
         (
             {"teacher": np.zeros((COUNT, 4))},
             ValueError,

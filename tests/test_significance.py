@@ -36,5 +36,26 @@ def test_the_surest_is_never_below_nothing(pairs) -> None:
 
 def test_differences_without_spread() -> None:
     assert paired_t(np.zeros(3)) == 1.0
-    assert paired_t(np.full(3, 0.25)) == 0.0
     assert mcnemar(np.ones(4, bool), np.ones(4, bool)) == 1.0
+    # Of all ways to give equal differences their signs, two are as far from 0.
+    for pairs in (2, 3, 6, 12):
+        signs = np.array(np.meshgrid(*[[-1, 1]] * pairs)).reshape(pairs, -1)
+        extreme = np.abs(signs.mean(0)) >= 1.0
+        assert paired_t(np.full(pairs, 0.25)) == extreme.mean()
+        # Neither is what floats make of equal differences a spread.
+        noise = 0.25 + 1e-17 * np.arange(pairs)
+        assert paired_t(noise + np.array([0.1, 0.0] + [0.0] * (pairs - 2)) * 1e-15) == (
+            pytest.approx(extreme.mean())
+        )
+
+
+@pytest.mark.parametrize("gain", [1, 3, 9])
+@pytest.mark.parametrize("pairs", [2, 3, 5])
+def test_shares_of_samples_have_no_less_spread_than_rounding(gain, pairs) -> None:
+    shares = np.arange(90, 90 + pairs) / 100
+    equal = (shares + gain / 100) - shares
+    spread = np.sqrt(2 * 0.01**2 / 12)  # of two that are each rounded to 1 / 100
+    expected = 2 * stats.t.sf(gain / 100 / (spread / np.sqrt(pairs)), pairs - 1)
+    assert paired_t(equal, step=0.01) == pytest.approx(expected, rel=1e-9)
+    wide = equal + 0.03 * np.arange(pairs)  # what there is counts where it is more
+    assert paired_t(wide, step=0.01) == paired_t(wide)

@@ -27,12 +27,13 @@ _KINDS = {
 }
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool, example: str = "model.tflite") -> None:
     """Raises if a file cannot be put there, before the work that makes it.
 
     Args:
         path: Where the file is to be.
         overwrite: Whether one that is there may be replaced.
+        example: A name for such a file.
 
     Raises:
         ValueError: If it is a folder, or anything else that is no regular file, or a
@@ -45,7 +46,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if _kind(path) == "a folder":
         raise ValueError(
             f"`path` must be a file. Received: {str(path)!r}, a folder. Give it a name "
-            "such as 'model.tflite'."
+            f"such as {example!r}."
         )
     _check_free(path, overwrite)
     if not place.parent.is_dir():

@@ -20,7 +20,7 @@ _SEPARATES = 0.05
 _NOTHING = Cost()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contender:
     """A model or a file, and how it did.
 
@@ -31,6 +31,8 @@ class Contender:
         scores: By task name what was measured, one entry a seed, the run that is shown
             first.
         cost: What it costs.
+        origin: Of a file the model that it was made from, with the very seeds that it
+            was made from; None where that is not known.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Contender:
     outputs: Mapping[str, Array]
     scores: Mapping[str, tuple[Scores, ...]]
     cost: Cost = Cost()
+    origin: Contender | None = None
 
     @property
     def seeds(self) -> int:
@@ -60,7 +63,10 @@ class Contender:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     def figures(self, task: Task) -> dict[str, Any]:
-        """Returns the means over seeds, the headline's deviation, and the costs."""
+        """Returns the means over seeds, the headline's deviation, and the costs.
+
+        The deviation of a single seed is not known: None.
+        """
         told: dict[str, Any] = {}
         for metric in METRICS:
             if (mean := self.mean(task.name, metric)) is not None:
@@ -70,7 +76,7 @@ class Contender:
             for metric in ("agreement", "teacher_distance"):
                 told.pop(metric, None)
         elif task.headline in told:
-            told[f"{task.headline}_sd"] = self.sd(task.name, task.headline) or 0.0
+            told[f"{task.headline}_sd"] = self.sd(task.name, task.headline)
         return {**told, **self.cost.to_dict()}
 
 
@@ -82,6 +88,7 @@ def contend(
     teacher: Mapping[str, Array] | None = None,
     cost: Cost = _NOTHING,
     from_logits: bool | None = None,
+    origin: Contender | None = None,
 ) -> Contender:
     """Measures a model or file.
 
@@ -93,6 +100,7 @@ def contend(
         teacher: What the teacher decided, by task name.
         cost: What it costs.
         from_logits: Whether outputs are logits; None: found from the numbers.
+        origin: Of a file the model that it was made from.
 
     Returns:
         The contender.
@@ -120,7 +128,7 @@ def contend(
         )
         for key, task in tasks.items()
     }
-    return Contender(name, role, runs[0], scores, cost)
+    return Contender(name, role, runs[0], scores, cost, origin)
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,11 @@ class Separation:
         gain: How much better the first is in the task's metric, the mean over seeds.
         over_samples: The p-value on the samples of one seed: exact McNemar where a
             sample is right or wrong, else a paired t test. None where a sample has
-            several decisions that depend on each other.
-        over_seeds: The p-value of a paired t test over seeds; None of fewer than two.
+            several decisions that depend on each other, or the two have other seeds.
+        over_seeds: The p-value of a paired t test over seeds; None of fewer than two,
+            or where the two have other seeds.
+        samples_metric: What `over_samples` is about: a mean over samples, which not
+            each metric is.
     """
 
     first: str
@@ -142,16 +153,19 @@ class Separation:
     gain: float
     over_samples: float | None
     over_seeds: float | None
+    samples_metric: str
 
     @property
     def verdict(self) -> str:
         """What follows, in words; seeds count more than one seed's samples."""
-        p = self.over_seeds if self.over_seeds is not None else self.over_samples
-        if p is None:
+        if self.over_seeds is not None:
+            return "separates" if self.over_seeds < _SEPARATES else "does not separate"
+        if self.over_samples is None:
             return "not tested"
-        if p >= _SEPARATES:
-            return "does not separate"
-        return "separates" if self.over_seeds is not None else "separates, in one seed"
+        of = " in labels right" if self.samples_metric == "label_accuracy" else ""
+        if self.over_samples < _SEPARATES:
+            return f"separates{of}, in one seed"
+        return f"does not separate{of}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
@@ -160,6 +174,7 @@ class Separation:
             "second": self.second,
             "gain": self.gain,
             "p_over_samples": self.over_samples,
+            "p_over_samples_of": self.samples_metric,
             "p_over_seeds": self.over_seeds,
             "verdict": self.verdict,
         }
@@ -179,15 +194,19 @@ def separation(task: Task, first: Contender, second: Contender) -> Separation:
     metric = task.headline
     sign = 1.0 if METRICS[metric].up else -1.0
     one, other = first.values(task.name, metric), second.values(task.name, metric)
+    # The one teacher of all seeds is the same in each pair.
+    count = max(len(one), len(other))
+    if first.role == "teacher" and len(one) == 1:
+        one = one * count
+    if second.role == "teacher" and len(other) == 1:
+        other = other * count
+    paired = len(one) == len(other)
     over_seeds = None
-    if max(len(one), len(other)) > 1:
-        # A contender with a single run, as a teacher has, is the same in each pair.
-        count = max(len(one), len(other))
-        if {len(one), len(other)} <= {1, count}:
-            pairs = np.broadcast_to(one, count) - np.broadcast_to(other, count)
-            over_seeds = paired_t(pairs)
+    if paired and count > 1:
+        step = 1 / len(task.target) if metric in ("top1", "accuracy") else 0.0
+        over_seeds = paired_t(np.subtract(one, other), step)
     over_samples = None
-    if task.positions == 1:
+    if paired and task.positions == 1:
         a = first.scores[task.name][0].per_sample
         b = second.scores[task.name][0].per_sample
         if task.kind in ("classes", "binary"):
@@ -200,6 +219,7 @@ def separation(task: Task, first: Contender, second: Contender) -> Separation:
         sign * float(np.mean(one) - np.mean(other)),
         over_samples,
         over_seeds,
+        {"labels": "label_accuracy"}.get(task.kind, metric),
     )
 
 
@@ -240,6 +260,7 @@ class Comparison:
         history: Learning curves: model to column to one value an epoch.
         notes: What else is to be told: tables of rows of cells, by heading.
         measured_on: What the samples are, such as "test".
+        run: Of several seeds the one that is shown where there are no means.
     """
 
     title: str
@@ -249,6 +270,13 @@ class Comparison:
     history: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     notes: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     measured_on: str = "test"
+    run: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Which of several seeds is shown; empty where there is one."""
+        seeds = max(contender.seeds for contender in self.contenders)
+        return "" if seeds == 1 else self.run or f"the first of {seeds} seeds"
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -264,7 +292,8 @@ class Comparison:
         """Returns the differences that matter, each tested.
 
         The student against the baseline is the teacher's part; then the student against
-        the teacher, and each file against what it was made from.
+        the teacher, and each file against what it was made from, and against the
+        student of the same seeds.
         """
         pairs = []
         for student in self.of("student"):
@@ -272,7 +301,10 @@ class Comparison:
                 pairs.append((student, other))
         before = self.of("student") or self.of("teacher")
         for file in self.of("file"):
-            pairs += [(file, other) for other in before]
+            same = [other for other in before if other.seeds == file.seeds]
+            if file.origin and file.origin not in same:
+                same.append(file.origin)
+            pairs += [(file, other) for other in same or before]
         # Average precision, for one, is not known where no label is ever there.
         return tuple(
             separation(task, a, b)

@@ -33,12 +33,15 @@ class Entrant:
         role: What it is in the comparison.
         sources: One a seed: a Keras model, a `TFLiteModel`, or outputs by name.
         paths: Of the files.
+        seeds: Of the files the seeds of the student that each was made from; empty
+            where that is not known.
     """
 
     name: str
     role: Role
     sources: tuple[Any, ...]
     paths: tuple[Path, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     def shapes(self, x: Any, count: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of one sample's output by name.
@@ -65,7 +68,12 @@ class Entrant:
                             f"{len(part)} rows of {self.name}"
                             + (f" for output {name!r}" if name else "")
                             + f", and {count} samples. Fix: give model.predict(x) of "
-                            "the same x."
+                            "the same x"
+                            + (
+                                ", as one array: a list has one entry a seed."
+                                if len(self.sources) > 1
+                                else "."
+                            )
                         )
         return found[0]
 

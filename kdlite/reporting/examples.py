@@ -55,15 +55,18 @@ def differing(comparison: Comparison, task: Task) -> list[Group] | None:
     pairs = []
     if teacher and student:
         pairs.append((teacher, student))
-    if student and file:
-        pairs.append((student, file))
-    elif teacher and file:
-        pairs.append((teacher, file))
+    # One seed's file is nothing to hold against another seed.
+    before = student or teacher
+    if file and before and file.seeds != before.seeds:
+        before = file.origin
+    if file and before:
+        pairs.append((before, file))
     groups = []
     for one, other in pairs:
+        told = shown if one in shown else (*shown, one)
         for title, samples in _pair(task, one, other):
             if len(samples):
-                groups.append(Group(title, tuple(map(int, samples[:_EACH])), shown))
+                groups.append(Group(title, tuple(map(int, samples[:_EACH])), told))
     return groups
 
 

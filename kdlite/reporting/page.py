@@ -27,8 +27,9 @@ _TESTS = (
     "apart; the exact McNemar test (1947) where a sample is right or wrong, else a "
     "paired t test, and none where a sample has several decisions, which depend on "
     "each other. Over seeds: a paired t test, which tells two ways of training apart, "
-    "and counts more where there is one. A difference separates where p is below "
-    "0.05; of many differences one in twenty does by chance."
+    "and counts more where there is one. None where the two are not of the same seeds: "
+    "how far apart seeds are by chance would count as a difference. A difference "
+    "separates where p is below 0.05; of many differences one in twenty does by chance."
 )
 _RELIABILITY = (
     "A model that is as often right as it is sure lies on the dashed line; below it, "
@@ -65,10 +66,11 @@ def page(comparison: Comparison) -> str:
             calibration,
             plots,
             words=_RELIABILITY,
+            of_one=True,
         ),
-        *_each(comparison, "Where it is wrong", wrong, plots),
-        *_each(comparison, "What the files changed", changed, plots),
-        *_each(comparison, "Where they differ", examples),
+        *_each(comparison, "Where it is wrong", wrong, plots, of_one=True),
+        *_each(comparison, "What the files changed", changed, plots, of_one=True),
+        *_each(comparison, "Where they differ", examples, of_one=True),
         _energy(comparison),
         *(
             section(heading, table(rows[0], rows[1:], heading))
@@ -125,8 +127,8 @@ def _apart(share: bool, gain: float) -> str:
 
 
 def millions(count: int) -> str:
-    """Writes multiply-accumulates as they are read: "2.08 M", of tiny models "768"."""
-    return f"{count / 1e6:,.2f} M" if count >= 10_000 else f"{count:,}"
+    """Writes multiply-accumulates as they are read: "2.08 M", of fewer "14,112"."""
+    return f"{count / 1e6:,.2f} M" if count >= 1_000_000 else f"{count:,}"
 
 
 def times(ratio: float, word: str) -> str:
@@ -150,9 +152,17 @@ def times(ratio: float, word: str) -> str:
 
 
 def _each(
-    comparison: Comparison, title: str, make: Any, *more: Any, words: str = ""
+    comparison: Comparison,
+    title: str,
+    make: Any,
+    *more: Any,
+    words: str = "",
+    of_one: bool = False,
 ) -> list[str]:
-    """One section, with a part for each output that has something to say."""
+    """One section, with a part for each output that has something to say.
+
+    With `of_one` it says that it is of one seed, where there are several.
+    """
     parts = []
     for task in comparison.tasks.values():
         made = make(comparison, task, *more)
@@ -161,6 +171,8 @@ def _each(
         parts += made
     if parts and words:
         parts.append(paragraph(words))
+    if parts and of_one and comparison.shown:
+        parts.insert(0, paragraph(f"Of {comparison.shown}."))
     return [section(title, *parts)] if parts else []
 
 
@@ -232,7 +244,8 @@ def _cost_table(comparison: Comparison, plots: Plots) -> str:
             used = contender.cost.training
             row.append(f"{used.seconds:,.1f}" if used else _NAN)
         rows.append(row)
-    return table(header, rows, "Costs") if len(header) > 1 else ""
+    caption = f"Costs, of {comparison.shown}" if comparison.shown else "Costs"
+    return table(header, rows, caption) if len(header) > 1 else ""
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -268,22 +281,23 @@ def _separations(comparison: Comparison, task: Task) -> list[str]:
         rows.append(
             [
                 f"{test.first} over {test.second}",
+                test.verdict,
                 gain,
                 _p(test.over_samples),
                 _p(test.over_seeds),
-                test.verdict,
             ]
         )
     if not rows:
         return []
+    of = METRICS[test.samples_metric].title
     return [
         table(
             [
                 "",
-                f"gain in {metric.title}",
-                "p over samples",
-                "p over seeds",
                 "verdict",
+                f"gain in {metric.title}",
+                "p over samples" if of == metric.title else f"p over samples, of {of}",
+                "p over seeds",
             ],
             rows,
             "How likely chance alone gives a difference as large",

@@ -14,7 +14,7 @@ import numpy as np
 from kdlite.lite.in_place import check_target, put_in_place
 from kdlite.lite.labels import Labels, check_counts, check_texts
 from kdlite.lite.targets import read_targets
-from kdlite.reporting.comparison import Comparison, contend
+from kdlite.reporting.comparison import Comparison, Contender, contend
 from kdlite.reporting.costs import INFERENCES, Cost, file_costs, model_cost
 from kdlite.reporting.energy import EnergyTracker, EnergyUse, check_country
 from kdlite.reporting.entrants import (
@@ -26,6 +26,7 @@ from kdlite.reporting.entrants import (
     head,
 )
 from kdlite.reporting.entrants import entrants as read_entrants
+from kdlite.reporting.origins import with_origins
 from kdlite.reporting.page import page, summary
 from kdlite.reporting.scores import METRICS
 from kdlite.reporting.table import aligned
@@ -59,11 +60,17 @@ class Report:
             used = [m for m in METRICS if any(m in row for row in told.values())]
             rows = [[name, *(METRICS[metric].heading for metric in used)]]
             for who, row in told.items():
-                rows.append(
-                    [who, *(METRICS[m].told(row[m]) if m in row else "-" for m in used)]
-                )
+                rows.append([who, *(_cell(row, metric) for metric in used)])
             lines.append(aligned(rows))
         return "\n".join([*lines, self.summary, f"page: {self.path}"])
+
+
+def _cell(figures: Mapping[str, Any], metric: str) -> str:
+    if metric not in figures:
+        return "-"
+    text = METRICS[metric].told(figures[metric])
+    sd = figures.get(f"{metric}_sd")
+    return text if sd is None else f"{text} ±{METRICS[metric].told(sd)}"
 
 
 def report(
@@ -146,7 +153,7 @@ def report(
         0.75
     """
     path = Path(path)
-    check_target(path, overwrite)
+    check_target(path, overwrite, "report.html")
     check_country(country)
     check_texts(labels)
     if not isinstance(test, tuple) or len(test) != 2:
@@ -156,7 +163,7 @@ def report(
         )
     x, y = test
     count = count_samples(x)
-    entrants = read_entrants(student, teacher, baseline, files)
+    entrants = with_origins(read_entrants(student, teacher, baseline, files))
     if not entrants:
         raise ValueError(
             "There must be something to report on. Received: no student, no teacher "
@@ -178,18 +185,7 @@ def report(
     comparison = Comparison(
         title=title,
         tasks=tasks,
-        contenders=tuple(
-            contend(
-                entrant.name,
-                entrant.role,
-                runs[entrant.name],
-                tasks,
-                decided,
-                costs[entrant.name],
-                from_logits,
-            )
-            for entrant in entrants
-        ),
+        contenders=_contenders(entrants, runs, costs, tasks, decided, from_logits),
         inputs=x,
         history=curves,
     )
@@ -316,3 +312,42 @@ def _costs(
             cost = model_cost(entrant.sources[0])
         costs[entrant.name] = replace(cost, training=spent.get(entrant.name))
     return costs
+
+
+def _contenders(
+    entrants: Sequence[Entrant],
+    runs: Mapping[str, Sequence[Mapping[str, Array]]],
+    costs: Mapping[str, Cost],
+    tasks: Mapping[str, Task],
+    decided: Mapping[str, Array] | None,
+    from_logits: bool | None,
+) -> tuple[Contender, ...]:
+    """Measures all, each file beside the seeds of the model that it was made from."""
+    found: dict[str, Contender] = {}
+    for entrant in entrants:
+        origin = None
+        if entrant.seeds:
+            origin = found.get("student") or found["teacher"]
+            if len(entrant.seeds) < origin.seeds:
+                numbers = ", ".join(str(1 + seed) for seed in entrant.seeds)
+                some = "seed" if len(entrant.seeds) == 1 else "seeds"
+                own = [runs[origin.name][seed] for seed in entrant.seeds]
+                origin = contend(
+                    f"{origin.name}, {some} {numbers} of {origin.seeds}",
+                    origin.role,
+                    own,
+                    tasks,
+                    decided,
+                    from_logits=from_logits,
+                )
+        found[entrant.name] = contend(
+            entrant.name,
+            entrant.role,
+            runs[entrant.name],
+            tasks,
+            decided,
+            costs[entrant.name],
+            from_logits,
+            origin,
+        )
+    return tuple(found.values())

@@ -10,7 +10,14 @@ import numpy as np
 
 from kdlite.reporting.comparison import Comparison, Contender, pareto
 from kdlite.reporting.examples import Group, differing, picture, text_of
-from kdlite.reporting.markup import figure, figures_in_a_row, paragraph, section, table
+from kdlite.reporting.markup import (
+    bullets,
+    figure,
+    figures_in_a_row,
+    paragraph,
+    section,
+    table,
+)
 from kdlite.reporting.plots import Plots
 from kdlite.reporting.scores import METRICS
 from kdlite.reporting.tasks import Task
@@ -101,7 +108,13 @@ def curves(comparison: Comparison, plots: Plots) -> str:
         ends = "; ".join(f"{name} {_ends(v)}" for name, v in told[key].items())
         drawn = plots.lines(told[key], "epoch", title, f"{title}: {ends}")
         figures.append(figure(drawn, f"{title}: {ends}."))
-    return section("How it learned", figures_in_a_row(figures)) if figures else ""
+    if not figures:
+        return ""
+    # What a caller gives may be of any seed.
+    of = paragraph(f"Of {comparison.shown}.") if comparison.run else ""
+    return section(
+        "How it learned", of if comparison.shown else "", figures_in_a_row(figures)
+    )
 
 
 def _ends(values: Sequence[float]) -> str:
@@ -241,17 +254,23 @@ def _scatter(comparison: Comparison, task: Task, plots: Plots) -> str:
 
 def changed(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
     """What each file changed beside the model that it was made from."""
-    students = comparison.of("student") or comparison.of("teacher")
+    models = comparison.of("student") or comparison.of("teacher")
     files = comparison.of("file")
-    if not students or not files:
+    if not models or not files:
         return []
-    before = students[-1]
-    was = task.rows(before.outputs[task.name])
-    rows, moved = [], {}
+    rows, moved, words = [], {}, []
+    befores = {}
     for file in files:
+        before = file.origin or models[-1]
+        if file.origin is None:
+            words.append(_of_another(file, before))
+        if before.seeds != file.seeds:
+            continue
+        befores[file.name] = before
+        was = task.rows(before.outputs[task.name])
         now = task.rows(file.outputs[task.name])
         moved[file.name] = float(np.sqrt(((now - was) ** 2).mean()))
-        row = [file.name]
+        row = [file.name, before.name]
         if task.kind != "values":
             a = before.scores[task.name][0].per_sample
             b = file.scores[task.name][0].per_sample
@@ -265,17 +284,37 @@ def changed(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
             ]
         row += [f"{moved[file.name]:.3g}", f"{float(np.abs(now - was).max()):.3g}"]
         rows.append(row)
-    header = [""]
+    if not rows:
+        return [bullets(words)]
+    header = ["", "beside"]
     if task.kind != "values":
         header += ["decisions changed", "samples worse", "samples better"]
     header += ["output apart, RMS", "at most"]
     most = max(moved, key=lambda name: moved[name])
-    parts = [table(header, rows, f"Beside {before.name}, sample by sample")]
+    caption = "Each beside the model that it was made from, sample by sample"
+    parts = [table(header, rows, caption), bullets(words)]
     if moved[most] > 0:
         parts.append(
-            figures_in_a_row(_change_plots(comparison, task, plots, before, most))
+            figures_in_a_row(
+                _change_plots(comparison, task, plots, befores[most], most)
+            )
         )
     return parts
+
+
+def _of_another(file: Contender, model: Contender) -> str:
+    """Says that it is not known from which model a file was made."""
+    if file.seeds == model.seeds:
+        return (
+            f"{file.name} was made from another model than {model.name} as it is here, "
+            "as its provenance says; from the quantization-aware one, say. So what "
+            "changed is that model's training, too."
+        )
+    return (
+        f"{file.name} is not held against {model.name} sample by sample: from which of "
+        f"its {model.seeds} seeds it was made is not known. It is where these are "
+        "given as Keras models, or a file for each."
+    )
 
 
 def _change_plots(
@@ -347,10 +386,10 @@ def _group(comparison: Comparison, task: Task, group: Group) -> str:
             said, sign = _said(task, contender, index)
             sign = f'<span class="{sign}">{sign}</span>' if sign else ""
             lines.append(
-                f"<li>{html.escape(contender.name)}: "
-                f"<b>{html.escape(said)}</b> {sign}</li>"
+                f"<li><bdi>{html.escape(contender.name)}</bdi>: "
+                f"<b><bdi>{html.escape(said)}</bdi></b> {sign}</li>"
             )
-        head = f"right: <b>{html.escape(right)}</b> " if right else ""
+        head = f"right: <b><bdi>{html.escape(right)}</bdi></b> " if right else ""
         cards.append(
             f"<figure>{shown}<figcaption>{head}<small>(sample {index})</small>"
             f"<ul>{''.join(lines)}</ul></figcaption></figure>"

@@ -12,6 +12,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+# Equal differences of floats are apart by less than this part of them.
+_ROUNDED = 1e-12
+
 
 def mcnemar(first: Array, second: Array) -> float:
     """Exact McNemar test: do two models get other samples right more often?
@@ -51,13 +54,21 @@ def mcnemar(first: Array, second: Array) -> float:
     return min(1.0, 2 * total)
 
 
-def paired_t(differences: Array) -> float:
+def paired_t(differences: Array, step: float = 0.0) -> float:
     """Paired t test: is the mean of the differences another than 0?
 
     `t = mean / (sd / sqrt(n))` with `n - 1` degrees of freedom, two-sided.
 
+    Shares of few samples are often equally far apart in each pair, and a deviation of 0
+    would make any difference sure. So it counts as no less than what rounding two
+    shares to whole samples gives, `step / sqrt(6)`. Where nothing was rounded and there
+    is no spread, the t test says nothing; of the `2^n` ways to give the differences
+    their signs two are as far from 0 then, so that `p = 2 / 2^n`.
+
     Args:
         differences: One for each pair, `(pairs,)`, two or more.
+        step: What each of the two differs by at least, as `1 / samples` of an accuracy;
+            0 of numbers that may be any.
 
     Returns:
         The p-value.
@@ -65,8 +76,13 @@ def paired_t(differences: Array) -> float:
     Example:
         >>> round(paired_t(np.array([1.0, 2.0, 3.0])), 4)
         0.0742
+        >>> round(paired_t(np.array([0.01, 0.01]), step=0.01), 4)
+        0.1789
 
     Reference:
+        The variance `step^2 / 12` of rounding: Sheppard 1898, Proceedings of the London
+        Mathematical Society 29. Signs given at random: Fisher 1935, The Design of
+        Experiments, section 21.
         Student's t for whole degrees of freedom: Abramowitz and Stegun 1964, Handbook
         of Mathematical Functions, 26.7.3 and 26.7.4.
     """
@@ -74,8 +90,9 @@ def paired_t(differences: Array) -> float:
     mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if mean == 0.0:
         return 1.0
-    if sd == 0.0:
-        return 0.0
+    sd = max(sd, step / math.sqrt(6))
+    if sd <= _ROUNDED * abs(mean):
+        return 2.0 ** (1 - n)
     # A sum of rounded terms may be above 1.
     return max(0.0, 1.0 - _within(abs(mean) / sd * math.sqrt(n), n - 1))
 

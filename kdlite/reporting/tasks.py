@@ -150,6 +150,13 @@ def read_task(
             f"NaN or infinite{_of(name)}. Fix: leave these samples out."
         )
     samples, width = len(target), shape[-1] if shape else 1
+    if kind == "classes" and width == 1:
+        raise ValueError(
+            "Classes need an output of two values or more, one for each. Received: an "
+            f"output of shape {('samples', *shape)}{_of(name)}. Fix: leave `task` out: "
+            "one value is yes or no, or a number; of a single class there is nothing "
+            "to tell."
+        )
     target = _fitted(target, shape)
     whole = bool((target == np.round(target)).all())
     zero_or_one = bool(np.isin(target, (0, 1)).all())
