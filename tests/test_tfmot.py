@@ -232,6 +232,27 @@ def test_two_of_four_are_zero_in_the_file(student, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_channels_that_are_not_in_fours_are_told() -> None:
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, name="three")(inputs)
+    x = layers.Conv2D(7, 3, name="six")(x)
+    x = layers.Conv2D(8, 3, name="seven")(x)
+    x = layers.Conv2D(5, 1, name="eight")(x)
+    x = layers.Dense(3, name="five")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    images, y = data()
+    told = (
+        r"'three' with 3 \(33% zeros\), 'six' with 6 \(33% zeros\), "
+        r"'seven' with 7 \(43% zeros\), 'five' with 5 \(40% zeros\)\. Fix: leave"
+    )
+    with pytest.warns(UserWarning, match=told):
+        made = tfmot.prune(model, (images[..., :3], y), pattern="2:4")
+    assert shares(made) == pytest.approx(
+        {"three": 1 / 3, "six": 2 / 6, "seven": 3 / 7, "eight": 1 / 2, "five": 2 / 5}
+    )
+
+
+@pytest.mark.slow
 def test_blocks_are_zero_together(student) -> None:
     made = tfmot.prune(student, data(), 0.5, pattern=(4, 1))
     hidden = kernels(made)["hidden"]  # (8, 12)
@@ -326,6 +347,12 @@ def test_an_unknown_argument_is_refused(student, no_process) -> None:
         tfmot.prune(student, data(), epoch=2)
 
 
+def with_nan(values: np.ndarray, index: int) -> np.ndarray:
+    values = values.copy()
+    values[index].flat[1] = np.nan if index != 5 else np.inf
+    return values
+
+
 DATA_ERRORS = {
     "no labels": (
         lambda x, y: tf.data.Dataset.from_tensor_slices(x).batch(8),
@@ -342,6 +369,21 @@ DATA_ERRORS = {
         lambda x, y: (x, y.astype("float32")),
         ValueError,
         r"Received: float32 of shape .*Fix: cast class numbers to int32",
+    ),
+    "NaN in a sample": (
+        lambda x, y: (with_nan(x, 71), y),
+        ValueError,
+        "inputs with NaN or infinity in 1 of 96 samples, the first of index 71. Fix: ",
+    ),
+    "infinity in a dataset": (
+        lambda x, y: tf.data.Dataset.from_tensor_slices((with_nan(x, 5), y)).batch(8),
+        ValueError,
+        "inputs with NaN or infinity in 1 of 8 samples, the first of index 5. Fix: ",
+    ),
+    "NaN in class shares": (
+        lambda x, y: (x, with_nan(np.eye(3, dtype="float32")[y], 9)),
+        ValueError,
+        "labels with NaN or infinity in 1 of 96 samples, the first of index 9. Fix: ",
     ),
     "fewer labels": (lambda x, y: (x, y[:9]), ValueError, "lengths 9, 96"),
     "other images": (

@@ -24,7 +24,8 @@ It needs `pip install "kdlite[tfmot]"`.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 import keras
@@ -88,7 +89,9 @@ def prune(
             by layer name or pattern, `{"block*": 0.9, "head": 0.5}`, which leaves all
             other layers alone. None means 0.75, and 0.5 with "2:4", which has no other.
         pattern: None for any weight; "2:4" for two zeros in each four neighbours along
-            the input channels, chosen once at the start, in Dense and Conv2D; or
+            the input channels, chosen once at the start, in Dense and Conv2D (where
+            channels are left over, fewer of these are zero: a warning says how many);
+            or
             `(height, width)` of blocks of a kernel `(inputs, units)` that are zero
             together, in Dense.
         schedule: "polynomial" as above, or "constant": `sparsity` from the start.
@@ -135,6 +138,8 @@ def prune(
     wanted = _by_layer(twin, "sparsity", sparsity, kinds)
     for value in wanted.values():
         checked_number("sparsity", value, 0.0, 1.0, above=True, below=True)
+    if pattern == "2:4":
+        _warn_of_odd_channels(twin, wanted)
     batches = Batches(data, twin, options)
     steps = batches.steps * options["epochs"]
     last = max(1, round(steps * ramp))
@@ -299,6 +304,28 @@ def quantize_aware(
     qat = keras_quantize_aware(trained, input_range=input_range)
     _set_ranges(qat, twin, answer["ranges"], batches)
     return qat
+
+
+def _warn_of_odd_channels(twin: Twin, places: Iterable[int]) -> None:
+    """Warns of layers that groups of four do not fill: less of them becomes zero."""
+    weights = twin.weights()
+    found = []
+    for place in places:
+        kernel = max(weights[place], key=np.size)
+        channels = kernel.shape[-2]
+        if left := channels % 4:
+            # tfmot fills the last four with zeros, which are among its two.
+            share = (2 * (channels // 4) + max(0, left - 2)) / channels
+            found.append(
+                f"{twin.layers[place].path!r} with {channels} ({share:.0%} zeros)"
+            )
+    if found:
+        warnings.warn(
+            "pattern='2:4' needs input channels in fours: of those left over fewer "
+            f"become zero than half. Received: {', '.join(found)}. Fix: leave such "
+            "layers out, sparsity={'name': 0.5} of the others, or another pattern.",
+            stacklevel=3,
+        )
 
 
 def _set_ranges(

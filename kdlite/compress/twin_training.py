@@ -6,7 +6,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import keras
@@ -195,8 +195,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """One epoch."""
+        taken = 0
         for element in self._data:
-            batch = self._batch(element)
+            batch = self._batch(element, taken)
+            taken += len(batch["x"][0])
             if len(self.measured) < _MEASURED:
                 self.measured.append(batch["x"])
             yield batch
@@ -206,13 +208,14 @@ class Batches:
         structure = self._twin.functional._inputs_struct
         return keras.tree.pack_sequence_as(structure, flat)
 
-    def _batch(self, element: Any) -> dict[str, Any]:
+    def _batch(self, element: Any, before: int = 0) -> dict[str, Any]:
         parts = element if isinstance(element, tuple) else (element,)
         x, *rest = parts
         soft = None
         if isinstance(x, Mapping) and set(x) == {"inputs", "soft_labels"}:
             x, soft = x["inputs"], np.asarray(x["soft_labels"], "float32")
         y, weight = [*rest, None, None][:2]
+        _check_numbers((x, y, weight, soft), before)
         flat = self._inputs(x)
         shape = self._twin.functional.outputs[0].shape
         logits = (len(flat[0]), *shape[1:])
@@ -278,6 +281,7 @@ def _as_dataset(data: Any, options: Training) -> tf.data.Dataset:
                 f"{', '.join(map(str, sorted(lengths)))}. Fix: a label for each sample."
             )
         (count,) = lengths
+        _check_numbers(data)  # here their order is known yet
         dataset = tf.data.Dataset.from_tensor_slices(data)
         dataset = dataset.shuffle(max(1, count), options["seed"])
         return dataset.batch(options["batch_size"]).prefetch(tf.data.AUTOTUNE)
@@ -285,6 +289,21 @@ def _as_dataset(data: Any, options: Training) -> tf.data.Dataset:
         "`data` must be soft_labels.attach((x, y)), (x, y) or a tf.data.Dataset. "
         f"Received: data of type {type(data).__name__}. Fix: one of these."
     )
+
+
+def _check_numbers(parts: Sequence[Any], before: int = 0) -> None:
+    """Raises ValueError for NaN and infinity, which a twin would be blamed for."""
+    names = ("inputs", "labels", "sample weights", "soft labels")
+    for name, part in zip(names, parts, strict=False):
+        for array in map(np.asarray, keras.tree.flatten(part)):
+            if array.dtype.kind != "f" or np.isfinite(array).all():
+                continue
+            bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            raise ValueError(
+                f"`data` must be finite numbers. Received: {name} with NaN or infinity "
+                f"in {int(bad.sum())} of {len(array):,} samples, the first of index "
+                f"{before + int(np.argmax(bad))}. Fix: clean or drop these samples."
+            )
 
 
 def _targets(y: Array, logits: tuple[int, ...]) -> Array:
