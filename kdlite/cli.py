@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlite.arguments import parser
+from kdlite.in_place import lack_of_room
 from kdlite.interrupts import lasting_interrupts
-from kdlite.lite.in_place import lack_of_room
 from kdlite.terminal import Uncoloured, coloured, has_colours, with_verdicts
 
 
@@ -354,8 +354,8 @@ def _overrides(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _inspect(args: argparse.Namespace) -> Any:
+    from kdlite.in_place import check_target, put_in_place
     from kdlite.lite.file_report import describe
-    from kdlite.lite.in_place import check_target, put_in_place
 
     if args.html is not None:
         check_target(args.html, args.overwrite)

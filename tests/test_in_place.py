@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlite.lite.in_place import check_target, put_in_place
+from kdlite.in_place import check_target, put_in_place
 from kdlite.lite.model_card import card_path
 
 

@@ -76,7 +76,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 # Room -> the rooms that it may import from.
 _BELOW_LITE = {
     *("batches", "compress", "copies", "counts", "datasets", "fingerprint"),
-    *("progress", "working_folder"),
+    *("in_place", "progress", "working_folder"),
 }
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {
@@ -94,13 +94,14 @@ MAY_IMPORT = {
     "interrupts": set(),
     "terminal": set(),
     "working_folder": set(),
+    "in_place": set(),
     "datasets": {"progress"},
     "gates": set(),
     "backup": set(),
     "result_folder": {"distill"},
     "distill": {
         *("batches", "copies", "counts", "fingerprint", "progress"),
-        "working_folder",
+        *("in_place", "working_folder"),
     },
     "compress": {"copies", "counts", "fingerprint"},
     "lite": _BELOW_LITE,

@@ -91,6 +91,32 @@ def test_it_says_how_much_it_holds() -> None:
     assert buffer.nbytes == held and f"{held / 1024:,.0f} KiB" in repr(buffer)
 
 
+def test_a_save_that_fails_changes_nothing(tmp_path, monkeypatch) -> None:
+    buffer = ReplayBuffer(
+        np.zeros((2, 3), "float32"), np.arange(2), np.zeros((2, 2), "float32")
+    )
+    path = tmp_path / "replay.npz"
+    link = tmp_path / "link.npz"
+    buffer.save(path)
+    link.symlink_to(path)
+    buffer.save(link, overwrite=True)
+    assert link.is_symlink() and not path.is_symlink()
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="must be possible to write.*Make room"):
+        buffer.save(path, overwrite=True)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.npz", "replay.npz"]
+    with pytest.raises(ValueError, match="a folder"):
+        buffer.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="The folder of `path` must exist"):
+        buffer.save(tmp_path / "none" / "replay.npz")
+
+
 def test_saved_and_loaded(tmp_path) -> None:
     x, y, logits = pool([20, 20])
     buffer = ReplayBuffer.build(logits, (x, y), 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdlite.counts import checked_count
 from kdlite.distill.schedules import checked_number
 from kdlite.distill.taps import LogitsModel, logits_model
 from kdlite.distill.targets import UNLABELLED, check_label_range, class_indices
+from kdlite.in_place import check_target, put_in_place
 
 Array = np.ndarray[Any, Any]
 
@@ -175,17 +177,15 @@ class ReplayBuffer:
             overwrite: Whether one that is there may be replaced.
 
         Raises:
-            FileExistsError: If there is something at `path` and `overwrite` is False.
+            FileExistsError: If there is a file and `overwrite` is False.
+            ValueError: If `path` is no regular file.
+            OSError: If it cannot be written, or its folder does not exist.
         """
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"`path` must not exist. Received: {str(path)!r}. Fix: another name, "
-                f"or overwrite=True to replace it."
-            )
-        temporary = path.with_name(f"{path.name}.tmp.npz")
-        np.savez_compressed(temporary, x=self.x, y=self.y, logits=self.logits)
-        os.replace(temporary, path)
+        check_target(path, overwrite)
+        content = io.BytesIO()
+        np.savez_compressed(content, x=self.x, y=self.y, logits=self.logits)
+        put_in_place(path, content.getvalue(), overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReplayBuffer:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from kdlite.compress.recipes import RECIPES, Recipe
+from kdlite.in_place import lack_of_room
 from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import InputSpec
-from kdlite.lite.in_place import lack_of_room
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained

@@ -20,9 +20,9 @@ from typing import Any
 import keras
 
 from kdlite.compress.recipes import Recipe
+from kdlite.in_place import check_target, put_in_place
 from kdlite.lite._converter import ConversionError
 from kdlite.lite.golden import golden_vectors
-from kdlite.lite.in_place import check_target, put_in_place
 from kdlite.lite.labels import Labels, score_meaning
 from kdlite.lite.metadata import write_metadata
 from kdlite.lite.model_card import card_path, checked_accuracy, model_card

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdlite.lite.in_place import check_target, put_in_place
+from kdlite.in_place import check_target, put_in_place
 from kdlite.lite.labels import Labels, check_counts, check_texts
 from kdlite.lite.targets import read_targets
 from kdlite.reporting.comparison import Comparison, Contender, contend
