@@ -157,6 +157,8 @@ def test_what_the_file_says_of_itself(float_file) -> None:
     assert (about.inputs[0].mean, about.inputs[0].std) == ((0.0,), (1.0,))
     assert about.provenance["quantization"] == "float32"
     assert about.provenance["normalisation_inside"] == {"mean": MEAN, "std": STD}
+    samples = result.verification.samples
+    assert about.provenance["checked"] == {"samples": samples, "largest_share": 1e-4}
 
 
 def test_the_result_prints_and_is_plain_json(float_file) -> None:

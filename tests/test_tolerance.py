@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kdlite.compress.recipes import recipe
+from kdlite.compress.recipes import RECIPES, recipe
 from kdlite.lite.output_report import compare
-from kdlite.lite.tolerance import problems
+from kdlite.lite.tolerance import Tolerance, problems, rule
 
 
 def output(**figures) -> SimpleNamespace:
@@ -131,3 +131,17 @@ def test_an_infinity_on_one_side_alone_is_said(quantization) -> None:
     for a, b in ((told, wanted), (wanted, told)):
         (problem,) = problems([compare("y", a, b)], recipe(quantization))
         assert "'y' is infinite in one of file and model alone" in problem
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_and_words_of_a_tolerance_are_the_same(
+    name: str, trained: bool
+) -> None:
+    words = rule(RECIPES[name], trained).replace("at most two quantization", "2")
+    numbers = Tolerance(RECIPES[name], trained).to_dict()
+    if "within_one_step" in numbers:
+        numbers["within_one_step"] *= 100
+    # 65,536 is how many steps 16 bits have, and one is one.
+    told = re.findall(r"[\d.]*\d", words.replace(" of 65,536", ""))
+    assert sorted(map(float, told)) == pytest.approx(sorted(numbers.values()), abs=0.5)

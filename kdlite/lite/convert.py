@@ -284,7 +284,7 @@ def export(
         its = {key: of_signature(value, name, names) for key, value in given.items()}
         proofs[name] = Proof(each, demands, **its)
     made = {name: proof.run() for name, proof in proofs.items()}
-    origins = {name: proofs[name].provenance(made[name].kept) for name in made}
+    origins = {name: proofs[name].provenance(made[name]) for name in made}
     (first, proof), *_ = proofs.items()
     blob, content, report = made[first].blob, made[first].content, made[first].report
     origin, kept = origins[first], dict(made[first].kept)

@@ -307,11 +307,11 @@ class Proof:
             return list(err.problems)
         return []
 
-    def provenance(self, kept: Mapping[str, str]) -> dict[str, Any]:
+    def provenance(self, made: Proven) -> dict[str, Any]:
         """Where a file comes from; nothing that differs between equal exports.
 
         Args:
-            kept: Of the file, by layer what is more exact than the recipe.
+            made: The file.
         """
         settings = self._settings
         origin: dict[str, Any] = {
@@ -325,8 +325,11 @@ class Proof:
         }
         if settings.engine == "aeq":
             origin["ai_edge_quantizer"] = version("ai-edge-quantizer")
-        if kept:
-            origin["overrides"] = dict(kept)
+        if made.report.samples:
+            held = self.tolerance.to_dict()
+            origin["checked"] = {"samples": made.report.samples, **held}
+        if made.kept:
+            origin["overrides"] = dict(made.kept)
         mean, std = self._normalisation
         if mean is not None:
             origin["normalisation_inside"] = {

@@ -14,6 +14,7 @@ from kdlite.lite.tflite_file import TFLiteFile
 _FLOAT_SHARE = 1e-4
 _FLOAT_FLOOR = 1e-6
 _WITHIN_ONE_STEP = 0.99
+_RMS_STEPS = 2.0
 # Of the 65536 that 16 bits have: sigmoid, tanh and softmax interpolate between some 256
 # points. Every input of 16 bits was tried: tanh is off by up to 3 steps.
 _STEPS_OF_TABLES = 2.0
@@ -46,6 +47,29 @@ class Tolerance:
                 own way, so that they are not met to the step.
         """
         return _problem(output, self.recipe, self.trained and not other_kernels)
+
+    def to_dict(self) -> dict[str, float]:
+        """Returns what it asks for, for programs that say it in their own words.
+
+        Returns:
+            `largest_share`: of the largest value, what each may be off by; or
+            `within_one_step`: which share of the values is within one step, or else the
+            error (root mean square) within `rms_steps` of 65,536, if told; or
+            `rms_steps`: steps that the error may have, or else it is `snr_db` below how
+            much the output varies.
+
+        Example:
+            >>> from kdlite.compress.recipes import RECIPES
+            >>> Tolerance(RECIPES["int8"], trained=True).to_dict()
+            {'within_one_step': 0.99}
+        """
+        if self.trained:
+            tables = self.recipe.activation_bits == 16
+            rms = {"rms_steps": _STEPS_OF_TABLES} if tables else {}
+            return {"within_one_step": _WITHIN_ONE_STEP, **rms}
+        if self.recipe.least_snr_db is None:
+            return {"largest_share": _FLOAT_SHARE}
+        return {"rms_steps": _RMS_STEPS, "snr_db": float(self.recipe.least_snr_db)}
 
     def __str__(self) -> str:
         kind = ", quantization-aware" if self.trained else ""
@@ -165,7 +189,7 @@ def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
             )
         return ""
     noise = output.spread / 10 ** (ratio_db / 20)
-    limit = max(2 * (output.step or 0.0), noise, floor)
+    limit = max(_RMS_STEPS * (output.step or 0.0), noise, floor)
     if output.rms_difference > limit:
         return (
             f"output {name!r} is off by {output.rms_difference:.3g} (root mean "
