@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -13,21 +14,29 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdlite import datasets
+from kdlite.lite.in_place import check_target, put_in_place
 from kdlite.lite.metadata import Metadata, read_metadata
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.tflite_file import TFLiteFile
 from kdlite.lite.tflite_reader import inspect
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What `org.tensorflow:tensorflow-lite` is in the app.
 RUNTIME = "2.16.1"
 _TYPES = ("float32", "int8", "uint8")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _MOST_IMAGES = 20
+# Of a test image, in pixels: enough to look at, and 20 of them are a few megabytes.
+_MOST_SIDE = 1024
+_JPEG = {"quality": 95, "subsampling": 0}  # colours as fine as the rest
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _MOST_BYTES = 256 * 2**20
 _MOST_VALUES = 2**24
 
@@ -86,10 +95,11 @@ def to_android(
         model: The `.tflite`: an image classifier that kdlite exported.
         app: The folder of the Android project.
         images: Images to try it on, at most 20 of them: a folder of PNG, JPEG, WebP,
-            BMP or GIF files, or with one subfolder a class. By default, ten test images
-            where the labels are Fashion-MNIST's, else none.
+            BMP or GIF files, or with one subfolder a class. Photos are made upright,
+            and no larger than the app needs. By default, ten test images where the
+            labels are Fashion-MNIST's, else none.
         build_apk: An APK to build, for a phone to install; without Gradle, see
-            `android_demo/README.md`.
+            `android_demo/README.md`. It appears whole or not at all.
         overwrite: Whether a file at `build_apk` may be replaced.
 
     Returns:
@@ -100,7 +110,8 @@ def to_android(
             nothing is changed then.
         FileNotFoundError: If there is no such file, or no app.
         FileExistsError: If there is a file at `build_apk`, and `overwrite` is False.
-        RuntimeError: If the APK cannot be built.
+        RuntimeError: If the APK cannot be built. Where that is for want of programs or
+            downloads, nothing is changed.
 
     Example:
         ``to_android("out/student_int8.tflite", build_apk="demo.apk")``
@@ -123,13 +134,18 @@ def to_android(
             f"`build_apk` must be a file. Received: {str(apk)!r}, which is a folder. "
             "Name a file in it, such as demo.apk."
         )
+    if apk is not None and apk.parent.is_dir():
+        check_target(apk, overwrite)
     content, about = inspect(path), read_metadata(path)
     if problem := _problem(content, about):
         raise ValueError(
             f"The model must be one that the app can run. Received: {path}, which "
             f"{problem}"
         )
-    found = dict(_labelled_images(images, about.labels))
+    found = dict(_labelled_images(images, about.labels, content.inputs[0].shape[1:3]))
+    if apk is not None:
+        # What a build needs is looked for, and fetched, before anything is changed.
+        _run(chain, "fetch")
     assets = app / "app" / "src" / "main" / "assets"
     with tempfile.TemporaryDirectory(dir=assets.parent, prefix=".assets-") as name:
         new = Path(name, "new")
@@ -144,7 +160,10 @@ def to_android(
                 old.rename(assets)
             raise
     if apk is not None:
-        _build(chain, apk)
+        with tempfile.TemporaryDirectory() as name:
+            _run(chain, "build", made := Path(name, "app.apk"))
+            apk.parent.mkdir(parents=True, exist_ok=True)
+            put_in_place(apk, made.read_bytes(), overwrite)
     golden = (about.provenance or {}).get("golden") or {}
     scores = next(output.name for output in about.outputs if output.labels)
     return AndroidApp(
@@ -215,7 +234,9 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
 
 
 def _labelled_images(
-    folder: str | os.PathLike[str] | None, labels: tuple[str, ...]
+    folder: str | os.PathLike[str] | None,
+    labels: tuple[str, ...],
+    needed: tuple[int, ...],
 ) -> Iterator[tuple[str, tuple[str | None, bytes]]]:
     """Yields by file name the label, if known, and the content of each image."""
     if folder is None:
@@ -237,24 +258,65 @@ def _labelled_images(
     chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST_IMAGES)).astype(int)
     for index, file in enumerate(files[i] for i in chosen):
         label = file.parent.name if file.parent != root else None
-        name = f"{index:02d}{file.suffix.lower()}"
-        yield name, (label if label in labels else None, _image(file))
+        suffix, content = _image(file, needed)
+        yield f"{index:02d}{suffix}", (label if label in labels else None, content)
 
 
-def _image(file: Path) -> bytes:
-    """Returns a file that is an image: a broken one would leave the app without any."""
+def _image(file: Path, needed: tuple[int, ...]) -> tuple[str, bytes]:
+    """Returns the suffix and the content of an image as the app is to have it.
+
+    Args:
+        file: A photo, or any other image; one that is fit already is taken to the byte.
+        needed: `(height, width)` of the model's input.
+
+    Raises:
+        ValueError: If it cannot be read: a broken one would leave the app without any.
+    """
     from PIL import Image
 
     content = file.read_bytes()
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
+            fit = _fit(image, needed)
+            if fit is None:
+                return file.suffix.lower(), content
+            out = io.BytesIO()
+            if image.format in (
+                "JPEG",
+                "MPO",
+            ):  # several in one file, as phones have it
+                fit.save(out, "jpeg", **_JPEG)
+                return ".jpg", out.getvalue()
+            fit.save(out, "png")
+            return ".png", out.getvalue()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise ValueError(
             f"`images` must have images that can be read. Received: {file}, which is "
             "none. Remove it, or save it anew."
         ) from err
-    return content
+
+
+def _fit(image: Image.Image, needed: tuple[int, ...]) -> Image.Image | None:
+    """Makes an image upright, and without more pixels than a phone needs.
+
+    Returns:
+        None if it is so already. No side is made smaller than the model's.
+    """
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    width, height = upright.size
+    share = max(_MOST_SIDE / max(width, height), needed[1] / width, needed[0] / height)
+    if share >= 1 and image.getexif().get(_ORIENTATION, 1) not in range(2, 9):
+        return None
+    if upright.mode.startswith("I"):  # 16 bits, of which the upper 8 count
+        upright = upright.point(lambda value: value / 256)
+    plain = upright.convert("L" if upright.mode[0] in "1LI" else "RGB")
+    if share >= 1:
+        return plain
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return plain.resize(size, Image.Resampling.LANCZOS)
 
 
 def _fashion_images(
@@ -285,7 +347,8 @@ def _fill(
         (folder / "images" / name).write_bytes(content)
     samples = [{"file": name, "label": label} for name, (label, _) in images.items()]
     (folder / "samples.json").write_text(json.dumps(samples, indent=1) + "\n")
-    (folder / "card.json").write_text(json.dumps(_card(model, about), indent=1) + "\n")
+    card = json.dumps(_card(model, about), indent=1, allow_nan=False)
+    (folder / "card.json").write_text(card + "\n")
 
 
 def _card(model: Path, about: Metadata) -> dict[str, Any]:
@@ -295,21 +358,23 @@ def _card(model: Path, about: Metadata) -> dict[str, Any]:
         # `distill_to_tflite` calls its files student_float32.tflite and so on.
         measured = report["tflite"][model.stem.removeprefix("student_")]
         on = report["settings"]["measured_on"]
-        return {
-            "model_fingerprint": (about.provenance or {})["model_fingerprint"],
+        figures = {
             "teacher_top1": report["teacher"]["top1"],
             "student_top1": report["student"]["top1"],
             "file_top1": measured["top1"],
             "images": report["settings"]["samples"][on],
         }
+        known = {name: told for name, told in figures.items() if math.isfinite(told)}
+        return {"model_fingerprint": (about.provenance or {})["model_fingerprint"]} | (
+            known
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _build(chain: Path, apk: Path) -> None:
-    apk.parent.mkdir(parents=True, exist_ok=True)
+def _run(chain: Path, *words: str | Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(chain), "build", str(apk)],
+        [sys.executable, str(chain), *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,8 @@ def app(tmp_path: Path) -> Path:
     (assets / "left_over.txt").write_text("of the model before")
     (app / "ci").mkdir()
     (app / "ci/chain.py").write_text(
-        "import pathlib, sys\npathlib.Path(sys.argv[2]).write_text(sys.argv[1])\n"
+        "import pathlib, sys\n"
+        "if sys.argv[1] != 'fetch': pathlib.Path(sys.argv[2]).write_text(sys.argv[1])\n"
     )
     return app
 
@@ -127,6 +129,19 @@ def test_the_card_has_what_the_report_says(folder: Path, app: Path) -> None:
     }
 
 
+def test_figures_that_are_none_are_left_out(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "student_int8.tflite", tmp_path)
+    report = json.loads((folder / "report.json").read_text())
+    report["teacher"]["top1"], report["student"]["top1"] = float("nan"), float("inf")
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    to_android(tmp_path / "student_int8.tflite", app)
+    text = (app / "app/src/main/assets/card.json").read_text()
+    card = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert card.keys() == {"model_fingerprint", "file_top1", "images"}
+
+
 def test_without_a_report_the_card_is_empty(
     folder: Path, app: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +189,89 @@ def test_images_of_ones_own(folder: Path, app: Path, tmp_path: Path) -> None:
     assert len(contents) == 20 and "not one" not in contents
 
 
+def bundled(app: Path) -> dict[str, Image.Image]:
+    files = sorted((app / "app/src/main/assets/images").iterdir())
+    return {file.name: Image.open(file) for file in files}
+
+
+def test_photos_are_made_upright_and_no_larger_than_a_phone_needs(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    pixels = np.zeros((1200, 1600, 3), np.uint8)
+    pixels[:, :800] = [200, 0, 0]
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        name = f"{orientation}.jpg"
+        Image.fromarray(pixels).save(images / name, quality=95, exif=exif)
+    model = folder / "student_int8.tflite"
+    to_android(model, app, images=images)
+    # Where the red half, the left one in the file, is to be by the EXIF standard.
+    red = ["left", "right", "right", "left", "top", "top", "bottom", "bottom"]
+    for (name, image), side in zip(bundled(app).items(), red, strict=True):
+        upright = side in ("left", "right")
+        assert image.size == ((1024, 768) if upright else (768, 1024)), name
+        assert image.getexif().get(0x0112, 1) == 1
+        width, height = image.size
+        places = {
+            "left": (5, height // 2),
+            "right": (width - 5, height // 2),
+            "top": (width // 2, 5),
+            "bottom": (width // 2, height - 5),
+        }
+        other = dict(zip(places, ("right", "left", "bottom", "top"), strict=True))
+        assert image.getpixel(places[side])[0] > 190, name
+        assert image.getpixel(places[other[side]])[0] < 10, name
+
+
+def test_what_needs_no_change_is_taken_as_it_is(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 700, 3), np.uint8)
+    for name in ("a.jpg", "b.png", "c.webp", "d.bmp", "e.gif"):
+        Image.fromarray(noise[: 1024 if name == "b.png" else 40]).save(images / name)
+    to_android(folder / "student_int8.tflite", app, images=images)
+    told = sorted((app / "app/src/main/assets/images").iterdir())
+    wanted = [file.read_bytes() for file in sorted(images.iterdir())]
+    assert [file.read_bytes() for file in told] == wanted
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "wanted"),
+    [
+        ("L", (3000, 1500), (1024, 512)),
+        ("1", (3000, 1500), (1024, 512)),
+        ("P", (2048, 2048), (1024, 1024)),
+        ("RGBA", (2048, 1024), (1024, 512)),
+        ("LA", (2048, 1024), (1024, 512)),
+        ("I;16", (2048, 1024), (1024, 512)),
+        # No side below the model's input, 28 x 28.
+        ("RGB", (2048, 28), (2048, 28)),
+        ("RGB", (2048, 42), (1365, 28)),
+    ],
+)
+def test_images_of_every_kind_keep_their_colour(
+    folder: Path, app: Path, tmp_path: Path, mode, size, wanted
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    if mode == "I;16":
+        image = Image.fromarray(np.full(size[::-1], 200 * 256, np.uint16))
+    else:
+        image = Image.new("RGB", size, (200, 200, 200)).convert(mode)
+    image.save(images / "a.png")
+    to_android(folder / "student_int8.tflite", app, images=images)
+    (told,) = bundled(app).values()
+    assert told.size == wanted
+    mean = np.asarray(told.convert("RGB"), np.float64).mean()
+    # Black and white are dithered; all else is the colour itself.
+    assert mean == pytest.approx(200, abs={"1": 3, "P": 1}.get(mode, 0))
+
+
 def test_an_apk_is_built_by_the_apps_own_chain(
     folder: Path, app: Path, tmp_path: Path
 ) -> None:
@@ -209,9 +307,44 @@ def test_an_image_that_cannot_be_read_is_named(
 
 
 def test_a_build_that_fails_says_why(folder: Path, app: Path, tmp_path: Path) -> None:
-    (app / "ci/chain.py").write_text("raise SystemExit('no compiler')")
+    (app / "ci/chain.py").write_text(
+        "import sys\nif sys.argv[1] == 'build': raise SystemExit('no compiler')"
+    )
+    apk = tmp_path / "demo.apk"
+    apk.write_text("the one before")
     with pytest.raises(RuntimeError, match="(?s)exit code 1 of .*no compiler"):
-        to_android(folder / "student_int8.tflite", app, build_apk=tmp_path / "demo.apk")
+        to_android(folder / "student_int8.tflite", app, build_apk=apk, overwrite=True)
+    assert apk.read_text() == "the one before"
+
+
+def test_what_a_build_lacks_is_said_before_anything_changes(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    (app / "ci/chain.py").write_text(
+        "import sys\nif sys.argv[1] == 'fetch': raise SystemExit('no Java')"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RuntimeError, match="(?s)exit code 1 of .*no Java"):
+        to_android(
+            folder / "student_int8.tflite", app, build_apk=tmp_path / "new/demo.apk"
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_apk_that_cannot_be_written_whole_leaves_the_one_before(
+    folder: Path, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out").mkdir()
+    apk = tmp_path / "out/demo.apk"
+    apk.write_text("the one before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="must be possible to write.*No space left"):
+        to_android(folder / "student_int8.tflite", app, build_apk=apk, overwrite=True)
+    assert apk.read_text() == "the one before"
+    assert list(apk.parent.iterdir()) == [apk]
 
 
 # --- what the app cannot run is found before anything changes
