@@ -237,13 +237,18 @@ class Build:
     def _debug_key(self) -> Path:
         """Android's usual debug key, made once: updates must have the same one."""
         store = self.tools.path("debug.keystore")
-        if not store.exists():
-            run(
-                *("keytool", "-genkeypair", "-keystore", store, "-storetype", "PKCS12"),
-                *("-storepass", "android", "-alias", "androiddebugkey"),
-                *("-keyalg", "RSA", "-keysize", "2048", "-validity", "10000"),
-                *("-dname", "CN=Android Debug,O=Android,C=US"),
-            )
+        with self.tools.locked():
+            if not store.exists():
+                made = self.folder / "debug.keystore"
+                run(
+                    *("keytool", "-genkeypair", "-keystore", made),
+                    *("-storetype", "PKCS12", "-storepass", "android"),
+                    *("-alias", "androiddebugkey", "-keyalg", "RSA"),
+                    *("-keysize", "2048", "-validity", "10000"),
+                    *("-dname", "CN=Android Debug,O=Android,C=US"),
+                )
+                shutil.copyfile(made, made := store.with_suffix(".new"))
+                made.replace(store)
         return store
 
     def run_ui_tests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LEAST_JDK = 17
 STUBS_VERSION = "36.20260406"
 # By its whole name: Maven would not say that it could not ask for a short one.
 MAVEN_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
@@ -62,6 +64,19 @@ def missing(programs: dict[str, str]) -> list[str]:
             if not (Path(name).exists() if name[0] == "/" else shutil.which(name))
         }
     )
+
+
+def check_jdk() -> None:
+    """Raises if Java is older than the build's programs need."""
+    for program in ("java", "javac"):
+        told = re.search(r'(?:version "|javac )(?:1\.)?(\d+)', run(program, "-version"))
+        if told and int(told[1]) < LEAST_JDK:
+            raise ChainError(
+                f"The build needs Java {LEAST_JDK} or later. Received: {program} of "
+                f"version {told[1]}, {shutil.which(program)}. On Debian: apt-get "
+                f"install -y {NEEDED[program]}. Where it is installed, let PATH begin "
+                "with its folder bin."
+            )
 
 
 @contextlib.contextmanager
@@ -127,10 +142,31 @@ class Tools:
                 f"{', '.join(packages)}. On Debian: apt-get install -y "
                 f"{' '.join(packages)}"
             )
+        check_jdk()
+        if not self._is_verified():
+            with self.locked():
+                # Another process may have done it meanwhile.
+                if not self._is_verified():
+                    self._fetch()
+
+    def _is_verified(self) -> bool:
         stamp = self.cache / "verified"
         wanted = (HERE / "checksums.txt").read_text()
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return
+        return stamp.is_file() and stamp.read_text() == wanted
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lets one process at a time change the folder; the others wait."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with (self.cache / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another that fills {self.cache}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _fetch(self) -> None:
         absent = {n.split("/")[0] for _, n in self.listed if not self.path(n).exists()}
         for folder, goal in (
             ("tools", "copy"),
@@ -161,7 +197,7 @@ class Tools:
                     f"{told or 'no such file'}. It was removed; run again to fetch it."
                 )
         self._unpack()
-        stamp.write_text(wanted)
+        (self.cache / "verified").write_text((HERE / "checksums.txt").read_text())
 
     def path(self, name: str) -> Path:
         return self.cache / name
