@@ -9,10 +9,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import pytest
@@ -241,6 +243,64 @@ def test_a_registry_that_is_not_reached_is_told_from_a_failure(
     told = capsys.readouterr().err
     assert said in told
     assert ("KDLITE_ANDROID_CACHE names the folder" in told) == (code == 75)
+
+
+@pytest.mark.parametrize("program", ["java", "javac"])
+def test_an_old_java_is_found_before_the_build(
+    ci,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+) -> None:
+    said = {"java": 'openjdk version "17.0.1" 2021', "javac": "javac 17.0.1"}
+    said[program] = {"java": 'java version "1.8.0_392"', "javac": "javac 11.0.2"}[
+        program
+    ]
+    for name, words in said.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{words}' >&2\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(ci("tools"), "missing", lambda programs: [])
+    assert ci("chain").main(["fetch"]) == 1
+    told = capsys.readouterr().err
+    number = {"java": 8, "javac": 11}[program]
+    assert "The build needs Java 17 or later. Received: " in told
+    assert f"{program} of version {number}, {tmp_path / program}" in told
+
+
+def test_one_process_at_a_time_fills_the_cache(
+    ci, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tools = ci("tools")
+    monkeypatch.setenv("KDLITE_ANDROID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tools, "missing", lambda programs: [])
+    monkeypatch.setattr(tools, "check_jdk", lambda: None)
+    inside, most, calls = [], [], []
+
+    def fetch(its) -> None:
+        inside.append(its)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.remove(its)
+        calls.append(its)
+        (its.cache / "verified").write_text((tools.HERE / "checksums.txt").read_text())
+
+    monkeypatch.setattr(tools.Tools, "_fetch", fetch)
+    threads = [Thread(target=tools.Tools().fetch) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # The others find it done.
+    assert max(most) == len(calls) == 1
+
+
+def test_every_text_is_used() -> None:
+    sources = [*(MAIN / "kotlin").rglob("*.kt"), *MAIN.rglob("*.xml")]
+    text = "\n".join(file.read_text() for file in sources)
+    for name in strings(""):
+        assert re.search(rf"R\.string\.{name}\b|@string/{name}\b", text), name
 
 
 def run_ci(name: str, *words: object) -> int:

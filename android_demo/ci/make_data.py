@@ -15,6 +15,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -26,6 +28,7 @@ from PIL import Image
 
 import kdlite
 from kdlite import datasets
+from kdlite.lite import metadata
 from kdlite.lite.metadata import write_metadata
 from kdlite.lite.runtime import TFLiteModel
 
@@ -115,7 +118,8 @@ def _models(folder: Path) -> None:
         test = datasets.fashion_mnist().test.x[:IMAGES]
         cases.append(_case(path, generator, test))
     (folder / "cases.json").write_text(json.dumps(cases))
-    _refused(folder, pixels)
+    _foreign(folder, pixels)
+    _refused(folder)
 
 
 def _case(
@@ -144,13 +148,50 @@ def _case(
     }
 
 
-def _refused(folder: Path, pixels: np.ndarray) -> None:
-    whole = (folder / "float32/model.tflite").read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(whole))
-    model.metadata = None
-    builder = flatbuffers.Builder(len(whole))
+def _packed(model: schema.ModelT) -> bytes:
+    builder = flatbuffers.Builder(2**20)
     builder.Finish(model.Pack(builder), b"TFL3")
-    plain = bytes(builder.Output())
+    return bytes(builder.Output())
+
+
+def _unlabelled(file: Path) -> bytes:
+    """A file without its metadata, as others' are."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes()))
+    model.metadata = None
+    return _packed(model)
+
+
+def _foreign(folder: Path, pixels: np.ndarray) -> None:
+    """Files whose metadata others wrote: with other words, or hardly any."""
+
+    def write(name: str, plain: bytes, **said: Any) -> None:
+        told = write_metadata(
+            plain, name=name, labels=LABELS, input_range=(0.0, 255.0), **said
+        )
+        (folder / f"{name}.tflite").write_bytes(told)
+
+    plain = _unlabelled(folder / "float32/model.tflite")
+    words = "Probabilities of the 3 labels respectively."
+    write("said_probabilities", plain, score_meaning=words)
+    for end in ("softmax", "sigmoid"):
+        for kind in ("float32", "int8"):
+            model = keras.Sequential([*_tiny().layers, keras.layers.Activation(end)])
+            file = folder / f"{end}_{kind}.tflite"
+            given = {"calibration_data": pixels} if kind == "int8" else {}
+            kdlite.export(model, file, kind, verify_data=pixels, **given)
+            unsaid = _unlabelled(file)
+            write(f"unsaid_{end}_{kind}", unsaid)
+            if end == "softmax":
+                write("said_logits", unsaid, score_meaning="logits")
+    checked = {"checked": {"samples": 7, "within_one_step": 0.99}}
+    write("checked_without_vectors", plain, provenance=checked)
+    with mock.patch.object(metadata, "_provenance_json", return_value=b'{"x": NaN}'):
+        write("broken_origin", plain, provenance={})
+
+
+def _refused(folder: Path) -> None:
+    plain = _unlabelled(folder / "float32/model.tflite")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(plain))
     (folder / "no_metadata.tflite").write_bytes(plain)
     (folder / "no_normalisation.tflite").write_bytes(
         write_metadata(plain, name="odd", labels=LABELS)
@@ -171,11 +212,9 @@ def _refused(folder: Path, pixels: np.ndarray) -> None:
     model.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
     model.operatorCodes[0].deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
     model.operatorCodes[0].customCode = "NoSuchOp"
-    builder = flatbuffers.Builder(len(whole))
-    builder.Finish(model.Pack(builder), b"TFL3")
     (folder / "custom_op.tflite").write_bytes(
         write_metadata(
-            bytes(builder.Output()),
+            _packed(model),
             name="custom",
             labels=LABELS,
             input_range=(0.0, 255.0),

@@ -2,6 +2,9 @@ package org.kdlite.demo.core
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import org.tensorflow.lite.schema.BuiltinOperator
+import org.tensorflow.lite.schema.Model
+import org.tensorflow.lite.schema.OperatorCode
 import org.tensorflow.lite.schema.TensorType as SchemaType
 import org.tensorflow.lite.support.metadata.MetadataExtractor
 import org.tensorflow.lite.support.metadata.schema.AssociatedFileType
@@ -41,6 +44,9 @@ class ModelInfo(
     /** How the model computes, such as "int8"; empty where the file does not say. */
     val quantization: String get() = origin["quantization"] as? String ?: ""
 
+    /** What the file was held to when it was made; null where it does not say. */
+    val check: KerasCheck? get() = KerasCheck.of(origin["checked"])
+
     /** Whether a finger can draw what the model knows: one small grey image. */
     val isDrawable: Boolean get() = input.isGrey && maxOf(input.height, input.width) <= MOST_DRAWABLE
 
@@ -76,7 +82,8 @@ class ModelInfo(
 }
 
 private class ModelReader(private val bytes: ByteBuffer) {
-    private val file = MetadataExtractor(bytes)
+    // The extractor moves the place in the buffer that it is given.
+    private val file = MetadataExtractor(bytes.duplicate())
 
     fun read(): ModelInfo {
         if (!file.hasMetadata()) refuse(Unusable.NO_METADATA)
@@ -171,15 +178,50 @@ private class ModelReader(private val bytes: ByteBuffer) {
             .firstOrNull { it.type() == AssociatedFileType.TENSOR_AXIS_LABELS }?.name()
     }
 
+    /** By the words of the file, such as "Probabilities of the 1001 labels"; where they do not say, by its graph. */
     private fun meaning(output: Int): ScoreMeaning {
-        val words = file.getOutputTensorMetadata(output)?.description().orEmpty()
-        return if ("probability" in words.lowercase()) ScoreMeaning.PROBABILITIES else ScoreMeaning.LOGITS
+        val about = file.getOutputTensorMetadata(output)
+        val words = "${about?.name()} ${about?.description()}".lowercase()
+        return when {
+            "logit" in words -> ScoreMeaning.LOGITS
+            "probabilit" in words || endsInProbabilities(output) -> ScoreMeaning.PROBABILITIES
+            else -> ScoreMeaning.LOGITS
+        }
     }
+
+    /** Whether the output comes out of a softmax or sigmoid, of which at most type or shape are changed. */
+    private fun endsInProbabilities(output: Int): Boolean {
+        val model = Model.getRootAsModel(bytes)
+        val graph = model.subgraphs(0)
+        var tensor = graph.outputs(output)
+        // In the order in which they run, so the way back is from the last.
+        for (i in graph.operatorsLength() - 1 downTo 0) {
+            val operator = graph.operators(i)
+            if ((0 until operator.outputsLength()).none { operator.outputs(it) == tensor }) continue
+            when (code(model.operatorCodes(operator.opcodeIndex().toInt()))) {
+                BuiltinOperator.SOFTMAX, BuiltinOperator.LOGISTIC -> return true
+                BuiltinOperator.QUANTIZE, BuiltinOperator.DEQUANTIZE, BuiltinOperator.CAST, BuiltinOperator.RESHAPE,
+                BuiltinOperator.SQUEEZE,
+                -> tensor = operator.inputs(0)
+                else -> return false
+            }
+        }
+        return false
+    }
+
+    /** Files of before 2020 have the one field, later ones both where the code is below 127. */
+    private fun code(operator: OperatorCode): Int =
+        maxOf(operator.builtinCode(), operator.deprecatedBuiltinCode().toInt())
 
     private fun origin(): Map<String, Any?> {
         if (PROVENANCE !in file.associatedFileNames) return emptyMap()
+        val told = try {
+            parseJson(text(PROVENANCE))
+        } catch (e: IllegalArgumentException) {
+            null // of others, or broken: the model may run all the same
+        }
         @Suppress("UNCHECKED_CAST")
-        return parseJson(text(PROVENANCE)) as? Map<String, Any?> ?: emptyMap()
+        return told as? Map<String, Any?> ?: emptyMap()
     }
 
     private fun golden(origin: Map<String, Any?>, output: TensorSpec): GoldenVectors? {

@@ -75,6 +75,15 @@ class Pixels(val width: Int, val height: Int, val argb: IntArray) {
     }
 }
 
+/**
+ * How far a camera's picture must be turned clockwise to be upright on the screen.
+ *
+ * @param sensor degrees clockwise that the sensor's picture needs on a screen that is held as the device is made.
+ * @param screen degrees that the screen's content is turned from there, to the other side.
+ */
+fun degreesToUpright(sensor: Int, screen: Int, isFront: Boolean): Int =
+    Math.floorMod(if (isFront) sensor + screen else sensor - screen, 360)
+
 private inline fun made(width: Int, height: Int, pixel: (Int, Int) -> Int): Pixels {
     val out = IntArray(width * height)
     for (y in 0 until height) for (x in 0 until width) out[y * width + x] = pixel(x, y)

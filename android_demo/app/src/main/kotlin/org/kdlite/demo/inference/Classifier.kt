@@ -26,18 +26,18 @@ fun Classifier.selfTest(): SelfTest? {
     return SelfTest(differences, inSteps = golden.step != null)
 }
 
-/** Times [runs] runs of one image after [warmUps] others, in milliseconds. */
+/** Times [runs] runs of one image after [warmUps] others, in milliseconds; before each, [goesOn] is asked. */
 fun Classifier.benchmark(
     runs: Int,
     warmUps: Int = 10,
     clock: () -> Long = System::nanoTime,
-    goesOn: () -> Boolean = { true },
+    goesOn: (done: Int) -> Boolean = { true },
 ): DoubleArray {
     val input = info.input
     val values = input.values(GoldenVectors.pixels(0, input.height, input.width, input.channels))
-    repeat(warmUps) { if (goesOn()) run(values) }
+    repeat(warmUps) { if (goesOn(0)) run(values) }
     val times = ArrayList<Double>(runs)
-    while (times.size < runs && goesOn()) {
+    while (times.size < runs && goesOn(times.size)) {
         val start = clock()
         run(values)
         times.add((clock() - start) / 1e6)

@@ -15,14 +15,10 @@ import org.kdlite.demo.R
 import org.kdlite.demo.core.LatencySummary
 import org.kdlite.demo.core.energyPerRunMillijoules
 import org.kdlite.demo.core.summaryOf
-import org.kdlite.demo.inference.Classifier
-import org.kdlite.demo.inference.benchmark
 
 /** Times many runs on this device. */
-class BenchmarkActivity : ModelActivity() {
-    private class Measured(val times: DoubleArray, val chargeMicroampereHours: Long)
-
-    private val battery by lazy { getSystemService(BatteryManager::class.java) }
+class BenchmarkActivity : ScreenActivity() {
+    private var run: BenchmarkRun? = null
     private val result by lazy { findViewById<TextView>(R.id.summary) }
 
     override fun onCreate(state: Bundle?) {
@@ -40,57 +36,63 @@ class BenchmarkActivity : ModelActivity() {
             )
         }
         group.check(RUNS[1])
-        findViewById<View>(R.id.start).setOnClickListener { measure(group.checkedRadioButtonId) }
+        findViewById<View>(R.id.start).setOnClickListener {
+            follow(BenchmarkRun(this, settings.threads, group.checkedRadioButtonId))
+        }
         findViewById<View>(R.id.share).setOnClickListener { share() }
-        state?.getString(RESULT)?.let { if (it.isNotEmpty()) show(it) }
-        load()
+        val kept = lastNonConfigurationInstance as? BenchmarkRun
+        when {
+            kept != null -> follow(kept)
+            state?.getBoolean(RUNNING) == true -> show(getString(R.string.bench_interrupted), canShare = false)
+            else -> state?.getString(RESULT)?.let { show(it, canShare = true) }
+        }
     }
 
     override fun onSaveInstanceState(out: Bundle) {
         super.onSaveInstanceState(out)
+        out.putBoolean(RUNNING, run != null && run?.result == null)
         val isDone = findViewById<View>(R.id.share).visibility == View.VISIBLE
-        out.putString(RESULT, if (isDone) result.text.toString() else "")
+        out.putString(RESULT, if (isDone) result.text.toString() else null)
     }
 
-    override fun onModel(classifier: Classifier) {
-        findViewById<Button>(R.id.start).isEnabled = true
+    override fun onRetainNonConfigurationInstance(): Any? = run
+
+    override fun onDestroy() {
+        run?.onChange = {}
+        if (!isChangingConfigurations) run?.close()
+        super.onDestroy()
     }
 
-    override fun onUnusable(sentence: String) {
-        result.text = sentence
+    private fun follow(next: BenchmarkRun) {
+        run = next
+        next.onChange = { render(next) }
+        render(next)
     }
 
-    private fun measure(runs: Int) {
-        val start = findViewById<Button>(R.id.start)
-        start.isEnabled = false
-        findViewById<View>(R.id.share).visibility = View.GONE
-        result.text = getString(R.string.bench_running)
-        val engine = engine
-        engine.run({ model ->
-            val before = charge()
-            val times = model.benchmark(runs, goesOn = { !engine.isClosed })
-            model to Measured(times, before - charge())
-        }) { outcome ->
-            start.isEnabled = true
-            outcome.fold({ (model, measured) -> show(text(model, measured)) }, { onUnusable(sentence(it)) })
+    private fun render(run: BenchmarkRun) {
+        val ended = run.result
+        findViewById<Button>(R.id.start).isEnabled = ended != null
+        when {
+            ended == null -> show(getString(R.string.bench_running, run.done, run.runs), canShare = false)
+            else -> ended.fold({ show(text(it), canShare = true) }, { show(sentence(it), canShare = false) })
         }
     }
 
-    private fun text(model: Classifier, measured: Measured): String {
+    private fun text(measured: Measured): String {
         val summary: LatencySummary = summaryOf(measured.times)
         val energy = energyPerRunMillijoules(measured.chargeMicroampereHours, volts(), summary.runs)
         return listOf(
-            model.info.name,
-            facts(model.info),
+            measured.info.name,
+            facts(measured.info),
             "${Build.MANUFACTURER} ${Build.MODEL}, Android ${Build.VERSION.RELEASE}",
-            getString(R.string.bench_result, summary.runs, model.threads, summary.p50, summary.p90, summary.min),
+            getString(R.string.bench_result, summary.runs, measured.threads, summary.p50, summary.p90, summary.min),
             energy?.let { getString(R.string.bench_energy, it) } ?: getString(R.string.bench_no_energy),
         ).joinToString("\n")
     }
 
-    private fun show(text: String) {
+    private fun show(text: String, canShare: Boolean) {
         result.text = text
-        findViewById<View>(R.id.share).visibility = View.VISIBLE
+        findViewById<View>(R.id.share).visibility = if (canShare) View.VISIBLE else View.GONE
     }
 
     private fun share() {
@@ -98,16 +100,13 @@ class BenchmarkActivity : ModelActivity() {
         startActivity(Intent.createChooser(intent, getString(R.string.bench_share)))
     }
 
-    /** Microampere-hours that are left, or 0 where the battery does not count them. */
-    private fun charge(): Long =
-        battery.getLongProperty(BatteryManager.BATTERY_PROPERTY_CHARGE_COUNTER).takeIf { it > 0 } ?: 0
-
     private fun volts(): Double {
         val status = registerReceiver(null, IntentFilter(Intent.ACTION_BATTERY_CHANGED))
         return (status?.getIntExtra(BatteryManager.EXTRA_VOLTAGE, 0) ?: 0) / 1000.0
     }
 
     private companion object {
+        const val RUNNING = "running"
         const val RESULT = "result"
         val RUNS = listOf(100, 500, 2000)
     }

@@ -3,6 +3,8 @@ package org.kdlite.demo.ui
 import android.text.format.Formatter
 import java.text.NumberFormat
 import org.kdlite.demo.R
+import org.kdlite.demo.core.KerasCheck
+import org.kdlite.demo.core.ModelInfo
 import org.kdlite.demo.inference.Classifier
 import org.kdlite.demo.inference.TfliteClassifier
 
@@ -10,6 +12,12 @@ import org.kdlite.demo.inference.TfliteClassifier
 class CardActivity : PageActivity() {
     override fun onModel(classifier: Classifier) {
         val info = classifier.info
+        engine.async({ DemoAssets(assets).measured(info.origin["model_fingerprint"] as? String) }) {
+            show(info, it.getOrDefault(emptyMap()))
+        }
+    }
+
+    private fun show(info: ModelInfo, measured: Map<String, Double>) {
         val locale = resources.configuration.locales[0]
         val percent = NumberFormat.getPercentInstance(locale).apply { minimumFractionDigits = 2 }
         val whole = NumberFormat.getIntegerInstance(locale)
@@ -25,18 +33,12 @@ class CardActivity : PageActivity() {
         )
         fact(R.string.card_quantization, info.quantization)
         fact(getString(R.string.card_size), Formatter.formatFileSize(this, info.sizeBytes.toLong()))
-        val measured = DemoAssets(assets).measured(info.origin["model_fingerprint"] as? String)
         for ((key, title) in MEASURED) measured[key]?.let { fact(getString(title), percent.format(it)) }
         measured["images"]?.let { fact(getString(R.string.card_images), whole.format(it)) }
         fact(
             getString(R.string.card_checked),
-            getString(
-                when {
-                    info.quantization.isEmpty() -> R.string.card_not_said
-                    info.quantization == "int8" -> R.string.card_checked_int8
-                    else -> R.string.card_checked_float
-                },
-            ),
+            info.check?.let { listOfNotNull(checked(it), again(info)).joinToString(" ") }
+                ?: getString(R.string.card_not_said),
         )
         fact(R.string.card_author, info.author)
         fact(R.string.card_version, info.version)
@@ -48,6 +50,23 @@ class CardActivity : PageActivity() {
         fact(R.string.card_fingerprint, info.origin["model_fingerprint"] as? String ?: "")
         fact(getString(R.string.runtime, ""), TfliteClassifier.runtimeVersion)
     }
+
+    private fun checked(check: KerasCheck): String {
+        val numbers = NumberFormat.getInstance(resources.configuration.locales[0]).apply { maximumFractionDigits = 1 }
+        val percent = NumberFormat.getPercentInstance(resources.configuration.locales[0])
+        percent.maximumFractionDigits = 4
+        val rule = when (check) {
+            is KerasCheck.WithinOneStep -> getString(R.string.card_checked_step, percent.format(check.share))
+            is KerasCheck.WithinOneStepOr ->
+                getString(R.string.card_checked_step_or, percent.format(check.share), numbers.format(check.steps))
+            is KerasCheck.Noise ->
+                getString(R.string.card_checked_noise, numbers.format(check.steps), numbers.format(check.decibels))
+            is KerasCheck.Share -> getString(R.string.card_checked_share, percent.format(check.ofLargest))
+        }
+        return getString(R.string.card_checked_samples, numbers.format(check.samples)) + " " + rule
+    }
+
+    private fun again(info: ModelInfo): String? = info.golden?.let { getString(R.string.card_checked_again) }
 
     private fun fact(title: Int, value: String) =
         fact(getString(title), value.ifEmpty { getString(R.string.card_not_said) })

@@ -33,13 +33,20 @@ sealed interface Chosen {
         override val saved = "sample $index"
     }
 
+    /** The photo that is kept, see [PickedImage]. */
     data object Photo : Chosen {
         override val saved = "photo"
+    }
+
+    /** A photo to be taken over. */
+    data class NewPhoto(val uri: String) : Chosen {
+        override val saved = "new photo $uri"
     }
 
     companion object {
         fun restored(saved: String?): Chosen = when {
             saved == Photo.saved -> Photo
+            saved != null && saved.startsWith("new photo ") -> NewPhoto(saved.removePrefix("new photo "))
             saved != null && saved.startsWith("sample ") ->
                 saved.removePrefix("sample ").toIntOrNull()?.let(::BundledSample) ?: Nothing
             else -> Nothing
@@ -47,5 +54,7 @@ sealed interface Chosen {
     }
 }
 
-/** An image that is on screen. */
-class ShownImage(val pixels: Pixels, val name: String)
+/** An image to be on screen. Slow to make: not on the main thread. */
+class ShownImage(val pixels: Pixels, val name: String) {
+    val bitmap = pixels.toBitmap()
+}

@@ -1,17 +1,14 @@
 package org.kdlite.demo.ui
 
 import android.content.res.AssetManager
-import android.graphics.Bitmap
-import android.graphics.BitmapFactory
 import java.io.FileNotFoundException
-import java.io.IOException
 import org.kdlite.demo.core.Pixels
 import org.kdlite.demo.core.parseJson
 
 /** A bundled test image, with the class that people gave it, if they did. */
 data class Sample(val file: String, val label: String?)
 
-/** What lies beside the bundled model in the app's assets. */
+/** What lies beside the bundled model in the app's assets. Slow, all of it: not for the main thread. */
 class DemoAssets(private val assets: AssetManager) {
     /** The test images; none where the app was built without. */
     val samples: List<Sample> by lazy {
@@ -32,21 +29,19 @@ class DemoAssets(private val assets: AssetManager) {
         return measured
     }
 
-    fun image(sample: Sample): Bitmap = assets.open("images/${sample.file}").use {
-        BitmapFactory.decodeStream(it) ?: throw IOException("no image: ${sample.file}")
-    }
+    /** A test image, see [pixelsOf]. */
+    fun image(sample: Sample, mostSide: Int = MOST_SIDE): Pixels =
+        pixelsOf(assets.open("images/${sample.file}").use { it.readBytes() }, mostSide)
 
-    private fun json(name: String): Any? = try {
-        parseJson(assets.open(name).use { it.readBytes().toString(Charsets.UTF_8) })
-    } catch (e: FileNotFoundException) {
-        null
+    /** What a file holds; null where there is none, or no JSON in it. */
+    private fun json(name: String): Any? {
+        checkNotMain()
+        return try {
+            parseJson(assets.open(name).use { it.readBytes().toString(Charsets.UTF_8) })
+        } catch (e: FileNotFoundException) {
+            null
+        } catch (e: IllegalArgumentException) {
+            null
+        }
     }
 }
-
-fun Bitmap.toPixels(): Pixels {
-    val argb = IntArray(width * height)
-    getPixels(argb, 0, width, 0, 0, width, height)
-    return Pixels(width, height, argb)
-}
-
-fun Pixels.toBitmap(): Bitmap = Bitmap.createBitmap(argb, width, height, Bitmap.Config.ARGB_8888)

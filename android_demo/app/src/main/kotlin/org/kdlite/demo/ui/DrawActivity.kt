@@ -41,6 +41,7 @@ class DrawActivity : ModelActivity() {
                 findViewById<ScoresView>(R.id.scores).show(if (canvas.isBlank) emptyList() else it.scores)
                 findViewById<TextView>(R.id.latency).text = if (canvas.isBlank) "" else latency(it)
             }
+            result.onFailure { onUnusable(sentence(it)) }
             // The last state of the drawing counts, whatever was dropped in between.
             if (isStale) {
                 isStale = false

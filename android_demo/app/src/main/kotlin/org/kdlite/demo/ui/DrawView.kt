@@ -10,6 +10,7 @@ import android.os.Parcelable
 import android.util.AttributeSet
 import android.view.MotionEvent
 import android.view.View
+import org.kdlite.demo.R
 import org.kdlite.demo.core.Pixels
 
 /** A black square to draw on in white, as Fashion-MNIST and MNIST are. */
@@ -25,6 +26,12 @@ class DrawView(context: Context, attributes: AttributeSet?) : View(context, attr
         style = Paint.Style.STROKE
         strokeCap = Paint.Cap.ROUND
         strokeJoin = Paint.Join.ROUND
+    }
+
+    private val edge = Paint().apply {
+        color = context.getColor(R.color.frame)
+        style = Paint.Style.STROKE
+        strokeWidth = 2 * resources.displayMetrics.density
     }
 
     val isBlank: Boolean get() = strokes.isEmpty() && stroke.isEmpty()
@@ -43,7 +50,12 @@ class DrawView(context: Context, attributes: AttributeSet?) : View(context, attr
         return bitmap.toPixels()
     }
 
-    override fun onDraw(canvas: Canvas) = paint(canvas, width.toFloat())
+    override fun onDraw(canvas: Canvas) {
+        paint(canvas, width.toFloat())
+        // Where the screen is dark too, one must see where the canvas ends.
+        val half = edge.strokeWidth / 2
+        canvas.drawRect(half, half, width - half, height - half, edge)
+    }
 
     override fun onTouchEvent(event: MotionEvent): Boolean {
         when (event.actionMasked) {

@@ -30,14 +30,16 @@ class MainActivity : ModelActivity() {
     private val photo by lazy { PickedImage(applicationContext) }
     private val classification = Classification()
     private var state: ClassifyState = ClassifyState.Loading
+
+    /** The image on screen, and which one was asked for since and is not read yet. */
     private var chosen: Chosen = Chosen.Nothing
+    private var asked: Chosen = Chosen.Nothing
+    private var shown: ShownImage? = null
 
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
         show(R.layout.activity_main, isHome = true)
         findViewById<View>(R.id.result_title).markHeading()
-        chosen = Chosen.restored(state?.getString(CHOSEN))
-        addSamples()
         addThreads()
         findViewById<View>(R.id.photo).setOnClickListener { pick(pickImageIntent(packageManager), PICK_PHOTO) }
         findViewById<View>(R.id.camera).setOnClickListener { startActivity(Intent(this, CameraActivity::class.java)) }
@@ -50,11 +52,14 @@ class MainActivity : ModelActivity() {
             }
         }
         load()
+        for (key in listOf(CHOSEN, ASKED)) choose(Chosen.restored(state?.getString(key)))
+        addSamples()
     }
 
     override fun onSaveInstanceState(out: Bundle) {
         super.onSaveInstanceState(out)
         out.putString(CHOSEN, chosen.saved)
+        out.putString(ASKED, asked.saved)
     }
 
     override fun onCreateOptionsMenu(menu: Menu): Boolean {
@@ -76,10 +81,7 @@ class MainActivity : ModelActivity() {
                 Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"),
                 PICK_MODEL,
             )
-            R.id.bundled_model -> {
-                store.useBundled()
-                load()
-            }
+            R.id.bundled_model -> engine.async({ store.useBundled() }) { load() }
             else -> return super.onOptionsItemSelected(item)
         }
         return true
@@ -90,10 +92,7 @@ class MainActivity : ModelActivity() {
         val uri = data?.data
         if (result != Activity.RESULT_OK || uri == null) return
         when (request) {
-            PICK_PHOTO -> {
-                chosen = Chosen.Photo
-                showImage { ShownImage(photo.take(uri), getString(R.string.picked)) }
-            }
+            PICK_PHOTO -> choose(Chosen.NewPhoto("$uri"))
             PICK_MODEL -> open(uri)
         }
     }
@@ -102,7 +101,7 @@ class MainActivity : ModelActivity() {
         state = ClassifyState.Ready(classifier.info)
         tell(null)
         render()
-        restoreImage()
+        classify()
     }
 
     override fun onUnusable(sentence: String) {
@@ -132,42 +131,42 @@ class MainActivity : ModelActivity() {
         }
     }
 
-    private fun restoreImage() {
-        when (val kept = chosen) {
-            is Chosen.Nothing -> Unit
-            is Chosen.BundledSample -> choose(kept.index)
-            is Chosen.Photo -> showImage {
-                ShownImage(photo.load() ?: throw IOException("gone"), getString(R.string.picked))
-            }
+    /** Reads an image, shows it and classifies it; one that cannot be read leaves everything as it is. */
+    private fun choose(next: Chosen) {
+        if (next == Chosen.Nothing) return
+        asked = next
+        engine.async({ read(next) }) { result ->
+            if (asked == next) asked = Chosen.Nothing
+            result.fold(
+                {
+                    chosen = if (next is Chosen.NewPhoto) Chosen.Photo else next
+                    shown = it
+                    // What the image before was taken for is not said of this one.
+                    (state as? ClassifyState.Ready)?.let { ready -> state = ready.copy(outcome = null) }
+                    tell(null)
+                    render()
+                    classify()
+                },
+                { tell(getString(R.string.unreadable_image)) },
+            )
         }
     }
 
-    private fun choose(index: Int) {
-        val sample = demo.samples.getOrNull(index) ?: return
-        chosen = Chosen.BundledSample(index)
-        showImage { ShownImage(demo.image(sample).toPixels(), name(sample, index)) }
+    private fun read(next: Chosen): ShownImage = when (next) {
+        is Chosen.Nothing -> throw IOException("nothing is chosen")
+        is Chosen.BundledSample -> {
+            val sample = demo.samples.getOrNull(next.index) ?: throw IOException("no such sample: ${next.index}")
+            ShownImage(demo.image(sample), name(sample, next.index))
+        }
+        is Chosen.Photo -> ShownImage(photo.load(), getString(R.string.picked))
+        is Chosen.NewPhoto -> ShownImage(photo.take(Uri.parse(next.uri)), getString(R.string.picked))
     }
 
     private fun name(sample: Sample, index: Int) =
         sample.label?.let { getString(R.string.sample_of, it) } ?: getString(R.string.sample, index + 1)
 
-    private var shown: ShownImage? = null
-
-    /** Reads an image off the main thread, shows it and classifies it. */
-    private fun showImage(read: () -> ShownImage) {
-        engine.async(read) { result ->
-            shown = result.getOrNull()
-            tell(if (shown == null) getString(R.string.unreadable_image) else null)
-            val view = findViewById<ImageView>(R.id.image)
-            view.setImageDrawable(shown?.let { sharp(it) })
-            view.contentDescription = shown?.name ?: getString(R.string.no_result)
-            findViewById<TextView>(R.id.image_name).text = shown?.name ?: getString(R.string.choose)
-            classify()
-        }
-    }
-
     /** Small images are shown with their pixels, not blurred. */
-    private fun sharp(image: ShownImage) = BitmapDrawable(resources, image.pixels.toBitmap()).apply {
+    private fun sharp(image: ShownImage) = BitmapDrawable(resources, image.bitmap).apply {
         isFilterBitmap = image.pixels.width > 128
     }
 
@@ -176,6 +175,8 @@ class MainActivity : ModelActivity() {
         if (state !is ClassifyState.Ready) return
         val fit = settings.fit
         engine.run({ it.info to classification.of(it, image.pixels, fit) }) { result ->
+            // Of another image by now: what that is taken for comes next.
+            if (shown !== image) return@run
             result.onSuccess { (info, outcome) -> state = ClassifyState.Ready(info, outcome) }
             result.onFailure { state = ClassifyState.Unusable(sentence(it)) }
             render()
@@ -194,7 +195,16 @@ class MainActivity : ModelActivity() {
         if (current is ClassifyState.Unusable) tell(current.sentence)
         findViewById<View>(R.id.draw).visibility = if (ready?.info?.isDrawable == true) View.VISIBLE else View.GONE
         findViewById<ScoresView>(R.id.scores).show(ready?.outcome?.scores.orEmpty())
-        findViewById<TextView>(R.id.latency).text = ready?.outcome?.let { latency(it) } ?: getString(R.string.no_result)
+        findViewById<TextView>(R.id.latency).text = when {
+            current is ClassifyState.Unusable -> ""
+            shown == null -> getString(R.string.no_result)
+            else -> ready?.outcome?.let { latency(it) } ?: getString(R.string.running)
+        }
+        findViewById<ImageView>(R.id.image).apply {
+            setImageDrawable(shown?.let { sharp(it) })
+            contentDescription = shown?.name ?: getString(R.string.no_result)
+        }
+        findViewById<TextView>(R.id.image_name).text = shown?.name ?: getString(R.string.choose)
         invalidateOptionsMenu()
     }
 
@@ -205,19 +215,20 @@ class MainActivity : ModelActivity() {
         }
     }
 
+    /** Reads the test images one by one, no larger than they are shown. */
     private fun addSamples() {
-        val demo = demo
-        engine.async({ demo.samples.map { it to demo.image(it).toPixels() } }) { result ->
-            result.getOrNull()?.forEachIndexed { index, (sample, pixels) ->
-                addSample(index, ShownImage(pixels, name(sample, index)))
+        val side = (56 * resources.displayMetrics.density).toInt()
+        engine.async({ demo.samples }) { listed ->
+            listed.getOrNull()?.forEachIndexed { index, sample ->
+                engine.async({ ShownImage(demo.image(sample, mostSide = 2 * side), name(sample, index)) }) { read ->
+                    read.fold({ addSample(index, it, side) }, { tell(getString(R.string.unreadable_image)) })
+                }
             }
         }
     }
 
-    private fun addSample(index: Int, image: ShownImage) {
-        val density = resources.displayMetrics.density
-        val side = (56 * density).toInt()
-        val gap = (6 * density).toInt()
+    private fun addSample(index: Int, image: ShownImage, side: Int) {
+        val gap = (6 * resources.displayMetrics.density).toInt()
         val touched = TypedValue().also { theme.resolveAttribute(android.R.attr.selectableItemBackground, it, true) }
         val button = ImageButton(this).apply {
             setImageDrawable(sharp(image))
@@ -225,7 +236,7 @@ class MainActivity : ModelActivity() {
             contentDescription = image.name
             scaleType = ImageView.ScaleType.FIT_CENTER
             setPadding(gap, gap, gap, gap)
-            setOnClickListener { choose(index) }
+            setOnClickListener { choose(Chosen.BundledSample(index)) }
         }
         findViewById<LinearLayout>(R.id.samples).addView(button, LinearLayout.LayoutParams(side, side))
     }
@@ -251,6 +262,7 @@ class MainActivity : ModelActivity() {
 
     private companion object {
         const val CHOSEN = "chosen"
+        const val ASKED = "asked"
         const val PICK_PHOTO = 1
         const val PICK_MODEL = 2
     }

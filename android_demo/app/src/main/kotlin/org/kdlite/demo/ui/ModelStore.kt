@@ -21,10 +21,16 @@ import org.kdlite.demo.inference.TfliteClassifier
 class ModelStore(private val context: Context) {
     private val opened = File(context.filesDir, "opened.tflite")
 
-    val isBundled: Boolean get() = !opened.exists()
+    /** Whether the model that was opened last came with the app. */
+    @Volatile var isBundled = true
+        private set
 
-    /** Opens the current model. Slow: not for the main thread. */
-    fun open(threads: Int): Classifier = TfliteClassifier(if (isBundled) bundled() else map(opened), threads)
+    /** Opens the current model. Slow, as all here: not for the main thread. */
+    fun open(threads: Int): Classifier {
+        checkNotMain()
+        isBundled = !opened.exists()
+        return TfliteClassifier(if (isBundled) bundled() else map(opened), threads)
+    }
 
     /**
      * Makes a file the current model, after it has run once; else nothing changes.
@@ -32,6 +38,7 @@ class ModelStore(private val context: Context) {
      * @throws UnusableModel if the app cannot run it, or it cannot be read.
      */
     fun import(uri: Uri): ModelInfo {
+        checkNotMain()
         val candidate = File(context.cacheDir, "candidate.tflite")
         try {
             copy(context.contentResolver, uri, candidate)
@@ -58,6 +65,7 @@ class ModelStore(private val context: Context) {
 
     /** Goes back to the model that came with the app. */
     fun useBundled() {
+        checkNotMain()
         opened.delete()
     }
 

@@ -2,10 +2,7 @@ package org.kdlite.demo.ui
 
 import android.content.Context
 import android.graphics.Bitmap
-import android.graphics.BitmapFactory
-import android.media.ExifInterface
 import android.net.Uri
-import java.io.ByteArrayInputStream
 import java.io.File
 import java.io.IOException
 import org.kdlite.demo.core.Pixels
@@ -16,43 +13,36 @@ class PickedImage(context: Context) {
     private val file = File(context.cacheDir, "picked.png")
 
     /**
-     * Takes over an image. Slow: not for the main thread.
+     * Takes over an image; the one before stays where that fails. Slow: not for the main thread.
      *
      * @throws IOException if it cannot be read, or is no image.
      */
     fun take(uri: Uri): Pixels {
+        checkNotMain()
         val bytes = try {
             resolver.openInputStream(uri)?.use { it.readBytes() }
         } catch (e: SecurityException) {
             throw IOException(e)
         } ?: throw IOException("nothing at $uri")
-        val pixels = decode(bytes).toPixels().upright(orientation(bytes))
-        file.outputStream().use { pixels.toBitmap().compress(Bitmap.CompressFormat.PNG, 100, it) }
+        val pixels = pixelsOf(bytes)
+        // A name of its own: the screen of before a rotation may be at the same photo still.
+        val whole = File.createTempFile("picked", ".png", file.parentFile)
+        try {
+            val isWritten = whole.outputStream().use { pixels.toBitmap().compress(Bitmap.CompressFormat.PNG, 100, it) }
+            if (!isWritten || !whole.renameTo(file)) throw IOException("no room for $file")
+        } finally {
+            whole.delete()
+        }
         return pixels
     }
 
-    /** The kept image, or null where there is none any more. */
-    fun load(): Pixels? = BitmapFactory.decodeFile(file.path)?.toPixels()
-
-    private fun decode(bytes: ByteArray): Bitmap {
-        val options = BitmapFactory.Options().apply { inJustDecodeBounds = true }
-        BitmapFactory.decodeByteArray(bytes, 0, bytes.size, options)
-        // A phone's memory is small for a photo of a good camera: halved until it fits.
-        options.inSampleSize = 1
-        while (maxOf(options.outWidth, options.outHeight) / options.inSampleSize > MOST_SIDE) options.inSampleSize *= 2
-        options.inJustDecodeBounds = false
-        options.inPreferredConfig = Bitmap.Config.ARGB_8888
-        return BitmapFactory.decodeByteArray(bytes, 0, bytes.size, options) ?: throw IOException("no image")
-    }
-
-    private fun orientation(bytes: ByteArray): Int = try {
-        ExifInterface(ByteArrayInputStream(bytes))
-            .getAttributeInt(ExifInterface.TAG_ORIENTATION, ExifInterface.ORIENTATION_NORMAL)
-    } catch (e: IOException) {
-        ExifInterface.ORIENTATION_NORMAL // no EXIF, as in a PNG
-    }
-
-    private companion object {
-        const val MOST_SIDE = 2048
+    /**
+     * The kept image. Slow: not for the main thread.
+     *
+     * @throws IOException where there is none any more.
+     */
+    fun load(): Pixels {
+        checkNotMain()
+        return pixelsOf(file.readBytes())
     }
 }

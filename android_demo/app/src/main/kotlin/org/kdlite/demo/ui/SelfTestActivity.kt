@@ -8,7 +8,7 @@ import org.kdlite.demo.inference.selfTest
 /** Whether this device computes what was computed where the file was made. */
 class SelfTestActivity : PageActivity() {
     override fun onModel(classifier: Classifier) {
-        summary(getString(R.string.test_running))
+        summary(getString(R.string.running))
         engine.run({ it.selfTest() }) { result ->
             result.fold(
                 { if (it == null) summary(getString(R.string.test_none)) else show(it) },

@@ -63,6 +63,26 @@ class ModelInfoTest {
     }
 
     @Test
+    fun whetherScoresAreProbabilitiesIsSaidOrSeen() {
+        fun meaning(name: String) = ModelInfo.read(direct(File(models, "$name.tflite"))).meaning
+        // As MediaPipe's writer says it, of a graph that does not show it.
+        assertEquals(ScoreMeaning.PROBABILITIES, meaning("said_probabilities"))
+        assertEquals(ScoreMeaning.LOGITS, meaning("said_logits"))
+        // By the softmax or sigmoid that the graph ends in, in float and in integers.
+        for (end in listOf("softmax", "sigmoid")) {
+            for (kind in listOf("float32", "int8")) {
+                assertEquals("$end $kind", ScoreMeaning.PROBABILITIES, meaning("unsaid_${end}_$kind"))
+            }
+        }
+        assertEquals(ScoreMeaning.LOGITS, meaning("no_vectors"))
+    }
+
+    @Test
+    fun aBrokenOriginIsNone() {
+        assertEquals(emptyMap<String, Any>(), ModelInfo.read(direct(File(models, "broken_origin.tflite"))).origin)
+    }
+
+    @Test
     fun foreignFilesAreRefusedWithAReason() {
         assertEquals(Unusable.NOT_A_MODEL, reason(ByteArray(0)))
         assertEquals(Unusable.NOT_A_MODEL, reason("not a model at all".toByteArray()))

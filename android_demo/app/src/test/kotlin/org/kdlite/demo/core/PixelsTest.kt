@@ -41,6 +41,14 @@ class PixelsTest {
     }
 
     @Test
+    fun theCamerasPictureFollowsTheScreen() {
+        // A sensor as most have it, whose picture needs a quarter on an upright phone; turned to the left, none.
+        assertEquals(listOf(90, 0, 270, 180), listOf(0, 90, 180, 270).map { degreesToUpright(90, it, isFront = false) })
+        // The one at the front looks the other way.
+        assertEquals(listOf(270, 0, 90, 180), listOf(0, 90, 180, 270).map { degreesToUpright(270, it, isFront = true) })
+    }
+
+    @Test
     fun theMiddleHasTheAspectThatIsAskedFor() {
         val wide = Pixels(7, 2, IntArray(14) { it })
         assertEquals(listOf(listOf(2, 3), listOf(9, 10)), rows(wide.centreCrop(28, 28)))

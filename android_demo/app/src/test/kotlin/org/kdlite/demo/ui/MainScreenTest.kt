@@ -13,6 +13,7 @@ import android.widget.RadioGroup
 import java.io.ByteArrayInputStream
 import java.io.File
 import java.io.InputStream
+import java.util.concurrent.CountDownLatch
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
@@ -41,9 +42,8 @@ class MainScreenTest {
     private fun MainActivity.choose(index: Int) {
         awaitSamples()
         findViewById<ViewGroup>(R.id.samples).getChildAt(index).performClick()
-        waitUntil("a result") {
-            scores().isNotEmpty() && text(R.id.image_name) == DemoAssets(assets).samples[index].label?.let { "Test image: $it" }
-        }
+        val label = offMain { DemoAssets(assets).samples[index].label }
+        waitUntil("a result") { scores().isNotEmpty() && text(R.id.image_name) == "Test image: $label" }
     }
 
     private fun MainActivity.receive(button: () -> Unit, bytes: ByteArray) =
@@ -65,14 +65,16 @@ class MainScreenTest {
         val screen = controller.get()
         screen.awaitSamples()
         assertEquals("fashion_student", screen.text(R.id.model_name))
-        assertEquals("int8 · 71 kB · 10 classes · TensorFlow Lite 2.16.1", screen.text(R.id.model_facts))
+        assertEquals("int8 · 72 kB · 10 classes · TensorFlow Lite 2.16.1", screen.text(R.id.model_facts))
         val demo = DemoAssets(screen.assets)
         var right = 0
-        demo.samples.forEachIndexed { index, sample ->
+        offMain { demo.samples }.forEachIndexed { index, sample ->
             screen.choose(index)
-            val wanted = ModelStore(screen).open(1).use {
-                val values = it.info.input.values(demo.image(sample).toPixels(), Fit.WHOLE)
-                topClasses(it.run(values), it.info.labels, it.info.meaning, 5)
+            val wanted = offMain {
+                ModelStore(screen).open(1).use {
+                    val values = it.info.input.values(demo.image(sample), Fit.WHOLE)
+                    topClasses(it.run(values), it.info.labels, it.info.meaning, 5)
+                }
             }
             waitUntil("the classes of image $index") { screen.scores().map { it.first } == wanted.map { it.label } }
             if (screen.scores()[0].first == sample.label) right++
@@ -180,7 +182,7 @@ class MainScreenTest {
         )
         waitUntil("a result") { screen.scores().isNotEmpty() }
         assertEquals("Your photo", screen.text(R.id.image_name))
-        val kept = PickedImage(screen).load()!!
+        val kept = offMain { PickedImage(screen).load() }
         assertEquals(60 to 90, kept.width to kept.height)
         assertTrue(kept.argb[30] shr 16 and 0xff > 150) // red at the top
         assertTrue(kept.argb[89 * 60 + 30] and 0xff > 150) // blue at the bottom
@@ -195,6 +197,68 @@ class MainScreenTest {
         screen.receive({ screen.findViewById<View>(R.id.photo).performClick() }, "no image".toByteArray())
         waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unreadable_image) }
         assertEquals(null, screen.findViewById<ImageView>(R.id.image).drawable)
+        assertTrue(screen.scores().isEmpty())
+    }
+
+    @Test
+    fun whatIsNoPhotoLeavesTheImageAndItsResult() = onScreen<MainActivity> { controller ->
+        val photo = File(dataFolder, "preprocessing/sideways.jpg").readBytes()
+        controller.get().awaitSamples()
+        controller.get().receive({ controller.get().findViewById<View>(R.id.photo).performClick() }, photo)
+        waitUntil("a result") { controller.get().scores().isNotEmpty() }
+        controller.get().choose(4)
+        val before = controller.get().scores()
+        for (bytes in listOf("no image".toByteArray(), photo.copyOf(200), ByteArray(0))) {
+            val screen = controller.get()
+            screen.receive({ screen.findViewById<View>(R.id.photo).performClick() }, bytes)
+            waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unreadable_image) }
+            assertEquals("Test image: Coat", screen.text(R.id.image_name))
+            assertEquals(before, screen.scores())
+            // Nor does the photo before come back.
+            controller.recreate()
+            waitUntil("the same result") { controller.get().scores() == before }
+            assertEquals("Test image: Coat", controller.get().text(R.id.image_name))
+        }
+    }
+
+    @Test
+    fun aPhotoThatIsBeingReadIsNotLostAtARotation() = onScreen<MainActivity> { controller ->
+        controller.get().choose(4)
+        val goOn = CountDownLatch(1)
+        val photo = File(dataFolder, "preprocessing/sideways.jpg").readBytes()
+        controller.get().receive({ controller.get().findViewById<View>(R.id.photo).performClick() }, "slow") {
+            object : ByteArrayInputStream(photo) {
+                override fun read(bytes: ByteArray, offset: Int, length: Int): Int {
+                    goOn.await()
+                    return super.read(bytes, offset, length)
+                }
+            }
+        }
+        controller.recreate()
+        goOn.countDown()
+        waitUntil("the photo") { controller.get().text(R.id.image_name) == "Your photo" }
+        waitUntil("its result") { controller.get().scores().isNotEmpty() }
+    }
+
+    @Test
+    fun aResultIsOfTheImageOnScreen() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.awaitSamples()
+        val results = (0 until 10).associate { index ->
+            screen.choose(index)
+            screen.text(R.id.image_name) to screen.scores()
+        }
+        // As quickly as nobody can: whatever is shown, belongs together.
+        val samples = screen.findViewById<ViewGroup>(R.id.samples)
+        repeat(5) { round ->
+            for (index in 0 until 10) samples.getChildAt((index * 3 + round) % 10).performClick()
+            var seen = 0
+            waitUntil("the last one") {
+                val shown = screen.scores()
+                if (shown.isNotEmpty()) assertEquals(results[screen.text(R.id.image_name)], shown)
+                seen++ > 20
+            }
+        }
     }
 
     @Test

@@ -4,6 +4,7 @@ import android.app.Activity
 import android.os.Looper
 import android.view.View
 import android.view.ViewGroup
+import android.widget.RadioGroup
 import android.widget.TextView
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
@@ -51,10 +52,17 @@ class PicturesTest(private val screen: Screen, private val look: Look) {
                 waitUntil("an end") { it.text(R.id.summary) == it.getString(R.string.test_passed) }
             }
             Screen.BENCHMARK -> picture<BenchmarkActivity> {
-                waitUntil("the model") { it.findViewById<View>(R.id.start).isEnabled }
+                it.findViewById<RadioGroup>(R.id.runs).check(100)
+                it.findViewById<View>(R.id.start).performClick()
+                waitUntil("an end") { it.isShown(R.id.share) }
             }
             Screen.DRAW -> picture<DrawActivity> {
-                waitUntil("the model") { it.text(R.id.note).isNotEmpty() }
+                // Trousers.
+                it.findViewById<DrawView>(R.id.canvas).draw(
+                    0.4f to 0.08f, 0.6f to 0.08f, 0.62f to 0.92f, 0.57f to 0.92f, 0.52f to 0.25f, 0.48f to 0.25f,
+                    0.43f to 0.92f, 0.38f to 0.92f, 0.4f to 0.08f,
+                )
+                waitUntil("a result") { it.scores().isNotEmpty() }
             }
             Screen.CAMERA_REFUSED -> picture<CameraActivity> {
                 it.onRequestPermissionsResult(0, arrayOf(""), intArrayOf(-1))
