@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdlite import datasets
-from kdlite.lite.in_place import check_target, put_in_place
+from kdlite.in_place import check_target, put_in_place
 from kdlite.lite.metadata import Metadata, read_metadata
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.tflite_file import TFLiteFile
 from kdlite.lite.tflite_reader import inspect
+from kdlite.working_folder import working_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -160,8 +161,8 @@ def to_android(
                 old.rename(assets)
             raise
     if apk is not None:
-        with tempfile.TemporaryDirectory() as name:
-            _run(chain, "build", made := Path(name, "app.apk"))
+        with working_folder("android") as folder:
+            _run(chain, "build", made := folder / "app.apk")
             apk.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(apk, made.read_bytes(), overwrite)
     golden = (about.provenance or {}).get("golden") or {}
