@@ -97,7 +97,9 @@ class Gates:
         for name, limit in asdict(self).items():
             if limit is not None:
                 value = measured[name]
-                gates.append(Gate(name, limit, value, _kept(name, limit, value)))
+                busy = name == "speed_ratio" and bool(int8.get("busy"))
+                note = "on a busy computer" if busy and value is not None else ""
+                gates.append(Gate(name, limit, value, _kept(name, limit, value), note))
         return tuple(gates)
 
 
@@ -118,17 +120,20 @@ class Gate:
         required: The limit.
         measured: The figure, or None where it could not be measured.
         passed: Whether the figure keeps the limit.
+        note: What to know of the figure, if anything.
     """
 
     name: str
     required: float
     measured: float | None
     passed: bool
+    note: str = ""
 
     def __str__(self) -> str:
         """The gate in words."""
         bound = "at least" if self.name.endswith("_ratio") else "at most"
         measured = "not measured" if self.measured is None else f"{self.measured:.2f}"
+        measured += f" {self.note}" if self.note else ""
         verdict = "kept" if self.passed else "MISSED"
         name = self.name.replace("_", " ")
         return f"{name} {bound} {self.required:g}: {measured}, {verdict}"

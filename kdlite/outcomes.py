@@ -206,7 +206,9 @@ def with_notes(comparison: Comparison, report: Mapping[str, Any]) -> Comparison:
         [
             gate["name"].replace("_", " "),
             f"{gate['required']:g}",
-            "not measured" if gate["measured"] is None else f"{gate['measured']:.2f}",
+            "not measured"
+            if gate["measured"] is None
+            else f"{gate['measured']:.2f} {gate['note']}".rstrip(),
             "kept" if gate["passed"] else "missed",
         ]
         for gate in report["gates"]

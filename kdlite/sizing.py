@@ -52,7 +52,8 @@ class Limits:
     Attributes:
         max_bytes: The size of the file.
         max_macs: Multiply-accumulates of one run.
-        max_latency_ms: Median time of one run in LiteRT on this computer, 1 thread.
+        max_latency_ms: Time of one run in LiteRT on this computer, 1 thread, the
+            fastest of several.
     """
 
     max_bytes: int | None = None
@@ -81,7 +82,8 @@ class Candidate:
         params: Numbers that the student holds.
         macs: Multiply-accumulates of one run of the file.
         size_bytes: Size of the file.
-        latency_ms: Median time of one run in LiteRT on this computer, 1 thread.
+        latency_ms: Time of one run in LiteRT on this computer, 1 thread, the fastest of
+            several.
         fits: Whether it keeps the limits.
     """
 
@@ -192,7 +194,7 @@ def shrink(
             numbers, as each takes a quarter of the room.
         max_bytes: Most bytes of the file.
         max_macs: Most multiply-accumulates of one run.
-        max_latency_ms: Longest median time of one run in LiteRT on this computer, on
+        max_latency_ms: Longest time of one run in LiteRT on this computer, on
             1 thread. A phone differs.
         depth: The share of blocks that stay, see `shrunken`.
         separable: Whether convolutions become depthwise-separable.
@@ -246,7 +248,7 @@ def shrink_candidates(
         ratio: See `shrink`, as for the next three.
         max_bytes: Most bytes of the file.
         max_macs: Most multiply-accumulates of one run.
-        max_latency_ms: Longest median time of one run.
+        max_latency_ms: Longest time of one run.
         depths: Shares of blocks that stay.
         separable: Whether convolutions become depthwise-separable.
         quantization: Of the file that is measured, as `export` takes it.
@@ -486,7 +488,7 @@ class _Search:
             file = _File(
                 self._path.stat().st_size,
                 inspect(self._path).macs,
-                measure_latency([self._path], runs=_RUNS)[0].p50_ms,
+                measure_latency([self._path], runs=_RUNS)[0].min_ms,
             )
             logger.info("width %d/%d: %s", step, STEPS, file)
             self._files[step] = file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import keras
 import pytest
@@ -10,6 +11,7 @@ from converting import converted
 from keras import layers
 
 from kdlite.lite.benchmark import benchmark
+from kdlite.lite.runtime import Times
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,31 @@ def test_it_prints_and_is_plain_json(files) -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain[str(files[1])]["ratio"] == report.files[1].ratio
     assert plain[str(files[0])]["p90_ms"] > 0
+
+
+@pytest.mark.parametrize("processor", [1.0, 0.25])
+def test_runs_that_were_held_up_do_not_count_and_are_told(
+    files, monkeypatch, processor
+) -> None:
+    # Most runs of the second file meet another program, which holds them up.
+    def timed(models, runs, warmup):
+        slow = [[40.0, 2.0, 41.0, 39.0], [2.0, 44.0, 38.0, 45.0]]
+        return Times([[[1.0] * 4] * 2, slow][: len(models)], processor)
+
+    module = sys.modules["kdlite.lite.benchmark"]
+    monkeypatch.setattr(
+        module,
+        "times_ms",
+        lambda models, runs, warmup: (
+            Times([[[1.0]]], 1.0) if runs == 1 else timed(models, runs, warmup)
+        ),
+    )
+    report = benchmark(files, runs=8)
+    assert report.files[1].ratio == 2.0
+    assert report.files[1].latency.p50_ms > 38
+    assert ("The computer was busy: these runs had 25 %" in str(report)) == (
+        processor == 0.25
+    )
 
 
 def test_wrong_use(files, tmp_path) -> None:

@@ -38,6 +38,16 @@ def test_each_gate_is_held_against_its_own_figure() -> None:
     assert str(gates[2]) == "size ratio at least 50: 51.00, kept"
 
 
+def test_a_speed_that_a_busy_computer_gave_says_so() -> None:
+    found = report(0.94, 0.935, 0.931, bytes=5100, latency_ms=8.0)
+    found["tflite"]["int8"]["busy"] = True
+    size, speed = Gates(
+        quantization_drop_points=None, size_ratio=50, speed_ratio=10
+    ).judge(found)
+    assert str(size) == "size ratio at least 50: 51.00, kept"
+    assert str(speed) == "speed ratio at least 10: 16.00 on a busy computer, kept"
+
+
 def test_what_was_not_measured_is_missed_not_kept() -> None:
     (gate,) = Gates(quantization_drop_points=None, size_ratio=10).judge(
         report(0.9, 0.9, 0.9)

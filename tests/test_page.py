@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -164,6 +165,17 @@ def test_summary_is_about_the_file(comparison) -> None:
     words = summary(comparison)
     assert words.startswith("int8 file: top-1 ")
     assert "64,000 bytes, 62 times smaller" in words and "40 times faster" in words
+
+
+def test_a_busy_computer_is_told_beside_the_speed(comparison, text) -> None:
+    held_up = tuple(
+        replace(c, cost=replace(c.cost, processor=0.31)) if c.cost.latency_ms else c
+        for c in comparison.contenders
+    )
+    busy = replace(comparison, contenders=held_up)
+    assert "40 times faster, by a busy computer" in summary(busy)
+    assert "these runs had 31 % of a processor" in page(busy)
+    assert "busy" not in text
 
 
 # --- samples

@@ -120,6 +120,7 @@ def test_report_has_the_promised_keys(result) -> None:
     report = json.loads((result.out / "report.json").read_text())
     assert report == result.report
     costs = {"params", "macs", "bytes", "latency_ms", "memory_bytes"}
+    costs |= {"latency_p90_ms", "busy"}
     scores = {"top1", "top1_sd", "agreement", "ece", "nll"}
     assert set(report["teacher"]) == {"top1", "ece", "nll", *costs}
     assert set(report["tflite"]["float32"]) == {*scores, *costs}

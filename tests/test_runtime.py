@@ -350,9 +350,34 @@ def test_latency_has_one_result_a_file(files, two) -> None:
             "min_ms": result.min_ms,
             "runs": 25,
             "threads": 2,
+            "processor": result.processor,
         }
         assert "25 runs, 2 threads" in str(result)
     assert measure_latency([]) == ()
+
+
+def test_a_busy_computer_is_told(files, two, monkeypatch) -> None:
+    # Of each second that passes the process has a part.
+    for part, busy in ((1.0, False), (0.3, True)):
+        clock = iter(range(10**6))
+        had = iter(range(10**6))
+
+        def turn(self: TFLiteModel, runs: int, clock=clock, had=had, part=part):
+            return iter([1.0] * runs)
+
+        monkeypatch.setattr(TFLiteModel, "_turn", turn)
+        monkeypatch.setattr(
+            "kdlite.lite.runtime.time.perf_counter_ns", lambda clock=clock: next(clock)
+        )
+        monkeypatch.setattr(
+            "kdlite.lite.runtime.time.process_time_ns",
+            lambda had=had, part=part: part * next(had),
+        )
+        for found in measure_latency([files["None"], two], runs=30):
+            assert found.processor == pytest.approx(part)
+            assert found.busy == busy
+            words = "the computer was busy: these runs had 30 % of a processor"
+            assert (words in str(found)) == busy
 
 
 def test_files_are_timed_in_turns(files, two, monkeypatch) -> None:

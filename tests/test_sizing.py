@@ -117,7 +117,7 @@ class Pretended:
         return 3 * self.params
 
     @property
-    def p50_ms(self) -> float:
+    def min_ms(self) -> float:
         return 1 + self.params / 1e3
 
 

@@ -77,6 +77,13 @@ def test_ratios_are_said_as_they_are(ratio, word, text) -> None:
     assert times(ratio, word) == text
 
 
+def test_speed_on_a_busy_computer_says_so(figures) -> None:
+    busy = copy.deepcopy(figures)
+    busy["tflite"]["int8"]["busy"] = True
+    words = "LiteRT on this computer, which was busy; a phone differs"
+    assert words in table(busy) and "busy" not in table(figures)
+
+
 def test_table_without_baseline_and_teacher_file(figures) -> None:
     bare = copy.deepcopy(figures)
     bare["baseline"] = None

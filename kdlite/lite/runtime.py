@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -30,6 +30,8 @@ _RESOLVERS = {
 # Files are timed in turns of a few runs: each turn finds its own kernels in the cache,
 # as in an app, and a slow moment of the computer meets all files alike.
 _TURN = 10
+#: A process that has less of a processor while it runs files shares it with others.
+BUSY = 0.8
 
 
 class TFLiteModel:
@@ -367,9 +369,12 @@ class Latency:
     Attributes:
         p50_ms: The median.
         p90_ms: Nine of ten runs are faster.
-        min_ms: The fastest run.
+        min_ms: The fastest run, which other programs of the computer met least: what
+            files are compared by.
         runs: Runs that were timed.
         threads: Threads that a run may use.
+        processor: Which share of a processor this process had meanwhile; about 1 per
+            thread on a computer that does nothing else.
     """
 
     p50_ms: float
@@ -377,6 +382,12 @@ class Latency:
     min_ms: float
     runs: int
     threads: int
+    processor: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs held the runs up, so that times say little."""
+        return self.processor < BUSY
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""
@@ -387,7 +398,23 @@ class Latency:
             f"{self.p50_ms:.3f} ms median, {self.p90_ms:.3f} ms 90th percentile, "
             f"{self.min_ms:.3f} ms least, {self.runs} runs, {self.threads} thread"
             + ("s" if self.threads > 1 else "")
+            + (f" ({busy_words(self.processor)})" if self.busy else "")
         )
+
+
+def busy_words(processor: float) -> str:
+    """Says that a computer had other things to do while it timed.
+
+    Args:
+        processor: As `Latency` has it.
+
+    Example:
+        >>> busy_words(0.43)
+        'the computer was busy: these runs had 43 % of a processor'
+    """
+    return (
+        f"the computer was busy: these runs had {100 * processor:.0f} % of a processor"
+    )
 
 
 def measure_latency(
@@ -416,8 +443,10 @@ def measure_latency(
         ``teacher, student = measure_latency(["teacher.tflite", "student.tflite"])``
     """
     check_timing(files, runs, warmup)
-    turns = times_ms([TFLiteModel(file, threads) for file in files], runs, warmup)
-    return tuple(latency_of(of_file, threads) for of_file in turns)
+    timed = times_ms([TFLiteModel(file, threads) for file in files], runs, warmup)
+    return tuple(
+        latency_of(of_file, threads, timed.processor) for of_file in timed.turns
+    )
 
 
 def check_timing(files: Any, runs: Any, warmup: Any) -> None:
@@ -431,9 +460,19 @@ def check_timing(files: Any, runs: Any, warmup: Any) -> None:
         checked_count(name, value, least, "200 runs after 20 are a good measure")
 
 
-def times_ms(
-    models: Sequence[TFLiteModel], runs: int, warmup: int
-) -> list[list[list[float]]]:
+class Times(NamedTuple):
+    """What `times_ms` measured.
+
+    Attributes:
+        turns: By model a list of turns, each the milliseconds of a few runs.
+        processor: Which share of a processor this process had in these turns.
+    """
+
+    turns: list[list[list[float]]]
+    processor: float
+
+
+def times_ms(models: Sequence[TFLiteModel], runs: int, warmup: int) -> Times:
     """Runs models in turns.
 
     Args:
@@ -442,7 +481,7 @@ def times_ms(
         warmup: Runs of each before that.
 
     Returns:
-        By model a list of turns, each the milliseconds of a few runs.
+        How long each run took.
     """
     turns: list[list[list[float]]] = [[] for _ in models]
     for model in models:
@@ -450,20 +489,27 @@ def times_ms(
         for _ in model._turn(warmup):
             pass
     progress = Progress("timing", runs, "run")
+    passed = worked = 0
     for start in range(0, runs, _TURN):
         for model, taken in zip(models, turns, strict=True):
+            began, had = time.perf_counter_ns(), time.process_time_ns()
             taken.append(list(model._turn(min(_TURN, runs - start))))
+            passed += time.perf_counter_ns() - began
+            worked += time.process_time_ns() - had
         progress.update(min(runs, start + _TURN))
     progress.close()
-    return turns
+    return Times(turns, worked / passed if passed else 1.0)
 
 
-def latency_of(turns: Sequence[Sequence[float]], threads: int) -> Latency:
+def latency_of(
+    turns: Sequence[Sequence[float]], threads: int, processor: float
+) -> Latency:
     """Sums up the runs of one model.
 
     Args:
         turns: Milliseconds of each run, by turn.
         threads: Threads that a run could use.
+        processor: Which share of a processor the process had.
 
     Returns:
         Median, 90th percentile and least.
@@ -475,6 +521,7 @@ def latency_of(turns: Sequence[Sequence[float]], threads: int) -> Latency:
         min_ms=min(taken),
         runs=len(taken),
         threads=threads,
+        processor=processor,
     )
 
 

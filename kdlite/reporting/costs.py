@@ -11,7 +11,7 @@ import keras
 
 from kdlite.compress.summary import summary
 from kdlite.lite.benchmark import benchmark
-from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.runtime import BUSY, TFLiteModel
 from kdlite.lite.tflite_reader import inspect
 from kdlite.reporting.energy import EnergyUse, energy_of
 
@@ -27,7 +27,9 @@ class Cost:
         params: Numbers that it holds.
         macs: Multiply-accumulates for one sample.
         bytes: Its size as a file.
-        latency_ms: The median run of a file, one sample, one thread, on this computer.
+        latency_ms: The fastest run of a file, one sample, one thread, on this computer.
+        latency_p90_ms: Nine of ten runs were faster than this.
+        processor: Which share of a processor there was for these runs.
         memory_bytes: By how much running it raised the peak of a process.
         training: Time and energy of its training.
         inference: Time and energy of 1,000 samples, one after the other.
@@ -37,9 +39,16 @@ class Cost:
     macs: int | None = None
     bytes: int | None = None
     latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    processor: float | None = None
     memory_bytes: int | None = None
     training: EnergyUse | None = None
     inference: EnergyUse | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs held up the runs that its latency is of."""
+        return self.processor is not None and self.processor < BUSY
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what is known, as JSON takes it."""
@@ -48,6 +57,8 @@ class Cost:
             "macs": self.macs,
             "bytes": self.bytes,
             "latency_ms": self.latency_ms,
+            "latency_p90_ms": self.latency_p90_ms,
+            "busy": None if self.processor is None else self.busy,
             "memory_bytes": self.memory_bytes,
             "training": self.training and self.training.to_dict(),
             "per_1000_inferences": self.inference and self.inference.to_dict(),
@@ -104,7 +115,9 @@ def file_costs(
             params=content.parameters,
             macs=content.macs,
             bytes=times.size_bytes,
-            latency_ms=times.latency.p50_ms,
+            latency_ms=times.latency.min_ms,
+            latency_p90_ms=times.latency.p90_ms,
+            processor=times.latency.processor,
             memory_bytes=times.memory_bytes,
             inference=None if country is None else _inference(path, x, country),
         )

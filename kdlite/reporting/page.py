@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from kdlite.lite.runtime import busy_words
 from kdlite.reporting.comparison import Comparison
 from kdlite.reporting.costs import Cost
 from kdlite.reporting.markup import PAGE, bullets, paragraph, section, table
@@ -113,7 +114,8 @@ def summary(comparison: Comparison) -> str:
         if before.bytes and teachers[0] is not about:
             parts[-1] += f", {times(before.bytes / about.cost.bytes, 'small')}"
     if about.cost.latency_ms and before.latency_ms and teachers[0] is not about:
-        parts.append(times(before.latency_ms / about.cost.latency_ms, "fast"))
+        faster = times(before.latency_ms / about.cost.latency_ms, "fast")
+        parts.append(f"{faster}, by a busy computer" if about.cost.busy else faster)
     return "; ".join(parts) + f". On {task.samples:,} {comparison.measured_on} samples."
 
 
@@ -224,6 +226,7 @@ def _cost_table(comparison: Comparison, plots: Plots) -> str:
         "macs": ("MACs", millions),
         "bytes": ("bytes", lambda v: f"{v:,}"),
         "latency_ms": ("latency, ms", lambda v: f"{v:.3f}"),
+        "latency_p90_ms": ("nine of ten runs within, ms", lambda v: f"{v:.3f}"),
         "memory_bytes": ("peak memory, KiB", lambda v: f"{v / 1024:,.0f}"),
     }
     known = [
@@ -252,8 +255,14 @@ def _notes(comparison: Comparison) -> list[str]:
     lines = []
     if any(c.cost.latency_ms is not None for c in comparison.contenders):
         lines.append(
-            "Latency: the median of single runs in LiteRT on this computer, one "
-            "thread, all files in turns. It ranks the files; a phone has other times."
+            "Latency: the fastest of many single runs in LiteRT on this computer, one "
+            "thread, all files in turns: the one that other programs met least. It "
+            "ranks the files; a phone has other times."
+        )
+    if busy := [c.cost.processor for c in comparison.contenders if c.cost.busy]:
+        lines.append(
+            f"Take the latencies, and how many times faster, with care: "
+            f"{busy_words(min(filter(None, busy), default=0.0))}."
         )
     if any(c.cost.memory_bytes is not None for c in comparison.contenders):
         lines.append(

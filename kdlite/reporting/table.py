@@ -99,7 +99,8 @@ def _ratios(report: RunReport) -> list[str]:
         lines.append(
             f"int8 student: {times(teacher['bytes'] / int8['bytes'], 'small')} and "
             f"{times(teacher['latency_ms'] / int8['latency_ms'], 'fast')} than the "
-            "teacher's float file (LiteRT on this computer; a phone differs), "
+            "teacher's float file (LiteRT on this computer"
+            f"{', which was busy' if int8.get('busy') else ''}; a phone differs), "
             f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} it"
         )
     if report.get("baseline"):
