@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 from kdlite.saved_classes import announce
 
 if TYPE_CHECKING:
-    from kdlite import datasets, teachers
+    from kdlite import augment, datasets, losses, schedules, teachers, tfmot
     from kdlite.android import to_android
-    from kdlite.compress import tfmot
     from kdlite.compress.qat import quantize_aware
     from kdlite.compress.summary import summary
-    from kdlite.distill import augment, losses, schedules
     from kdlite.distill.class_map import ClassMap
     from kdlite.distill.distiller import Distiller
     from kdlite.distill.replay import ReplayBuffer
@@ -96,23 +94,23 @@ _HOMES = {
     "TuneResult": "kdlite.distill.trials:TuneResult",
     "UpdateResult": "kdlite.distill.update:UpdateResult",
     "VerificationError": "kdlite.lite.verification:VerificationError",
-    "augment": "kdlite.distill.augment:",
+    "augment": "kdlite.augment:",
     "check": "kdlite.doctor:check",
     "datasets": "kdlite.datasets:",
     "distill_to_tflite": "kdlite.pipeline:distill_to_tflite",
     "export": "kdlite.lite.convert:export",
     "inspect": "kdlite.lite.tflite_reader:inspect",
-    "losses": "kdlite.distill.losses:",
+    "losses": "kdlite.losses:",
     "quantize_aware": "kdlite.compress.qat:quantize_aware",
     "read_metadata": "kdlite.lite.metadata:read_metadata",
     "report": "kdlite.reporting.report:report",
-    "schedules": "kdlite.distill.schedules:",
+    "schedules": "kdlite.schedules:",
     "shrink": "kdlite.sizing:shrink",
     "shrink_candidates": "kdlite.sizing:shrink_candidates",
     "size_report": "kdlite.lite.size_report:size_report",
     "summary": "kdlite.compress.summary:summary",
     "teachers": "kdlite.teachers:",
-    "tfmot": "kdlite.compress.tfmot:",
+    "tfmot": "kdlite.tfmot:",
     "to_android": "kdlite.android:to_android",
     "track_energy": "kdlite.reporting.energy:track_energy",
     "update": "kdlite.distill.update:update",

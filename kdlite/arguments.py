@@ -69,6 +69,16 @@ def parser() -> argparse.ArgumentParser:
             help="what it is for and what not, in the model card",
         )
 
+    def ranged(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--input-range",
+            type=float,
+            nargs=2,
+            metavar=("LO", "HI"),
+            help="what pixels from 0 to 255 become before they go into the model, such "
+            "as 0 1 (what the samples look like)",
+        )
+
     def measured(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--country",
@@ -153,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not train the same student without a teacher beside it",
     )
+    ranged(distill)
     described(distill)
     measured(distill)
     distill.add_argument(
@@ -276,6 +287,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="allow operations for which an app needs the Select TF ops library",
     )
+    ranged(export)
+    for name in ("mean", "std"):
+        export.add_argument(
+            f"--{name}",
+            type=float,
+            nargs="+",
+            metavar="X",
+            help="the model was trained on (pixels - mean) / std, and the file is to "
+            "take the pixels: one number, or one a channel",
+        )
     described(export)
     export.add_argument(
         "--time-limit-s", type=float, default=600.0, help="(%(default)s)"

@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Keras's progress bars go to stdout: there only the result belongs.
         with lasting_interrupts(), contextlib.redirect_stdout(_stderr()):
             result = _RUN[args.command](args)
+        _print(
+            json.dumps(_as_json(result.to_dict()), indent=2, allow_nan=False)
+            if args.json
+            else with_verdicts(str(result), sys.stdout)
+        )
     except KeyboardInterrupt:
         name = coloured(name, "yellow", sys.stderr)
         print(f"\n{name} stopped. {_after_a_stop(args)}", file=sys.stderr)
@@ -74,11 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if _is_failed_check(err) else 2
     finally:
         warnings.formatwarning = written
-    _print(
-        json.dumps(_as_json(result.to_dict()), indent=2, allow_nan=False)
-        if args.json
-        else with_verdicts(str(result), sys.stdout)
-    )
     return 0 if getattr(result, "passed", True) else 1
 
 
@@ -116,8 +116,12 @@ def _as_json(told: Any) -> Any:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+    except OSError as err:
+        # Python tries again at its end, and must not fail then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(err, BrokenPipeError):
+            raise
+        # Else whoever reads has seen enough, as `head` has.
 
 
 def _after_a_stop(args: argparse.Namespace) -> str:
@@ -248,6 +252,7 @@ def _distill(args: argparse.Namespace) -> Any:
         soft_loss_weight=args.soft_loss_weight,
         quantization=args.quantization,
         baseline=args.baseline,
+        input_range=args.input_range,
         description=args.description,
         author=args.author,
         license=args.license,
@@ -310,6 +315,9 @@ def _export(args: argparse.Namespace) -> Any:
         args.quantization,
         calibration_data=calibration,
         labels=labels,
+        input_range=args.input_range,
+        mean=args.mean,
+        std=args.std,
         io=args.io,
         verify_data=verify_data,
         min_runtime=args.min_runtime,

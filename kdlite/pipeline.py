@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdlite.compress.fake_quant import checked_range
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.shrink import shrunken
 from kdlite.counts import checked_count
@@ -125,6 +126,7 @@ def distill_to_tflite(
     seeds: int = 1,
     baseline: bool = True,
     gates: Gates | None = None,
+    input_range: tuple[float, float] | None = None,
     description: str = "",
     author: str = "",
     license: str = "",
@@ -180,6 +182,10 @@ def distill_to_tflite(
         baseline: Whether to train the student without a teacher beside it.
         gates: What must be reached. By default int8 may lose at most 1 point; `ratio`
             and `max_bytes` are gates too.
+        input_range: `(lo, hi)`, what 8-bit pixels from 0 to 255 become before they go
+            into the models, such as `(0.0, 1.0)`: the files say it, and an app needs
+            it. Where it is not given, they say what the samples look like: 0..255,
+            0..1 or -1..1.
         description: What the student does: in the files, their model cards and the
             Android app, as are the next two.
         author: Who made it.
@@ -286,6 +292,9 @@ def distill_to_tflite(
     example = _example(student, teacher)
     labels = _checked_labels(labels)
     check_inputs(example, teacher, data, labels)
+    if input_range is not None:
+        input_range = checked_range(input_range)
+        _check_in_range(data, input_range)
     names = tuple(labels or map(str, range(teacher.output_shape[-1])))
     check_knows_the_task(teacher, data, names)
     tell_of_untaught_classes(data["train"][1], names)
@@ -306,7 +315,7 @@ def distill_to_tflite(
     Distiller(
         example, teacher, SoftTargets(temperature), hard_loss_weight, soft_loss_weight
     )
-    quantize_aware(example, quantization)
+    quantize_aware(example, quantization, input_range=input_range)
     check_unmixed(augment, "distill_to_tflite")
     Views(augment, views, seed=0).check(data["train"][0][:_PROBED])
     if student is None:
@@ -330,6 +339,7 @@ def distill_to_tflite(
         "baseline": baseline,
         "augmented": augment is not None,
         **asdict(about),
+        "input_range": list(input_range) if input_range else None,
         "country": country,
         "labels": list(names),
         "teacher": model_fingerprint(teacher),
@@ -351,6 +361,7 @@ def distill_to_tflite(
             verbose,
             about,
             country,
+            input_range,
         )
         stages.label()
         outcomes = []
@@ -373,6 +384,21 @@ def _example(
         return student
     keras.utils.set_random_seed(0)
     return shrunken(teacher, 1.0 / STEPS) if student is None else student()
+
+
+def _check_in_range(
+    data: Mapping[str, tuple[Array, Array]], low_high: tuple[float, float]
+) -> None:
+    """Raises unless the values of all samples lie in a range."""
+    low, high = low_high
+    for name, (x, _) in data.items():
+        least, most = float(x.min()), float(x.max())
+        if least < low or most > high:
+            raise ValueError(
+                f"`{name}` must lie in `input_range`. Received: values from {least:g} "
+                f"to {most:g}, input_range=({low:g}, {high:g}). Fix: give the range "
+                "that pixels from 0 to 255 have in these samples."
+            )
 
 
 def _checked_labels(labels: Sequence[str] | None) -> list[str] | None:

@@ -162,8 +162,10 @@ class Stages:
         verbose: str | int,
         about: About = About(),
         country: str | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> None:
         self.work = work
+        self.input_range = input_range
         self.about = about
         self.country = country
         self.teacher = teacher
@@ -203,7 +205,7 @@ class Stages:
 
         student = self._fit(copy, folder / "student", seed, distill=True)
         qat = self._fit(
-            lambda: quantize_aware(student, "int8"),
+            lambda: quantize_aware(student, "int8", input_range=self.input_range),
             folder / "student_qat",
             seed,
             distill=True,
@@ -229,6 +231,7 @@ class Stages:
                     labels=list(self.labels),
                     verify_data=verify_data,
                     accuracy=accuracy,
+                    input_range=self.input_range,
                     **asdict(self.about),
                 )
         x, y = self.data[name]

@@ -13,6 +13,7 @@ from kdlite.lite.calibration import (
     InputSpec,
     check_scale,
     load_samples,
+    observed_range,
     random_samples,
     with_shapes,
 )
@@ -208,6 +209,25 @@ def test_integer_inputs_take_integers_that_fit() -> None:
         load_samples(np.array([[1, 2, 3, 4], [1, 1.5, 2, 3]]), [IDS])
     with pytest.raises(ValueError, match=r"must fit the dtype.*4294967296 in sample 0"):
         load_samples(np.array([[0, 0, 0, 2**32]]), [IDS])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.0, 250.0], (0.0, 255.0)),
+        ([90, 140], (0.0, 255.0)),  # whole: pixels, of an image without contrast
+        ([90.5, 140.0], None),
+        ([0, 16], None),  # whole, but of four bits
+        ([-3, 140], None),
+        ([0.05, 0.9], (0.0, 1.0)),
+        ([0.0, 0.5], None),
+        ([-0.9, 0.9], (-1.0, 1.0)),
+    ],
+)
+def test_what_pixels_became_is_told_by_their_looks(values, told) -> None:
+    image = InputSpec("image", (1, 2, 1))
+    samples = {"image": np.array(values).reshape(1, 1, 2, 1)}
+    assert observed_range(samples, [image]) == told
 
 
 def test_samples_that_are_all_the_same_find_no_range() -> None:

@@ -12,6 +12,7 @@ import sys
 import warnings
 import zipfile
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +22,8 @@ from processes import ROOT, run_light
 from kdlite import cli
 from kdlite.compress.recipes import RECIPES
 from kdlite.lite.convert import export
+from kdlite.lite.metadata import read_metadata
+from kdlite.outcomes import predict_file
 
 COMMANDS = [
     "demo",
@@ -647,3 +650,39 @@ def test_export_says_what_the_model_is_for(folder, tmp_path) -> None:
     assert cli.main(["export", model, "-o", path, *told]) == 0
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "For tests." in card and "| author | A. N. Author |" in card
+
+
+def test_files_say_what_pixels_become(tmp_path) -> None:
+    layers = [keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    net = keras.Sequential(layers)
+    net.save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).uniform(0.0, 0.4, (9, 2, 2, 3)).astype("float32")
+    np.savez(tmp_path / "dim.npz", x=x)  # fills no range that pixels often have
+    pixels = np.rint(255 * x / x.max())
+    np.savez(tmp_path / "pixels.npz", x=pixels)
+    model, path = str(tmp_path / "m.keras"), tmp_path / "m.tflite"
+
+    def told(data: str, *options: str) -> tuple[Any, Any]:
+        command = ["export", model, "-o", str(path), "--overwrite", *options]
+        assert cli.main([*command, "--verify-data", str(tmp_path / data)]) == 0
+        (image,) = read_metadata(path).inputs
+        return image.mean, image.std
+
+    assert told("dim.npz", "--input-range", "0", "1") == ((0.0,), (255.0,))
+    normalised = told("pixels.npz", "--mean", "9", "8", "7", "--std", "99")
+    assert normalised == ((0.0,), (1.0,))  # the file takes pixels
+    expected = net.predict((pixels - [9, 8, 7]) / 99, verbose=0)
+    np.testing.assert_allclose(predict_file(path, pixels), expected, atol=1e-5)
+
+
+def test_a_result_that_cannot_be_printed_is_told_in_a_sentence(tflite) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdlite", "inspect", str(tflite)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "must be room for the files" in done.stderr

@@ -326,4 +326,6 @@ def test_the_site_builds_and_fetches_nothing(tmp_path) -> None:
     api = pages["docs/api/losses.html"]
     assert "<math" in api and "arithmatex" not in api
     assert "Select TF ops can run no other" in pages["docs/errors.html"]
+    code = re.findall(r"<code>(.*?)</code>", pages["docs/errors.html"], re.DOTALL)
+    assert "class_map" in code and not [text for text in code if "&amp;#" in text]
     assert "data:image/png;base64," in pages["notebooks/01_distil_in_fit.html"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -84,6 +86,7 @@ _BELOW_PIPELINE = {
     *("backup", "result_folder"),
     *_BELOW_REPORT,
 }
+_PUBLIC = {"augment", "losses", "schedules", "tfmot"}
 _BELOW_CLI = {"pipeline", "demo", "stages", "outcomes", *_BELOW_PIPELINE}
 MAY_IMPORT = {
     "fingerprint": set(),
@@ -107,6 +110,9 @@ MAY_IMPORT = {
     "lite": _BELOW_LITE,
     # Where the two meet that do not know each other: a .tflite as a teacher.
     "teachers": {"distill", "lite"},
+    # Public names of the rooms that have them.
+    **{name: {"distill"} for name in ("augment", "losses", "schedules")},
+    "tfmot": {"compress"},
     "symptoms": _BELOW_REPORT,
     "doctor": {"symptoms", *_BELOW_REPORT},
     "reporting": _BELOW_REPORT,
@@ -121,7 +127,7 @@ MAY_IMPORT = {
     "cli": {"arguments", "interrupts", "model_files", "terminal", *_BELOW_CLI},
     "__main__": {"cli"},
     # The public names: those that type checkers see, and nothing loaded at import.
-    "__init__": {"saved_classes", *_BELOW_CLI},
+    "__init__": {"saved_classes", *_PUBLIC, *_BELOW_CLI},
     # The names of all classes, each imported when a file has it.
     "saved_classes": set(),
 }
@@ -223,6 +229,13 @@ def test_public_names_are_all_there() -> None:
     for name in kdlite.__all__:
         assert getattr(kdlite, name) is not None
         assert name in dir(kdlite)
+
+
+def test_public_modules_can_be_imported_by_name() -> None:
+    modules = [n for n in kdlite.__all__ if inspect.ismodule(getattr(kdlite, n))]
+    assert "schedules" in modules
+    for name in modules:
+        assert importlib.import_module(f"kdlite.{name}") is getattr(kdlite, name)
 
 
 def test_public_names_are_the_ones_type_checkers_see() -> None:

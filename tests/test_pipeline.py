@@ -20,6 +20,7 @@ SETTINGS = {
     "epochs": 2,
     "qat_epochs": 1,
     "batch_size": 32,
+    "input_range": (0.0, 250.0),
     "description": "Left or right",
     "author": "A. N. Author",
     "license": "MIT",
@@ -190,6 +191,10 @@ def test_files_say_who_made_them_and_for_what(result, data, teacher) -> None:
     )
     other = (result.out / "student_float32.MODEL_CARD.md").read_text()
     assert "`student_float32.tflite`" in other
+    for kind in ("int8", "float32"):
+        (image,) = read_metadata(result.out / f"student_{kind}.tflite").inputs
+        # Of pixels from 0 to 255, as `input_range` had it, not as the samples look.
+        assert image.std == pytest.approx((255 / 250,)) and image.mean == (0.0,)
 
 
 def test_result_prints_table_and_gates(result) -> None:
@@ -336,6 +341,8 @@ def test_other_settings_do_not_mix_with_a_stopped_run(data, teacher, tmp_path) -
         ({"ratio": 10}, ValueError, "`ratio` and `max_bytes` make a student, so"),
         ({"test": {"x": 1}}, TypeError, "`test` must be .*Received: dict"),
         ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"input_range": (1.0, 0.0)}, ValueError, "two finite numbers"),
+        ({"input_range": (0.0, 1.0)}, ValueError, r"`train` must lie.*\(0, 1\)"),
         ({"views": 2}, ValueError, "augment"),
         ({"learning_rate": float("nan")}, ValueError, "`learning_rate` must be finite"),
         ({"learning_rate": -1.0}, ValueError, "above 0.*learning_rate=-1.0"),

@@ -191,6 +191,14 @@ def test_what_cannot_be_read_again(dataset, name):
         Samples(dataset)
 
 
+def test_an_archive_of_arrays_is_no_array(tmp_path):
+    np.savez(tmp_path / "train.npz", x=X, y=Y)
+    with np.load(tmp_path / "train.npz") as data:
+        for given in (data, (data, Y)):
+            with pytest.raises(TypeError, match="NpzFile with 'x', 'y'.*data.'x'."):
+                Samples(given)
+
+
 class TestSame:
     def check(self, dataset, labelled=X):
         known = Samples(labelled)

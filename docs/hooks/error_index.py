@@ -79,7 +79,9 @@ def _made(node: ast.AST, names: _Names, owner: str = "") -> Iterator[_Made]:
         made = node.value
     if isinstance(made, ast.Call):
         called = ast.unparse(made.func)
-        if called == "super().__init__" and owner.endswith("Error"):
+        if called == "argparse.ArgumentTypeError":
+            yield "usage", made, names
+        elif called == "super().__init__" and owner.endswith("Error"):
             yield owner, made, names
         elif called[:1].isupper() and called.endswith("Error"):
             yield called, made, names
@@ -161,6 +163,14 @@ def filled(page: str) -> str:
 
 def _cell(text: str) -> str:
     """Text as it is, but for code: nothing else in it is Markdown."""
+    # What stands between backticks is shown as it is anyway, entities too.
+    return "".join(
+        part if index % 2 else _plain(part)
+        for index, part in enumerate(re.split(r"(`[^`]+`)", text))
+    )
+
+
+def _plain(text: str) -> str:
     escaped = html.escape(text, quote=False)
     return re.sub(r"([|*_\[\]{}$\\])", lambda sign: f"&#{ord(sign[1])};", escaped)
 

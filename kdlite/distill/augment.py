@@ -28,6 +28,8 @@ import tensorflow as tf
 from kdlite.counts import checked_count
 from kdlite.distill.draws import derived, natural, unit
 
+__all__ = ["CutMix", "Mixup"]
+
 Tensor = Any
 Structure = Any  # a tensor or array, or a dict or tuple of such
 Augment = Callable[[Structure, Tensor], Structure]

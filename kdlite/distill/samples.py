@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -489,6 +489,12 @@ def _is_input(value: Any) -> bool:
 
 def _array(values: Any) -> Array:
     """An array as Keras takes it: numbers, text, and real numbers in `floatx`."""
+    if isinstance(values, Mapping):  # of which numpy would make an array of the names
+        raise TypeError(
+            "Arrays must be given one by one, and several inputs as a dict. Received: "
+            f"{type(values).__name__} with {', '.join(map(repr, values))}. Fix: "
+            "(data['x'], data['y'])."
+        )
     array = np.asarray(values)
     if array.dtype.kind == "f" and array.dtype != keras.config.floatx():
         array = array.astype(keras.config.floatx())

@@ -23,6 +23,8 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+__all__ = ["Cosine", "Custom", "Linear", "Piecewise"]
+
 Tensor = Any
 Unit = Literal["steps", "epochs"]
 

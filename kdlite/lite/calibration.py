@@ -224,8 +224,8 @@ def observed_range(
 
     Returns:
         `(0, 255)`, `(0, 1)` or `(-1, 1)`, the one that a single image input's values
-        fill; None where they fill none, as after a normalisation with mean and
-        deviation.
+        fill, which for whole numbers takes half of it; None where they fill none, as
+        after a normalisation with mean and deviation.
 
     Example:
         >>> inputs = [InputSpec("image", (1, 2, 1))]
@@ -242,6 +242,9 @@ def observed_range(
         near = 0.2 * (high - low)
         if low <= least <= low + near and high - near <= most <= high:
             return low, high
+    # Pixels as they are, of dim images or of some without black.
+    if least >= 0.0 and 127.0 <= most <= 255.0 and (values == np.rint(values)).all():
+        return 0.0, 255.0
     return None
 
 

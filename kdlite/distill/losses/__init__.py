@@ -23,3 +23,27 @@ from kdlite.distill.losses.positions import PixelSoftTargets as PixelSoftTargets
 from kdlite.distill.losses.positions import SequenceSoftTargets as SequenceSoftTargets
 from kdlite.distill.losses.regression import Regression as Regression
 from kdlite.distill.losses.relations import DIST as DIST
+
+__all__ = [
+    "AttentionTransfer",
+    "ChannelWise",
+    "Contrastive",
+    "Correlation",
+    "DIST",
+    "DecoupledKD",
+    "Gram",
+    "HardLabel",
+    "Hint",
+    "LogitMSE",
+    "MaskedGenerative",
+    "MultiLabelSoftTargets",
+    "NKD",
+    "PixelSoftTargets",
+    "ProbabilisticTransfer",
+    "Regression",
+    "RelationalKD",
+    "SequenceSoftTargets",
+    "SimilarityPreserving",
+    "SoftTargets",
+    "VariationalInformation",
+]
