@@ -24,7 +24,7 @@ def every_plot(rng) -> list[str]:
         plots.histogram(rng.normal(size=90), "x", "y", "student", "words"),
         plots.bars(np.arange(4), np.arange(3), ("x", "y"), "student", "words"),
         plots.scatter(rng.normal(size=9), {"student": rng.normal(size=9)}, "words"),
-        plots.heat(np.eye(30), "words"),
+        plots.heat(np.eye(30), 300, "words"),
     ]
 
 

@@ -14,6 +14,7 @@ from kdlite.lite.convert import export
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.reporting import report as report_module
 from kdlite.reporting.energy import EnergyUse, track_energy
+from kdlite.reporting.plots import Plots
 
 layers = keras.layers
 COUNT = 60
@@ -469,3 +470,64 @@ def test_names_from_the_right_and_costs_of_tiny_models(tmp_path) -> None:
     assert "<script" not in text
     assert re.search(r"<td>\u2068[^<>]+\u2069 \(\d+\)</td>", text)
     assert "<td>12</td>" in text and "0.00 M" not in text
+
+
+@pytest.mark.parametrize("classes", [37, 100, 101, 1000])
+def test_every_confusion_is_in_the_picture_of_many_classes(
+    tmp_path, monkeypatch, classes
+) -> None:
+    drawn = []
+    heat = Plots.heat
+    monkeypatch.setattr(
+        Plots, "heat", lambda self, *a: drawn.append(a) or heat(self, *a)
+    )
+    y = np.arange(3 * classes) % classes
+    outputs = np.eye(classes)[y]
+    # One class is wrong twice and in the same way, another once.
+    outputs[[5, 5 + classes]] = np.eye(classes)[classes - 1]
+    outputs[9] = np.eye(classes)[20]
+    kdlite.report(
+        student=outputs, test=(np.zeros((len(y), 1)), y), path=tmp_path / "r.html"
+    )
+    ((shares, count, words),) = drawn
+    size = -(-classes // 100)
+    assert count == classes and len(shares) == -(-classes // size) <= 100
+    assert shares.sum(1) == pytest.approx(np.ones(len(shares)))
+    of_block = 3 * min(size, classes)
+    assert shares[5 // size, -1] == pytest.approx(2 / of_block)
+    assert shares[9 // size, 20 // size] > 0
+    assert ("each point is" in words) == (size > 1)
+    text = (tmp_path / "r.html").read_text()
+    pair = f">5</th><td>{classes - 1}</td><td>2 of 3</td><td>66.7</td>"
+    assert pair in text and ">9</th><td>20</td>" not in text
+
+
+def test_what_one_sample_says_of_its_class_is_not_the_worst(tmp_path) -> None:
+    y = np.array([0] * 40 + [1] * 40 + [2])
+    outputs = np.eye(3)[y]
+    outputs[:20] = np.eye(3)[1]  # half of the first class
+    outputs[80] = np.eye(3)[0]  # the only one of the last
+    kdlite.report(
+        student=outputs, test=(np.zeros((81, 1)), y), path=tmp_path / "r.html"
+    )
+    text = (tmp_path / "r.html").read_text()
+    table = text[text.index("The worst classes of student") :]
+    rows = re.findall(r'<th scope="row">(\d)</th><td>(\d+)</td><td>(.*?)</td>', table)
+    assert rows[:2] == [("0", "40", "50.0 (35 to 65)"), ("2", "1", "0.0 (0 to 79)")]
+
+
+def test_keras_models_are_on_the_plot_of_sizes(student, file, x, tmp_path) -> None:
+    made = kdlite.report(
+        teacher=network("wide"),
+        student=student,
+        files=[file],
+        test=(x, Y),
+        path=tmp_path / "r.html",
+    )
+    found = contenders(made)
+    assert found["teacher"]["bytes"] == found["student"]["bytes"] == 4 * 111
+    assert "latency_ms" not in found["student"]
+    text = (tmp_path / "r.html").read_text()
+    plot = re.search(r'aria-label="top-1 over file size.*?"', text)[0]
+    assert "teacher" in plot and "student" in plot
+    assert "Bytes of a Keras model: its parameters in float32" in text

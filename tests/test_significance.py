@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdlite.reporting.significance import mcnemar, paired_t
+from kdlite.reporting.significance import mcnemar, paired_t, wilson
 
 
 @pytest.mark.parametrize("samples", [1, 7, 40, 900, 20_000])
@@ -59,3 +59,9 @@ def test_shares_of_samples_have_no_less_spread_than_rounding(gain, pairs) -> Non
     assert paired_t(equal, step=0.01) == pytest.approx(expected, rel=1e-9)
     wide = equal + 0.03 * np.arange(pairs)  # what there is counts where it is more
     assert paired_t(wide, step=0.01) == paired_t(wide)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (3, 7), (40, 90)])
+def test_wilson_is_scipys(right, count) -> None:
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson(right / count, count) == pytest.approx(tuple(expected), abs=1e-6)

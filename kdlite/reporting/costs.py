@@ -26,7 +26,7 @@ class Cost:
     Attributes:
         params: Numbers that it holds.
         macs: Multiply-accumulates for one sample.
-        bytes: Its size as a file.
+        bytes: Its size as a file; of a Keras model what its parameters take in float32.
         latency_ms: The fastest run of a file, one sample, one thread, on this computer.
         latency_p90_ms: Nine of ten runs were faster than this.
         processor: Which share of a processor there was for these runs.
@@ -73,7 +73,8 @@ def model_cost(model: keras.Model) -> Cost:
         model: A built model.
 
     Returns:
-        Parameters, and multiply-accumulates where each layer's are known.
+        Parameters and their bytes in float32, and multiply-accumulates where each
+        layer's are known.
 
     Example:
         >>> dense = keras.layers.Dense(2, use_bias=False)
@@ -85,7 +86,8 @@ def model_cost(model: keras.Model) -> Cost:
         macs = None if counted.unknown else counted.macs
     except (TypeError, ValueError):  # subclassed, or not built
         macs = None
-    return Cost(params=model.count_params() if model.built else None, macs=macs)
+    params = model.count_params() if model.built else None
+    return Cost(params, macs, None if params is None else 4 * params)
 
 
 def file_costs(

@@ -264,6 +264,13 @@ def _notes(comparison: Comparison) -> list[str]:
             f"Take the latencies, and how many times faster, with care: "
             f"{busy_words(min(filter(None, busy), default=0.0))}."
         )
+    models = [c.cost for c in comparison.contenders if c.cost.latency_ms is None]
+    if any(cost.bytes for cost in models):
+        lines.append(
+            "Bytes of a Keras model: its parameters in float32, a little less than a "
+            "file of it. For its latency and memory export it (kdlite.export), and "
+            "give that file, too."
+        )
     if any(c.cost.memory_bytes is not None for c in comparison.contenders):
         lines.append(
             "Peak memory: by how much loading and running a file raised that of a "

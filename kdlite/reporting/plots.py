@@ -280,11 +280,13 @@ class Plots:
 
         return self._svg(draw, ("right", "said"), words)
 
-    def heat(self, share: Array, words: str) -> str:
+    def heat(self, share: Array, classes: int, words: str) -> str:
         """Draws a matrix of shares, for more classes than a table shows.
 
         Args:
-            share: `(true, predicted)`, each from 0 to 1.
+            share: `(true, predicted)`, each from 0 to 1: of classes, or of blocks of
+                neighbouring ones.
+            classes: How many classes there are.
             words: What the plot shows.
 
         Returns:
@@ -302,7 +304,8 @@ class Plots:
                 ],
                 axis=-1,
             )
-            axis.imshow(image, interpolation="nearest")
+            edge = classes - 0.5
+            axis.imshow(image, interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
             axis.grid(False)
 
         return self._svg(draw, ("predicted class", "true class"), words, size=(5, 4.6))

@@ -19,12 +19,14 @@ from kdlite.reporting.markup import (
     table,
 )
 from kdlite.reporting.plots import Plots
-from kdlite.reporting.scores import METRICS
+from kdlite.reporting.scores import METRICS, Part
+from kdlite.reporting.significance import wilson
 from kdlite.reporting.tasks import Task
 
 Array = np.ndarray[Any, Any]
 
 _TABLE_CLASSES = 20  # a confusion matrix of more is a picture
+_HEAT_POINTS = 100  # a side, as many as the picture has room for
 _WORST = 10
 _POINTS = 300
 _CURVES = 6
@@ -159,9 +161,14 @@ def wrong(comparison: Comparison, task: Task, plots: Plots) -> list[str]:
 def _worst(task: Task, about: Contender) -> str:
     scores = about.scores[task.name][0]
     key = {"values": "mae", "labels": "f1"}.get(task.kind, "recall")
-    sign = -1 if key == "mae" else 1
+
+    def bad(part: Part) -> float:
+        value = part.figures[key]
+        # What a single sample says of its class may be chance; what many say is worse.
+        return wilson(value, part.count)[1] if key == "recall" else value
+
     parts = [part for part in scores.parts if part.count]
-    parts.sort(key=lambda part: sign * part.figures[key])
+    parts.sort(key=bad, reverse=key == "mae")
     if len(parts) < 2:
         return ""
     header = [
@@ -169,20 +176,22 @@ def _worst(task: Task, about: Contender) -> str:
         "samples",
         *(METRICS[k].heading if k in METRICS else f"{k}, %" for k in parts[0].figures),
     ]
+    header = [f"{h} (95 % interval)" if h == "recall, %" else h for h in header]
     taken = scores.confusion is not None and len(task.labels) > 2
     header += ["most often taken for"] if taken else []
     rows = []
     for part in parts[:_WORST]:
         row = [part.name, f"{part.count:,}"]
         for name, value in part.figures.items():
-            share = name != "mae"
-            row.append(
-                _NAN
-                if np.isnan(value)
-                else f"{100 * value:.1f}"
-                if share
-                else f"{value:.4g}"
-            )
+            if np.isnan(value):
+                row.append(_NAN)
+            elif name == "mae":
+                row.append(f"{value:.4g}")
+            else:
+                row.append(f"{100 * value:.1f}")
+            if name == "recall":
+                low, high = wilson(value, part.count)
+                row[-1] += f" ({100 * low:.0f} to {100 * high:.0f})"
         if taken and scores.confusion is not None:
             wrong = scores.confusion[task.labels.index(part.name)].copy()
             wrong[task.labels.index(part.name)] = 0
@@ -192,15 +201,28 @@ def _worst(task: Task, about: Contender) -> str:
             row.append(f"{name} ({wrong[most]:,})" if wrong[most] else _NAN)
         rows.append(row)
     what = {"values": "values", "labels": "labels"}.get(task.kind, "classes")
-    return table(header, rows, f"The worst {what} of {about.name}")
+    caption = f"The worst {what} of {about.name}"
+    if key == "recall":
+        caption += ", by what recall is at best, at the upper end of its interval"
+    return table(header, rows, caption)
 
 
 def _confusion(task: Task, about: Contender, counts: Array, plots: Plots) -> list[str]:
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if len(task.labels) > _TABLE_CLASSES:
         right = float(np.trace(counts) / max(1, counts.sum()))
-        words = f"Confusion of {about.name}: {100 * right:.1f} % on the diagonal"
-        return [figures_in_a_row([figure(plots.heat(share, words), f"{words}.")])]
+        words = f"Confusion of {about.name}: {100 * right:.1f} % right"
+        blocks, size = _blocks(counts)
+        if size > 1:
+            words += (
+                f"; each point is {size} true by {size} predicted classes, "
+                f"{100 * np.trace(blocks) / max(1, blocks.sum()):.1f} % on the diagonal"
+            )
+        drawn = plots.heat(_shares(blocks), len(task.labels), words)
+        return [
+            _most_confused(task, about, counts),
+            figures_in_a_row([figure(drawn, f"{words}.")], large=True),
+        ]
+    share = _shares(counts)
     head = "".join(
         f'<th scope="col">{html.escape(label)}</th>' for label in task.labels
     )
@@ -230,6 +252,34 @@ def _confusion(task: Task, about: Contender, counts: Array, plots: Plots) -> lis
         f'<table class="heat"><caption>{caption}</caption>'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     ]
+
+
+def _shares(counts: Array) -> Array:
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _blocks(counts: Array) -> tuple[Array, int]:
+    """Adds up neighbouring classes, so that a picture has a point for each block."""
+    size = -(-len(counts) // _HEAT_POINTS)
+    padded = np.pad(counts, (0, -len(counts) % size))
+    blocks = len(padded) // size
+    return padded.reshape(blocks, size, blocks, size).sum((1, 3)), size
+
+
+def _most_confused(task: Task, about: Contender, counts: Array) -> str:
+    """The pairs of classes that were confused most often, and more than once."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_WORST]
+    rows = []
+    for true, said in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if (count := int(wrong[true, said])) > 1:
+            of = int(counts[true].sum())
+            share = f"{100 * count / of:.1f}"
+            names = [task.labels[true], task.labels[said]]
+            rows.append([*names, f"{count:,} of {of:,}", share])
+    header = ["class", "taken for", "samples", "of the class, %"]
+    caption = f"What {about.name} confused most often"
+    return table(header, rows, caption) if rows else ""
 
 
 def _scatter(comparison: Comparison, task: Task, plots: Plots) -> str:

@@ -97,6 +97,31 @@ def paired_t(differences: Array, step: float = 0.0) -> float:
     return max(0.0, 1.0 - _within(abs(mean) / sd * math.sqrt(n), n - 1))
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The interval that a share of a sample leaves for that of all, with 95 % surety.
+
+    Args:
+        share: What was found, 0 to 1.
+        count: In how many.
+
+    Returns:
+        Its ends, `(share + z^2 / 2n -+ z sqrt(share (1 - share) / n + z^2 / 4n^2)) /
+        (1 + z^2 / n)` with `z = 1.96`.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(0.0, 1)], round(wilson(0.0, 50)[1], 3)
+        ([0.0, 0.793], 0.071)
+
+    Reference:
+        Wilson 1927, Journal of the American Statistical Association 22.
+    """
+    z2 = 1.959964**2
+    middle = share + z2 / (2 * count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2)))
+    whole = 1 + z2 / count
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+
+
 def _within(t: float, degrees: int) -> float:
     """The probability that Student's t is from -t to t."""
     theta = math.atan2(t, math.sqrt(degrees))
