@@ -24,7 +24,7 @@ from typing import Any
 from kdlite.arguments import parser
 from kdlite.in_place import lack_of_room
 from kdlite.interrupts import lasting_interrupts
-from kdlite.terminal import Uncoloured, coloured, has_colours, with_verdicts
+from kdlite.terminal import Uncoloured, coloured, has_colours, plain, with_verdicts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verbose > 1:
             raise
         name = coloured(name, "red", sys.stderr)
-        print(f"{name} {_in_its_words(err)}", file=sys.stderr)
+        print(f"{name} {plain(_in_its_words(err))}", file=sys.stderr)
         return 1 if _is_failed_check(err) else 2
     finally:
         warnings.formatwarning = written

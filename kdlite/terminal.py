@@ -7,6 +7,11 @@ import re
 from typing import Any, TextIO
 
 _COLOURS = {"red": 31, "green": 32, "yellow": 33}
+# What moves the cursor, colours or turns text around: of the C0 and C1 controls all but
+# the line's end and the tab, and the marks of writing direction.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 _ANY_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # What results say of themselves: the verdict of a gate, the weight of a finding.
 _VERDICTS = (
@@ -45,6 +50,22 @@ def coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
+def plain(text: str) -> str:
+    r"""Returns a text with the characters that nobody sees written out.
+
+    Names in a file may be anybody's: turned around or erased by a terminal, they would
+    read as others.
+
+    Args:
+        text: Any text.
+
+    Example:
+        >>> print(plain("left\u202etfel"))
+        left\u202etfel
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def with_verdicts(text: str, stream: TextIO) -> str:
     """Returns a result's text, what it says of itself in colours.
 
@@ -52,6 +73,7 @@ def with_verdicts(text: str, stream: TextIO) -> str:
         text: The result as it prints.
         stream: Where it will be written.
     """
+    text = plain(text)
     for colour, verdict in _VERDICTS:
         text = verdict.sub(coloured(r"\g<0>", colour, stream), text)
     return text

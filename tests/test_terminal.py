@@ -11,7 +11,7 @@ from processes import KdliteCopy, OnTerminal
 
 from kdlite.gates import Gate
 from kdlite.symptoms.case import Finding
-from kdlite.terminal import Uncoloured, coloured, has_colours, with_verdicts
+from kdlite.terminal import Uncoloured, coloured, has_colours, plain, with_verdicts
 
 
 class Terminal(io.StringIO):
@@ -61,6 +61,16 @@ def test_a_result_shows_its_verdicts_in_colours() -> None:
     assert f"\n{red}error{plain} label-range: Labels kept, MISSED none.\n" in shown
     assert f"\n{yellow}warning{plain} student-larger" in shown
     assert with_verdicts(text, io.StringIO()) == text
+
+
+def test_characters_that_nobody_sees_are_written_out() -> None:
+    hidden = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+    for mark in hidden + "\x1b\r\x00\x7f\x9b\u2028":
+        told = f"labels: cat{mark}dog"
+        assert plain(told) == f"labels: cat\\u{ord(mark):04x}dog"
+        assert with_verdicts(told, io.StringIO()) == plain(told)
+    seen = "two lines\n\tof Sac à main, 靴, עברית"
+    assert plain(seen) == seen
 
 
 def test_colours_of_others_are_left_out() -> None:
