@@ -37,7 +37,7 @@ class BenchmarkActivity : ScreenActivity() {
         }
         group.check(RUNS[1])
         findViewById<View>(R.id.start).setOnClickListener {
-            follow(BenchmarkRun(this, settings.threads, group.checkedRadioButtonId))
+            follow(BenchmarkRun(applicationContext, settings.threads, group.checkedRadioButtonId))
         }
         findViewById<View>(R.id.share).setOnClickListener { share() }
         val kept = lastNonConfigurationInstance as? BenchmarkRun

@@ -12,10 +12,10 @@ import org.kdlite.demo.inference.benchmark
 class Measured(val info: ModelInfo, val threads: Int, val times: DoubleArray, val chargeMicroampereHours: Long)
 
 /** Many runs of the current model, which go on while their screen is made anew, as at a rotation. */
-class BenchmarkRun(context: Context, threads: Int, val runs: Int) : AutoCloseable {
+class BenchmarkRun(application: Context, threads: Int, val runs: Int) : AutoCloseable {
     private val main = Handler(Looper.getMainLooper())
-    private val battery = context.getSystemService(BatteryManager::class.java)
-    private val engine = Engine(open = ModelStore(context.applicationContext)::open, post = { main.post(it) })
+    private val battery = application.getSystemService(BatteryManager::class.java)
+    private val engine = Engine(open = ModelStore(application)::open, post = { main.post(it) })
 
     /** How many are done. */
     var done = 0
