@@ -202,3 +202,16 @@ def test_accuracies_that_are_none_are_named(model, tmp_path, accuracy, error, te
     with pytest.raises(error, match=text):
         export(model, tmp_path / "m.tflite", accuracy=accuracy)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_say_does_not_spoil_the_card(model, tmp_path) -> None:
+    for number, use in enumerate(("<!-- hidden", "```\ncode", "~~~")):
+        path = tmp_path / f"{number}" / "m.tflite"
+        path.parent.mkdir()
+        export(model, path, intended_use=use, accuracy={"big_teacher": 0.9})
+        card = (path.parent / "MODEL_CARD.md").read_text()
+        said = card.partition("## Intended use")[2].partition("## Input")[0]
+        assert "<!--" not in said
+        assert said.count("```") % 2 == said.count("~~~") % 2 == 0
+        assert r"| big\_teacher | as given to the export | 90.00 % |" in card
+        assert "| model | metric | value |" in card

@@ -143,7 +143,7 @@ def model_card(
         '(`kdlite.export(..., description="...")` states it).',
         _table(("", ""), _glance(name, report)),
         "## Intended use",
-        intended_use.strip()
+        _closed(intended_use.strip())
         or f"{_UNKNOWN.capitalize()} (`intended_use=` of `kdlite.export` states it).",
         "## Input",
         _table(
@@ -242,7 +242,7 @@ def _accuracy(
     verification: VerificationReport, accuracy: Mapping[str, float]
 ) -> list[str]:
     measured = [o for o in verification.outputs if o.metric]
-    rows = [(_plain(who), "", _metric("", value)) for who, value in accuracy.items()]
+    rows = [(who, "", _metric("", value)) for who, value in accuracy.items()]
     for output in measured:
         what = output.metric
         if len(verification.outputs) > 1:
@@ -259,8 +259,12 @@ def _accuracy(
             "(`verify_data=(x, y)` does)."
         ]
     if not measured:
-        return [_table(("model", "", ""), rows)]
+        rows = [(who, "as given to the export", value) for who, _, value in rows]
+        return [_table(("model", "metric", "value"), rows)]
     same = f"On {verification.samples:,} samples that came with the export."
+    if accuracy:
+        given = ", ".join(map(_plain, accuracy))
+        same += f" What stands beside {given} was given to it, and not measured."
     rows = [(who, what or measured[0].metric, value) for who, what, value in rows]
     return [_table(("model", "metric", "value"), rows), same]
 
@@ -361,6 +365,18 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     # A backtick keeps what is between two of them as it is.
     return text.replace("|", "\\|") if text.startswith("`") else _plain(text)
+
+
+def _closed(markdown: str) -> str:
+    """Someone's Markdown, which cannot swallow what comes after it."""
+    markdown = markdown.replace("<!--", "&lt;!--")
+    for fence in ("```", "~~~"):
+        opened = [
+            line for line in markdown.splitlines() if line.lstrip().startswith(fence)
+        ]
+        if len(opened) % 2:
+            markdown += f"\n{fence}"
+    return markdown
 
 
 def _plain(text: str) -> str:
