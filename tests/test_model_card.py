@@ -215,3 +215,18 @@ def test_what_others_say_does_not_spoil_the_card(model, tmp_path) -> None:
         assert said.count("```") % 2 == said.count("~~~") % 2 == 0
         assert r"| big\_teacher | as given to the export | 90.00 % |" in card
         assert "| model | metric | value |" in card
+
+
+def test_names_of_any_signs_stay_in_their_place(bare) -> None:
+    card = model_card(
+        "we`ird |na``me.tflite",
+        bare,
+        VerificationReport("m", 1, 0, (), (), ""),
+        rule="",
+        intended_use="Not\r\n\u202ethis",
+        accuracy={"a\u202eb": 0.25, "`<i>|": 0.125},
+    )
+    assert "| file | ``` we`ird \\|na``me.tflite ```, " in card
+    assert "| a\\\\u202eb |" in card and "\u202e" not in card
+    assert "\nNot\n\\u202ethis\n" in card
+    assert r"| \`\<i\>\| |" in card  # no code span, though it begins as one

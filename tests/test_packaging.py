@@ -78,7 +78,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 # Room -> the rooms that it may import from.
 _BELOW_LITE = {
     *("batches", "compress", "copies", "counts", "datasets", "fingerprint"),
-    *("in_place", "progress", "working_folder"),
+    *("in_place", "progress", "terminal", "working_folder"),
 }
 _BELOW_REPORT = {"lite", "distill", *_BELOW_LITE}
 _BELOW_PIPELINE = {

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from kdlite.lite.metadata_schema import TensorMetadata
 from kdlite.lite.output_report import OutputReport
 from kdlite.lite.tflite_file import TensorInfo
 from kdlite.lite.verification import VerificationReport
+from kdlite.terminal import plain as seen
 
 _NAME = "MODEL_CARD.md"
 _MOST_LABELS = 50
@@ -182,7 +185,7 @@ def _glance(name: str, report: FileReport) -> list[tuple[str, str]]:
     if kept:
         computes += ", with " + ", ".join(f"{k} in {v}" for k, v in kept.items())
     return [
-        ("file", f"`{name}`, {content.size_bytes:,} bytes"),
+        ("file", _Ready(f"{_code(name)}, {content.size_bytes:,} bytes")),
         ("author", about.author or _UNKNOWN),
         ("licence", about.license or _UNKNOWN),
         ("computes in", computes),
@@ -318,7 +321,8 @@ def _most(output: OutputReport) -> str:
 
 def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
     origin = dict(report.metadata.provenance or {})
-    rows = [("SHA-256 of the file", f"`{hashlib.sha256(blob).hexdigest()}`")]
+    digest = _Ready(_code(hashlib.sha256(blob).hexdigest()))
+    rows: list[tuple[str, str]] = [("SHA-256 of the file", digest)]
     for key, words in (
         ("model", "Keras model"),
         ("model_fingerprint", "fingerprint of the model"),
@@ -333,7 +337,9 @@ def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
         if key in origin:
             rows.append((words, _told(origin[key])))
     quantization = origin.get("quantization", report.content.quantization)
-    call = [f'kdlite.export(model, "{name}", "{quantization}"']
+    call = [
+        f'kdlite.export(model, {json.dumps(name, ensure_ascii=False)}, "{quantization}"'
+    ]
     if "calibration_samples" in origin:
         call.append("calibration_data=...")
     if origin.get("io", "float32") != "float32":
@@ -362,14 +368,26 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+class _Ready(str):
+    """A cell that is Markdown already."""
+
+
 def _cell(text: str) -> str:
-    # A backtick keeps what is between two of them as it is.
-    return text.replace("|", "\\|") if text.startswith("`") else _plain(text)
+    return text.replace("|", "\\|") if isinstance(text, _Ready) else _plain(text)
+
+
+def _code(text: str) -> str:
+    """A text as a code span: its marks are longer than any backticks inside."""
+    inner = seen(" ".join(text.split()))
+    if "`" not in inner:
+        return f"`{inner}`"
+    marks = "`" * (1 + max(map(len, re.findall("`+", inner))))
+    return f"{marks} {inner} {marks}"
 
 
 def _closed(markdown: str) -> str:
     """Someone's Markdown, which cannot swallow what comes after it."""
-    markdown = markdown.replace("<!--", "&lt;!--")
+    markdown = seen("\n".join(markdown.splitlines())).replace("<!--", "&lt;!--")
     for fence in ("```", "~~~"):
         opened = [
             line for line in markdown.splitlines() if line.lstrip().startswith(fence)
@@ -381,7 +399,7 @@ def _closed(markdown: str) -> str:
 
 def _plain(text: str) -> str:
     """A text as one line that Markdown does not take for its own."""
-    line = " ".join(text.split())
+    line = seen(" ".join(text.split()))
     for sign in "\\`*_<>|[]#":
         line = line.replace(sign, f"\\{sign}")
     return line
