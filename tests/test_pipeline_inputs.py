@@ -88,7 +88,7 @@ def test_numbers_and_names_of_numpy_are_those_of_python(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(pipeline, "Stages", stop)
     # Loss and rounding of this student are tested elsewhere.
-    monkeypatch.setattr(pipeline, "quantize_aware", lambda *_: None)
+    monkeypatch.setattr(pipeline, "quantize_aware", lambda *_, **__: None)
     teacher, student = network(), network()
     plain = {
         "epochs": 3,

@@ -17,8 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 import kdlite
-from kdlite import tfmot
-from kdlite.compress import FoldedLayer, is_quantize_aware, twin_training
+from kdlite.compress import FoldedLayer, is_quantize_aware, tfmot, twin_training
 from kdlite.compress._tfmot_process import TfmotProcess
 from kdlite.compress.tfmot import CompressionError
 
