@@ -25,8 +25,8 @@ Array = np.ndarray[Any, Any]
 
 KINDS = ("float32", "int8")
 BATCH_PREDICT = 500
-# What the page calls them.
-_NAMES = {
+#: What page and model card call them.
+NAMES = {
     "teacher": "teacher",
     "baseline": "student without teacher",
     "student": "student",
@@ -119,7 +119,7 @@ def measure(outcomes: Sequence[Outcome], by: Measured) -> Comparison:
     # Of the files, too, what the student holds: as files count, a scale is a weight.
     own = replace(model_cost(first.student), macs=costs["float32"].macs, bytes=None)
     of_teacher = contend(
-        _NAMES["teacher"],
+        NAMES["teacher"],
         "teacher",
         [{"": by.scores}],
         {"": task},
@@ -130,7 +130,7 @@ def measure(outcomes: Sequence[Outcome], by: Measured) -> Comparison:
     for name in runs[0]:
         cost = replace(costs.get(name, own), params=own.params, macs=own.macs)
         found[name] = contend(
-            _NAMES[name],
+            NAMES[name],
             _ROLES.get(name, "file"),
             [{"": run[name]} for run in runs],
             {"": task},
@@ -169,7 +169,7 @@ def run_report(
     found = {contender.name: contender for contender in comparison.contenders}
 
     def figures(name: str) -> dict[str, Any] | None:
-        contender = found.get(_NAMES[name])
+        contender = found.get(NAMES[name])
         return None if contender is None else contender.figures(task)
 
     per_seed = [
@@ -177,11 +177,11 @@ def run_report(
             "seed": seed,
             **{
                 name: {
-                    metric: found[_NAMES[name]].values("", metric)[place]
+                    metric: found[NAMES[name]].values("", metric)[place]
                     for metric in ("top1", "agreement")
                 }
                 for name in ("baseline", "student", *KINDS)
-                if _NAMES[name] in found
+                if NAMES[name] in found
             },
         }
         for place, seed in enumerate(seeds)
@@ -272,13 +272,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _history(folder: Path) -> dict[str, dict[str, list[float]]]:
     curves = {
-        _NAMES[name]: read_curve(folder / f"{name}.csv")
+        NAMES[name]: read_curve(folder / f"{name}.csv")
         for name in ("baseline", "student", "student_qat")
         if (folder / f"{name}.csv").exists()
     }
     # The quantization-aware epochs follow on those of the float student.
-    before = len(next(iter(curves[_NAMES["student"]].values()), []))
-    later = curves[_NAMES["student_qat"]]
+    before = len(next(iter(curves[NAMES["student"]].values()), []))
+    later = curves[NAMES["student_qat"]]
     for key, values in later.items():
         later[key] = [float("nan")] * before + values
     return curves

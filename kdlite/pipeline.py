@@ -195,9 +195,9 @@ def distill_to_tflite(
             energy and the CO2 of training and inference estimated
             (`pip install "kdlite[energy]"`).
         out: Folder to write: `teacher.keras`, `student.keras`, `student_int8.tflite`,
-            `student_float32.tflite`, a model card for each of these two, `report.json`,
-            `report.html`, and `student_qat.keras`, the model that the int8 file was
-            made from.
+            `student_float32.tflite`, a model card for each of these two with the
+            report's figures, `report.json`, `report.html`, and `student_qat.keras`, the
+            model that the int8 file was made from.
         overwrite: Whether to replace `out`, and to drop what an earlier run with other
             settings left half-done.
         verbose: As in Keras's `fit`; `"auto"` is a bar on a terminal, else a line an

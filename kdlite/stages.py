@@ -29,6 +29,7 @@ from kdlite.lite.model_card import card_path
 from kdlite.outcomes import (
     BATCH_PREDICT,
     KINDS,
+    NAMES,
     Curve,
     Measured,
     Outcome,
@@ -39,6 +40,7 @@ from kdlite.outcomes import (
     with_notes,
 )
 from kdlite.progress import verbosity
+from kdlite.reporting.card import run_section
 from kdlite.reporting.comparison import Comparison
 from kdlite.reporting.energy import track_energy
 from kdlite.reporting.page import page
@@ -47,6 +49,11 @@ from kdlite.reporting.table import FEW_SAMPLES
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
+
+# With what every student is trained; the report and the model cards name them.
+_HARD_LOSS = keras.losses.SparseCategoricalCrossentropy
+_SOFT_LOSS = SoftTargets
+_OPTIMIZER = keras.optimizers.AdamW
 
 _ASKED = 256  # samples that show whether a teacher knows the task
 
@@ -271,7 +278,7 @@ class Stages:
         if distill:
             trained = Distiller(
                 model,
-                soft_loss=SoftTargets(training.temperature),
+                soft_loss=_SOFT_LOSS(training.temperature),
                 hard_loss_weight=training.hard_loss_weight,
                 soft_loss_weight=training.soft_loss_weight,
             )
@@ -279,9 +286,7 @@ class Stages:
         peak = training.learning_rate * (0.1 if quantized else 1.0)
         trained.compile(
             _optimizer(peak, training.weight_decay, steps, epochs),
-            keras.losses.SparseCategoricalCrossentropy(
-                from_logits=logits_model(model).outputs == "logits"
-            ),
+            _HARD_LOSS(from_logits=logits_model(model).outputs == "logits"),
             metrics=["accuracy"],
         )
         _create_variables(trained, *(part[:1] for part in self.data["train"]))
@@ -358,8 +363,12 @@ class Stages:
             ),
         )
         settings = {
+            "hard_loss": _HARD_LOSS.__name__,
+            "soft_loss": _SOFT_LOSS.__name__,
+            "optimizer": _OPTIMIZER.__name__,
             **asdict(self.training),
             "views": self.views,
+            "augmented": self.augment is not None,
             "measured_on": self.measured_on,
             "samples": {name: len(y) for name, (_, y) in self.data.items()},
         }
@@ -392,8 +401,11 @@ class Stages:
         shutil.copyfile(best.folder / "student_qat.keras", final / "student_qat.keras")
         for kind in KINDS:
             file = best.folder / f"student_{kind}.tflite"
-            for path in (file, card_path(file)):
-                shutil.copyfile(path, final / path.name)
+            shutil.copyfile(file, final / file.name)
+            card = card_path(file)
+            text = card.read_text(encoding="utf-8")
+            told = run_section(comparison, NAMES[kind])
+            (final / card.name).write_text(f"{text}\n{told}", encoding="utf-8")
         (final / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         (final / "report.html").write_text(page(comparison), encoding="utf-8")
 
@@ -409,7 +421,7 @@ def _optimizer(
 ) -> keras.optimizers.Optimizer:
     total = steps * epochs
     warmup = min(steps, max(1, total // 10))
-    optimizer = keras.optimizers.AdamW(
+    optimizer = _OPTIMIZER(
         keras.optimizers.schedules.CosineDecay(
             0.0,
             decay_steps=max(1, total - warmup),

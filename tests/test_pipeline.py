@@ -197,6 +197,41 @@ def test_files_say_who_made_them_and_for_what(result, data, teacher) -> None:
         assert image.std == pytest.approx((255 / 250,)) and image.mean == (0.0,)
 
 
+def test_cards_have_the_figures_of_the_report(result) -> None:
+    report = result.report
+    for card, own in (
+        ("MODEL_CARD.md", "int8"),
+        ("student_float32.MODEL_CARD.md", "float32"),
+    ):
+        text = (result.out / card).read_text()
+        head, _, told = text.partition("## How it compares, and how it was trained")
+        assert head.startswith("<!-- kdlite: the model card of") and told
+        assert f"this file is the {own} file" in told
+        for name, figures in (
+            ("teacher", report["teacher"]),
+            ("student without teacher", report["baseline"]),
+            ("student", report["student"]),
+            ("float32 file", report["tflite"]["float32"]),
+            ("int8 file", report["tflite"]["int8"]),
+        ):
+            scores = [f"{100 * figures['top1']:.2f}"]
+            agreement = figures.get("agreement")
+            scores.append("-" if agreement is None else f"{100 * agreement:.2f}")
+            scores += [f"{100 * figures['ece']:.2f}", f"{figures['nll']:.4g}"]
+            assert f"| {name} | {' | '.join(scores)} |" in told
+            if "training" in figures:
+                assert f"| {figures['training']['seconds']:,.1f} |" in told
+        assert f"| {report['tflite'][own]['latency_ms']:.3f} |" in told
+        for row in (
+            "hard loss | SparseCategoricalCrossentropy",
+            "soft loss | SoftTargets",
+            "epochs | 2",
+            "temperature | 4.0",
+            "samples | train 320, validation 96, test 128",
+        ):
+            assert f"| {row} |" in told
+
+
 def test_result_prints_table_and_gates(result) -> None:
     text = str(result)
     assert "student .tflite, int8" in text

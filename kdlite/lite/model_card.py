@@ -14,17 +14,16 @@ import hashlib
 import json
 import math
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlite.lite.file_report import FileReport, describe
+from kdlite.lite.markdown import Ready, closed, code, escaped, table
 from kdlite.lite.metadata_schema import TensorMetadata
 from kdlite.lite.output_report import OutputReport
 from kdlite.lite.tflite_file import TensorInfo
 from kdlite.lite.verification import VerificationReport
-from kdlite.terminal import plain as seen
 
 _NAME = "MODEL_CARD.md"
 _MOST_LABELS = 50
@@ -140,16 +139,16 @@ def model_card(
     about = report.metadata
     parts = [
         _first_line(name),
-        f"# {_plain(about.name or name)}",
-        _plain(about.description)
+        f"# {escaped(about.name or name)}",
+        escaped(about.description)
         or f"What it does is {_UNKNOWN} "
         '(`kdlite.export(..., description="...")` states it).',
-        _table(("", ""), _glance(name, report)),
+        table(("", ""), _glance(name, report)),
         "## Intended use",
-        _closed(intended_use.strip())
+        closed(intended_use.strip())
         or f"{_UNKNOWN.capitalize()} (`intended_use=` of `kdlite.export` states it).",
         "## Input",
-        _table(
+        table(
             ("name", "dtype", "shape", "values"),
             [
                 _tensor_row(tensor, told)
@@ -157,7 +156,7 @@ def model_card(
             ],
         ),
         "## Output",
-        _table(
+        table(
             ("name", "dtype", "shape", "values"),
             [
                 _tensor_row(tensor, told)
@@ -185,7 +184,7 @@ def _glance(name: str, report: FileReport) -> list[tuple[str, str]]:
     if kept:
         computes += ", with " + ", ".join(f"{k} in {v}" for k, v in kept.items())
     return [
-        ("file", _Ready(f"{_code(name)}, {content.size_bytes:,} bytes")),
+        ("file", Ready(f"{code(name)}, {content.size_bytes:,} bytes")),
         ("author", about.author or _UNKNOWN),
         ("licence", about.license or _UNKNOWN),
         ("computes in", computes),
@@ -231,10 +230,10 @@ def _labels(outputs: Sequence[TensorMetadata]) -> list[str]:
     parts = []
     for output in outputs:
         if output.labels:
-            few = ", ".join(map(_plain, output.labels[:_MOST_LABELS]))
+            few = ", ".join(map(escaped, output.labels[:_MOST_LABELS]))
             more = len(output.labels) - _MOST_LABELS
             parts.append(
-                f"The {len(output.labels)} labels of {_plain(output.name)}, in order: "
+                f"The {len(output.labels)} labels of {escaped(output.name)}, in order: "
                 + few
                 + (f", and {more} more, all of them in the file." if more > 0 else ".")
             )
@@ -263,13 +262,13 @@ def _accuracy(
         ]
     if not measured:
         rows = [(who, "as given to the export", value) for who, _, value in rows]
-        return [_table(("model", "metric", "value"), rows)]
+        return [table(("model", "metric", "value"), rows)]
     same = f"On {verification.samples:,} samples that came with the export."
     if accuracy:
-        given = ", ".join(map(_plain, accuracy))
+        given = ", ".join(map(escaped, accuracy))
         same += f" What stands beside {given} was given to it, and not measured."
     rows = [(who, what or measured[0].metric, value) for who, what, value in rows]
-    return [_table(("model", "metric", "value"), rows), same]
+    return [table(("model", "metric", "value"), rows), same]
 
 
 def _metric(name: str, value: float) -> str:
@@ -303,7 +302,7 @@ def _checked(verification: VerificationReport, rule: str) -> list[str]:
     return [
         "The file was run in LiteRT against the Keras model that it was made from, "
         f"and was put in place because it kept this: {rule}",
-        _table(
+        table(
             ("output", "kernels", "samples", "at most apart", "alike", "top-1 alike"),
             rows,
         ),
@@ -321,7 +320,7 @@ def _most(output: OutputReport) -> str:
 
 def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
     origin = dict(report.metadata.provenance or {})
-    digest = _Ready(_code(hashlib.sha256(blob).hexdigest()))
+    digest = Ready(code(hashlib.sha256(blob).hexdigest()))
     rows: list[tuple[str, str]] = [("SHA-256 of the file", digest)]
     for key, words in (
         ("model", "Keras model"),
@@ -352,7 +351,7 @@ def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
         "From the same model, with the same versions and data, this gives the same "
         "bytes:",
         f"```python\n{', '.join(call)}, ...)\n```",
-        _table(("", ""), rows),
+        table(("", ""), rows),
     ]
 
 
@@ -360,46 +359,3 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     return str(value)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header)]
-    lines += [[_cell(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-class _Ready(str):
-    """A cell that is Markdown already."""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|") if isinstance(text, _Ready) else _plain(text)
-
-
-def _code(text: str) -> str:
-    """A text as a code span: its marks are longer than any backticks inside."""
-    inner = seen(" ".join(text.split()))
-    if "`" not in inner:
-        return f"`{inner}`"
-    marks = "`" * (1 + max(map(len, re.findall("`+", inner))))
-    return f"{marks} {inner} {marks}"
-
-
-def _closed(markdown: str) -> str:
-    """Someone's Markdown, which cannot swallow what comes after it."""
-    markdown = seen("\n".join(markdown.splitlines())).replace("<!--", "&lt;!--")
-    for fence in ("```", "~~~"):
-        opened = [
-            line for line in markdown.splitlines() if line.lstrip().startswith(fence)
-        ]
-        if len(opened) % 2:
-            markdown += f"\n{fence}"
-    return markdown
-
-
-def _plain(text: str) -> str:
-    """A text as one line that Markdown does not take for its own."""
-    line = seen(" ".join(text.split()))
-    for sign in "\\`*_<>|[]#":
-        line = line.replace(sign, f"\\{sign}")
-    return line

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdlite.reporting.page import millions, times
+from kdlite.reporting.figures import millions
+from kdlite.reporting.page import times
 
 RunReport = Mapping[str, Any]
 
