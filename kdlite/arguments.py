@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,104 @@ Exit codes: 0 done, 1 a gate or check failed, 2 wrong use, 130 stopped by Ctrl-C
 Completion by tab: kdlite completion --help."""
 
 
+class _Command(argparse.ArgumentParser):
+    """What one command takes, said in few words; `--help` says all of it."""
+
+    def switch(self, flag: str, words: str) -> None:
+        self.add_argument(flag, action="store_true", help=words)
+
+    def number(self, flag: str, start: float, words: str) -> None:
+        """A number, whole where its default is."""
+        whole = isinstance(start, int)
+        self.add_argument(
+            flag,
+            type=int if whole else float,
+            metavar="N" if whole else "X",
+            default=start,
+            help=f"{words} (default %(default)s)",
+        )
+
+    def size(self, flag: str, words: str, **more: Any) -> None:
+        self.add_argument(flag, type=_size, metavar="SIZE", help=words, **more)
+
+    def path(self, flag: str, kind: str, words: str, **more: Any) -> None:
+        self.add_argument(flag, type=Path, metavar=kind, help=words, **more)
+
+    def out(self, kind: str, words: str) -> None:
+        self.add_argument(
+            "-o", "--out", type=Path, metavar=kind, required=True, help=words
+        )
+
+    def choice(self, flag: str, choices: Sequence[str], start: str, words: str) -> None:
+        many = len(choices) > 4  # too wide a usage
+        self.add_argument(
+            flag,
+            choices=choices,
+            metavar="TYPE" if many else None,
+            default=start,
+            help=f"{words}{': ' + ', '.join(choices) if many else ''} (default "
+            "%(default)s)",
+        )
+
+    def repeatable(self, flag: str, kind: str, words: str) -> None:
+        self.add_argument(
+            flag, action="append", default=[], metavar=kind, help=f"{words}; repeatable"
+        )
+
+    # What several commands have.
+
+    def overwritable(self) -> None:
+        self.switch("--overwrite", "replace what is there")
+
+    def labels(self, otherwise: str) -> None:
+        words = "class names in the order of the outputs, one a line"
+        self.path("--labels", "FILE", f"{words} (default: {otherwise})")
+
+    def described(self) -> None:
+        for flag, words in (
+            (
+                "--description",
+                "what the model does, in the metadata and the model card",
+            ),
+            ("--author", "who made it, in the metadata and the model card"),
+            ("--license", "under which terms, in the metadata and the model card"),
+            ("--intended-use", "what it is for and what not, in the model card"),
+        ):
+            self.add_argument(flag, metavar="TEXT", default="", help=words)
+
+    def ranged(self) -> None:
+        self.add_argument(
+            "--input-range",
+            type=float,
+            nargs=2,
+            metavar=("LO", "HI"),
+            help="what pixels from 0 to 255 become before they go into the model, such "
+            "as 0 1 (default: what the samples look like)",
+        )
+
+    def measured(self) -> None:
+        self.add_argument(
+            "--country",
+            metavar="ABC",
+            help="where the electricity comes from, such as FRA: estimate energy and "
+            "CO2 (pip install 'kdlite[energy]')",
+        )
+
+    def seeds(self, where: str = "") -> None:
+        self.number(
+            "--seeds",
+            1,
+            "trainings, each with its own start and order: means and standard "
+            "deviations in the report, the files of the one that is best on validation "
+            f"data{where}",
+        )
+
+
+_LABELLED = "an .npz with x and y, or a folder with one subfolder of images a class"
+_SAMPLES = "an .npz with x, or a folder of images"
+_NAMES_OF_FOLDER = "the folder's names, else numbers"
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of `kdlite COMMAND ...`; `args.command` is the command."""
     root = argparse.ArgumentParser(
@@ -34,57 +134,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="print versions")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
 
-    def command(name: str, words: str, *examples: str) -> argparse.ArgumentParser:
+    def command(name: str, words: str, *examples: str) -> _Command:
         sub = commands.add_parser(
             name,
             help=words,
             description=words,
-            epilog="\n  ".join(["examples:", *examples]),
+            epilog="\n  ".join(["examples:", *map(_wrapped, examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.switch("--json", "print the result as JSON")
         sub.add_argument(
             "-v", "--verbose", action="count", default=0, help="say more, twice: all"
         )
         return sub
-
-    def overwritable(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--overwrite", action="store_true", help="replace what is there"
-        )
-
-    def described(sub: argparse.ArgumentParser) -> None:
-        for name, words in (
-            ("description", "what the model does"),
-            ("author", "who made it"),
-            ("license", "under which terms"),
-        ):
-            told = f"{words}, in the metadata and the model card"
-            sub.add_argument(f"--{name}", default="", help=told)
-        sub.add_argument(
-            "--intended-use",
-            default="",
-            help="what it is for and what not, in the model card",
-        )
-
-    def ranged(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--input-range",
-            type=float,
-            nargs=2,
-            metavar=("LO", "HI"),
-            help="what pixels from 0 to 255 become before they go into the model, such "
-            "as 0 1 (what the samples look like)",
-        )
-
-    def measured(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--country",
-            help="where the electricity comes from, such as FRA: estimate energy and "
-            "CO2 (pip install 'kdlite[energy]')",
-        )
 
     demo = command(
         "demo",
@@ -93,20 +159,14 @@ def parser() -> argparse.ArgumentParser:
         "kdlite demo --seeds 3 --out out --json > figures.json",
         "kdlite demo --train-teacher --out out --overwrite",
     )
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write")
-    demo.add_argument(
-        "--quick", action="store_true", help="a part of the data: a minute or two"
+    demo.path(
+        "--out", "FOLDER", "folder to write (default %(default)s)", default=Path("out")
     )
-    demo.add_argument(
-        "--seeds", type=int, default=1, help="repetitions (default %(default)s)"
-    )
-    demo.add_argument(
-        "--train-teacher",
-        action="store_true",
-        help="train the teacher anew, an hour or more",
-    )
-    measured(demo)
-    overwritable(demo)
+    demo.switch("--quick", "a part of the data: a minute or two")
+    demo.seeds()
+    demo.switch("--train-teacher", "train the teacher anew, an hour or more")
+    demo.measured()
+    demo.overwritable()
 
     distill = command(
         "distill",
@@ -117,59 +177,80 @@ def parser() -> argparse.ArgumentParser:
         "labels.txt -o out",
         "kdlite distill teacher.keras --ratio 20 --epochs 60 --temperature 2 --data "
         "train.npz --validation-data held_back.npz -o out --overwrite",
+        "kdlite distill teacher.keras --seeds 3 --data train.npz --test-data test.npz "
+        "-o out",
     )
     distill.add_argument("teacher", type=Path, help="the trained model, a .keras file")
     size = distill.add_mutually_exclusive_group()
-    size.add_argument("--student", type=Path, help="the model to train, a .keras file")
+    size.add_argument(
+        "--student",
+        type=Path,
+        metavar="FILE",
+        help="the model to train, a .keras file (default: one made from the teacher)",
+    )
     size.add_argument(
         "--ratio",
         type=float,
+        metavar="X",
         help="without --student: how many times smaller the int8 file is to be than "
-        "the teacher's float32 file (10)",
+        "the teacher's float32 file (default 10)",
     )
     size.add_argument(
         "--max-bytes",
         type=_size,
+        metavar="SIZE",
         help="without --student: most bytes of the int8 file, such as 500KB",
     )
-    distill.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="an .npz with x and y, or a folder with one subfolder of images a class",
+    distill.path("--data", "DATA", f"to train on: {_LABELLED}", required=True)
+    distill.path(
+        "--validation-data",
+        "DATA",
+        "like --data: watched during training; the best of several --seeds is chosen "
+        "on it (default: a tenth of --data, where it is needed)",
     )
-    distill.add_argument("--validation-data", type=Path, help="like --data")
-    distill.add_argument("--test-data", type=Path, help="like --data")
-    distill.add_argument("--labels", type=Path, help="class names, one a line")
-    distill.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
-    distill.add_argument("--qat-epochs", type=int, default=2, help="(%(default)s)")
-    distill.add_argument("--batch-size", type=int, default=128, help="(%(default)s)")
-    distill.add_argument(
-        "--learning-rate", type=float, default=3e-3, help="(%(default)s)"
+    distill.path(
+        "--test-data",
+        "DATA",
+        "like --data: what the report's figures are taken on (default: the validation "
+        "data)",
     )
-    distill.add_argument("--temperature", type=float, default=4.0, help="(%(default)s)")
-    distill.add_argument(
-        "--hard-loss-weight", type=float, default=0.1, help="(%(default)s)"
+    distill.labels(_NAMES_OF_FOLDER)
+    distill.number("--epochs", 30, "passes over --data, 1 or more")
+    distill.number("--qat-epochs", 2, "more of them with int8 rounding, 1 or more")
+    distill.number("--batch-size", 128, "samples a step; fewer take less memory")
+    distill.number(
+        "--learning-rate",
+        3e-3,
+        "the largest of AdamW's steps, above 0; less where a loss rises or is NaN",
     )
-    distill.add_argument(
-        "--soft-loss-weight", type=float, default=0.9, help="(%(default)s)"
+    distill.number(
+        "--temperature",
+        4.0,
+        "what logits are divided by in the soft loss, above 0: more tells more of how "
+        "alike the wrong classes are",
     )
-    distill.add_argument(
-        "--quantization", choices=["int8"], default="int8", help="(%(default)s)"
+    distill.number("--hard-loss-weight", 0.1, "how much labels count, 0 or more")
+    distill.number(
+        "--soft-loss-weight", 0.9, "how much the teacher's outputs count, 0 or more"
     )
+    distill.choice(
+        "--quantization",
+        ["int8"],
+        "int8",
+        "what the file computes in; there is a float32 one beside it",
+    )
+    distill.seeds("; not with --student, which has one start")
     distill.add_argument(
         "--no-baseline",
         dest="baseline",
         action="store_false",
         help="do not train the same student without a teacher beside it",
     )
-    ranged(distill)
-    described(distill)
-    measured(distill)
-    distill.add_argument(
-        "-o", "--out", type=Path, required=True, help="folder to write"
-    )
-    overwritable(distill)
+    distill.ranged()
+    distill.described()
+    distill.measured()
+    distill.out("FOLDER", "folder to write")
+    distill.overwritable()
 
     label = command(
         "label",
@@ -183,30 +264,29 @@ def parser() -> argparse.ArgumentParser:
     label.add_argument(
         "teacher", type=Path, nargs="?", help="the trained model, a .keras file"
     )
-    label.add_argument("--data", type=Path, help=".npz or image folder")
-    label.add_argument("--labels", type=Path, help="class names, one a line")
-    label.add_argument(
+    label.path("--data", "DATA", f"what the teacher is run on: {_SAMPLES}")
+    label.labels(_NAMES_OF_FOLDER)
+    label.choice(
         "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="(%(default)s)",
+        ["float32", "float16"],
+        "float32",
+        "how outputs are stored; float16 takes half the space",
     )
     label.add_argument(
-        "--top-k", type=int, metavar="K", help="store the K likeliest classes (all)"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="store the K likeliest classes, and the mass of the rest (default: all)",
     )
-    label.add_argument(
+    label.repeatable(
         "--feature",
-        action="append",
-        default=[],
-        metavar="LAYER",
-        help="a layer whose features are stored too, such as backbone/block3; "
-        "repeatable",
+        "LAYER",
+        "a layer whose features are stored too, such as backbone/block3",
     )
-    label.add_argument(
+    label.size(
         "--max-feature-bytes",
-        type=_size,
+        "most bytes of these, such as 500MB (default %(default)s)",
         default="4GB",
-        help="most bytes of these, such as 500MB (%(default)s)",
     )
     label.add_argument(
         "--shard",
@@ -214,11 +294,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="label every N-th sample from the I-th on, 1/N to N/N: for N workers",
     )
-    label.add_argument(
-        "--merge", action="store_true", help="put the shards in --out together"
-    )
-    label.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
-    overwritable(label)
+    label.switch("--merge", "put the shards in --out together")
+    label.out("FOLDER", "folder to write")
+    label.overwritable()
 
     export = command(
         "export",
@@ -232,81 +310,79 @@ def parser() -> argparse.ArgumentParser:
         "--calibration-data calib.npz --override 'head/*=float32'",
     )
     export.add_argument("model", type=Path, help="a .keras file")
-    export.add_argument(
-        "-o", "--out", type=Path, required=True, help=".tflite to write"
-    )
-    export.add_argument(
+    export.out("FILE", ".tflite to write; its model card goes beside it")
+    export.choice(
         "--quantization",
-        choices=[
+        [
             *("float32", "float16", "weight_only", "dynamic"),
             *("int8", "int16x8", "int4"),
         ],
-        default="float32",
-        help="(%(default)s)",
+        "float32",
+        "what weights are stored and computed in",
     )
-    export.add_argument("--calibration-data", type=Path, help=".npz or image folder")
-    export.add_argument("--verify-data", type=Path, help=".npz or image folder")
-    export.add_argument("--labels", type=Path, help="class names, one a line")
-    export.add_argument(
+    export.path(
+        "--calibration-data",
+        "DATA",
+        f"{_SAMPLES}: 100 or more as the app will see, which show int8, int16x8 and "
+        "int4 the ranges of values",
+    )
+    export.path(
+        "--verify-data",
+        "DATA",
+        f"{_SAMPLES}: what file and model are compared on, and how often each is right "
+        "where there is y or a subfolder a class (default: --calibration-data, else "
+        "random values)",
+    )
+    export.labels("none in the file")
+    export.choice(
         "--io",
-        choices=["float32", "int8", "uint8", "int16"],
-        default="float32",
-        help="type of the file's input and output (%(default)s)",
+        ["float32", "int8", "uint8", "int16"],
+        "float32",
+        "type of the file's input and output",
     )
     export.add_argument(
         "--min-runtime",
+        metavar="VERSION",
         default="2.16.1",
-        help="oldest TensorFlow Lite that must run it (%(default)s)",
+        help="oldest TensorFlow Lite that must run it (default %(default)s)",
     )
-    export.add_argument(
-        "--allow-float-op",
-        action="append",
-        default=[],
-        metavar="OP",
-        help="an op that may stay float in int8, such as NEG; repeatable",
+    export.repeatable(
+        "--allow-float-op", "OP", "an op that may stay float in int8, such as NEG"
     )
-    export.add_argument(
+    export.repeatable(
         "--override",
-        action="append",
-        default=[],
-        metavar="LAYER=TYPE",
-        help="a layer, or a pattern such as 'head/*', that stays in float32 or "
-        "float16; repeatable",
+        "LAYER=TYPE",
+        "a layer, or a pattern such as 'head/*', that stays in float32 or float16",
     )
     export.add_argument(
-        "--engine", choices=["tflite", "aeq"], help="what quantizes (the recipe's own)"
+        "--engine",
+        choices=["tflite", "aeq"],
+        help="what quantizes: TensorFlow's converter or ai-edge-quantizer (default: "
+        "the converter where it can)",
     )
-    export.add_argument("--batch-size", type=int, default=1, help="(%(default)s)")
-    export.add_argument(
-        "--dynamic-shape",
-        action="store_true",
-        help="leave lengths open that the model leaves open",
-    )
-    export.add_argument(
+    export.number("--batch-size", 1, "samples that each run of the file takes")
+    export.switch("--dynamic-shape", "leave lengths open that the model leaves open")
+    export.switch(
         "--allow-select-tf-ops",
-        action="store_true",
-        help="allow operations for which an app needs the Select TF ops library",
+        "allow operations for which an app needs the Select TF ops library",
     )
-    ranged(export)
-    for name in ("mean", "std"):
+    export.ranged()
+    for flag in ("--mean", "--std"):
         export.add_argument(
-            f"--{name}",
+            flag,
             type=float,
             nargs="+",
             metavar="X",
             help="the model was trained on (pixels - mean) / std, and the file is to "
             "take the pixels: one number, or one a channel",
         )
-    described(export)
-    export.add_argument(
-        "--time-limit-s", type=float, default=600.0, help="(%(default)s)"
-    )
-    export.add_argument(
+    export.described()
+    export.number("--time-limit-s", 600.0, "seconds that the converter may take")
+    export.size(
         "--memory-limit-bytes",
-        type=_size,
-        help="most memory of the converter, such as 4GB (none)",
+        "most memory that the converter may take, such as 4GB (default: all there is)",
     )
-    overwritable(export)
+    export.overwritable()
 
     inspect = command(
         "inspect",
@@ -316,8 +392,8 @@ def parser() -> argparse.ArgumentParser:
         "kdlite inspect student.tflite --json > student.json",
     )
     inspect.add_argument("file", type=Path, help="any .tflite")
-    inspect.add_argument("--html", type=Path, help="also write a page with the graph")
-    overwritable(inspect)
+    inspect.path("--html", "FILE", "also write a page with the graph")
+    inspect.overwritable()
 
     verify = command(
         "verify",
@@ -328,14 +404,14 @@ def parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("file", type=Path, help="the .tflite")
     verify.add_argument("model", type=Path, help="the .keras file it came from")
-    verify.add_argument("--data", type=Path, required=True, help=".npz or image folder")
-    verify.add_argument(
-        "--labels", type=Path, help="class names, one a line (those in the file)"
-    )
+    verify.path("--data", "DATA", f"what both are run on: {_SAMPLES}", required=True)
+    verify.labels("those in the file")
     verify.add_argument(
         "--top1-agreement",
         type=float,
-        help="least share of equal predictions (0.99 where outputs are scores)",
+        metavar="X",
+        help="least share of equal predictions, 0 to 1 (default 0.99 where outputs are "
+        "scores)",
     )
 
     doctor = command(
@@ -346,31 +422,20 @@ def parser() -> argparse.ArgumentParser:
         "student-larger --samples 1024",
     )
     doctor.add_argument("teacher", type=Path, help="the trained model, a .keras file")
-    doctor.add_argument(
-        "--student", type=Path, required=True, help="the model to train, a .keras file"
-    )
-    doctor.add_argument("--data", type=Path, required=True, help=".npz or image folder")
-    doctor.add_argument("--labels", type=Path, help="class names, one a line")
-    doctor.add_argument("--batch-size", type=int, default=128, help="(%(default)s)")
-    doctor.add_argument("--temperature", type=float, default=4.0, help="(%(default)s)")
-    doctor.add_argument(
+    doctor.path("--student", "FILE", "the model to train, a .keras file", required=True)
+    doctor.path("--data", "DATA", f"to train on: {_LABELLED}", required=True)
+    doctor.labels(_NAMES_OF_FOLDER)
+    doctor.number("--batch-size", 128, "samples a step of the training to come")
+    doctor.number("--temperature", 4.0, "of its soft loss, above 0")
+    doctor.choice(
         "--quantization",
-        choices=["float32", "int8"],
-        default="int8",
-        help="what the student will be exported as (%(default)s)",
+        ["float32", "int8"],
+        "int8",
+        "what the student will be exported as",
     )
-    doctor.add_argument(
-        "--samples",
-        type=int,
-        default=256,
-        help="how many to run both models on (%(default)s)",
-    )
-    doctor.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help="a finding to leave out, such as student-larger; repeatable",
+    doctor.number("--samples", 256, "how many samples to run both models on")
+    doctor.repeatable(
+        "--allow", "CODE", "a finding to leave out, such as student-larger"
     )
 
     benchmark = command(
@@ -380,11 +445,9 @@ def parser() -> argparse.ArgumentParser:
         "kdlite benchmark teacher.tflite student.tflite --threads 4 --runs 1000",
     )
     benchmark.add_argument("files", type=Path, nargs="+", help=".tflite files")
-    benchmark.add_argument("--threads", type=int, default=1, help="(%(default)s)")
-    benchmark.add_argument("--runs", type=int, default=200, help="(%(default)s)")
-    benchmark.add_argument(
-        "--warmup", type=int, default=20, help="runs that do not count (%(default)s)"
-    )
+    benchmark.number("--threads", 1, "processor threads of a run")
+    benchmark.number("--runs", 200, "timed runs of each file")
+    benchmark.number("--warmup", 20, "runs of each file before, which do not count")
 
     android = command(
         "android",
@@ -393,15 +456,15 @@ def parser() -> argparse.ArgumentParser:
         "kdlite android out/student_int8.tflite --app android_demo --images photos",
     )
     android.add_argument("model", type=Path, help="a .tflite that kdlite exported")
-    android.add_argument(
+    android.path(
         "--app",
-        type=Path,
+        "FOLDER",
+        "the Android project (default %(default)s)",
         default=Path("android_demo"),
-        help="the Android project (%(default)s)",
     )
-    android.add_argument("--images", type=Path, help="folder of images to try it on")
-    android.add_argument("--build-apk", type=Path, help="APK to build")
-    overwritable(android)
+    android.path("--images", "FOLDER", "images to try it on, which the app shows")
+    android.path("--build-apk", "FILE", "also build the app, and put its APK here")
+    android.overwritable()
 
     completion = command(
         "completion",
@@ -416,6 +479,13 @@ def parser() -> argparse.ArgumentParser:
             if action.type is Path:
                 _complete_files(action)
     return root
+
+
+def _wrapped(example: str) -> str:
+    """A call in lines that fit a terminal, each but the first from an option on."""
+    joined = re.sub(r" (?!-)", "\0", example)
+    lines = textwrap.wrap(joined, 76, break_long_words=False, break_on_hyphens=False)
+    return " \\\n      ".join(lines).replace("\0", " ")
 
 
 def _complete_files(action: argparse.Action) -> None:

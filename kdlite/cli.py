@@ -214,6 +214,13 @@ def _distill(args: argparse.Namespace) -> Any:
     from kdlite.model_files import load_model, sample_shape
     from kdlite.pipeline import distill_to_tflite
 
+    if args.seeds > 1 and args.student:
+        raise ValueError(
+            "`--seeds` above 1 needs a student for each, with its own start. Received: "
+            f"--seeds {args.seeds} and --student {args.student}, which has one. Fix: "
+            "leave --student out, for students made from the teacher; in Python, "
+            "kdlite.distill_to_tflite takes a function that builds yours."
+        )
     teacher = load_model(args.teacher)
     student = load_model(args.student) if args.student else None
     shape, classes = sample_shape(teacher), class_count(teacher)
@@ -226,7 +233,8 @@ def _distill(args: argparse.Namespace) -> Any:
         return datasets.load(path, shape, names, classes=classes) if path else None
 
     validation, test = map(load, (args.validation_data, args.test_data))
-    if validation is None and test is None:
+    # The best of several seeds is never chosen on the test data.
+    if validation is None and (test is None or args.seeds > 1):
         # Of a part of them, an error would count samples that the file has elsewhere.
         if train.y is not None:
             check_split("train", (train.x, train.y), classes)
@@ -251,6 +259,7 @@ def _distill(args: argparse.Namespace) -> Any:
         hard_loss_weight=args.hard_loss_weight,
         soft_loss_weight=args.soft_loss_weight,
         quantization=args.quantization,
+        seeds=args.seeds,
         baseline=args.baseline,
         input_range=args.input_range,
         description=args.description,

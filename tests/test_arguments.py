@@ -16,7 +16,7 @@ def test_every_example_in_help_is_a_valid_call() -> None:
     assert set(choices) == set(cli._RUN)
     examples = []
     for name, command in choices.items():
-        lines = command.epilog.split("\n  ")
+        lines = command.epilog.replace("\\\n", "").split("\n  ")
         assert lines[0] == "examples:" and f"kdlite {name} " in command.epilog
         examples += lines[1:]
     examples += re.findall(r"^  (kdlite [a-z].*)$", root.epilog, flags=re.MULTILINE)
@@ -25,6 +25,29 @@ def test_every_example_in_help_is_a_valid_call() -> None:
         # As a shell reads it: the command, and not where its output goes.
         (call,) = re.findall(r"kdlite [^>|)#]*", example)
         assert root.parse_args(shlex.split(call)[1:]).command in cli._RUN
+
+
+COMMANDS = tuple(cli._RUN)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_does(command) -> None:
+    root = parser()
+    (choices,) = [a.choices for a in root._actions if a.dest == "command"]
+    for action in choices[command]._actions:
+        told = re.sub(r"\(.*?\)|%\(default\)s|default", "", action.help or "")
+        assert len(re.findall(r"[a-z]{2,}", told)) > 1, action.option_strings
+        if type(action.default) in (int, float) and action.type:
+            assert "(default %(default)s)" in action.help, action.option_strings
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal(command, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
 
 
 @pytest.fixture
