@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from kdlite.lite.fork_server import _end_with
 
+PAGE = Path(__file__).parent.parent / "docs" / "distributed.md"
 N, BATCH, EPOCHS = 40, 4, 2  # ten batches: see docs/distributed.md
 rng = np.random.default_rng(0)
 X = rng.normal(size=(N, 6)).astype("float32")
@@ -87,6 +90,13 @@ def train(scope, case, labels, loop=False, eagerly=False):
     return {"history": history, "weights": weights}
 
 
+def programs():
+    """The examples of the page that take two processes."""
+    there = r"<!-- not run: here, but by tests/test_replicas.py in two processes"
+    there += r"[^\n]*-->\n"
+    return re.findall(there + r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
 def _loop(scope, distiller, data):
     """The loop of docs/distributed.md, for a strategy that Keras cannot fit with."""
     distributed = scope.experimental_distribute_dataset(data)
@@ -108,14 +118,11 @@ def _loop(scope, distiller, data):
 def run(folder, index=0):
     """What one process does: what it trained is in `folder/<index>.json`."""
     told = json.loads((folder / "told.json").read_text())
-    scope = strategy(told["kind"])
-    if told["kind"] == "keras_fit":  # nothing of kdlite's
-        with scope.scope():
-            model = network(2)
-            model.compile("sgd", "mse")
-        data = tf.data.Dataset.from_tensor_slices((X, X[:, :3])).batch(BATCH)
-        model.fit(data, verbose=0)
+    if told["kind"] == "page":
+        os.chdir(folder)
+        exec(compile(told["program"], PAGE.name, "exec"), {"__name__": "__main__"})
         return
+    scope = strategy(told["kind"])
     loop = told["kind"] == "multi_worker"
     trained = {c: train(scope, c, told["labels"], loop) for c in told["cases"]}
     (folder / f"{index}.json").write_text(json.dumps(trained))

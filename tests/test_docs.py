@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,48 +52,8 @@ def dense(width: int, classes: int = 3) -> keras.Model:
     return keras.Model(inputs, layers.Dense(classes)(hidden))
 
 
-def samples(count: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """Three bumps on a line of 6, and which of them it is."""
-    rng = np.random.default_rng(7)
-    y = np.arange(count) % 3
-    x = 0.7 * np.eye(3).repeat(2, axis=1)[y] + 0.3 * rng.random((count, 6))
-    return x.astype("float32"), y
-
-
-def taught(model: keras.Model) -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.03), loss)
-    model.fit(*samples(), epochs=12, verbose=0)
-    return model
-
-
-def doctor_files() -> dict[str, Any]:
-    taught(dense(16)).save("teacher.keras")
-    dense(4).save("student.keras")
-    x, y = samples()
-    np.savez("train.npz", x=x, y=y)
-    return {}
-
-
-def several_outputs() -> dict[str, Any]:
-    def network(box: str, width: int) -> keras.Model:
-        layers = keras.layers
-        inputs = keras.Input((6,))
-        hidden = layers.Dense(width)(inputs)
-        classes = {"student": 3, "teacher": 4}["student" if box == "box" else "teacher"]
-        outputs = {
-            "class": layers.Dense(classes, activation="softmax")(hidden),
-            box: layers.Dense(4)(hidden),
-        }
-        if box == "box":
-            outputs["tags"] = layers.Dense(2, activation="sigmoid")(hidden)
-        return keras.Model(inputs, outputs)
-
-    return {"student": network("box", 4), "teacher": network("frame", 16)}
-
-
-def torch_file() -> dict[str, Any]:
-    """What torch.onnx.export writes of a small network: channels first, any batch."""
+def torch_file() -> None:
+    """What torch.onnx.export writes of the page's network, in an example not run."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     rng = np.random.default_rng(0)
@@ -117,47 +77,8 @@ def torch_file() -> dict[str, Any]:
     graph = helper.make_graph(nodes, "network", [image], [logits], stored)
     opset = helper.make_opsetid("", 17)
     save(helper.make_model(graph, opset_imports=[opset], ir_version=8), "teacher.onnx")
-    return {}
 
 
-def tuning_files() -> dict[str, Any]:
-    x, y = samples()
-    kdlite.SoftLabels.build(taught(dense(16)), x[:90], "labels", verbose=0)
-    return {
-        **{"student": dense(4), "train_x": x[:90], "train_y": y[:90]},
-        **{"validation_x": x[90:], "validation_y": y[90:]},
-    }
-
-
-def updated_teacher() -> dict[str, Any]:
-    x, y = samples(240)
-    return {
-        **{"teacher": taught(dense(16)), "student": taught(dense(8))},
-        **{"new_teacher": taught(dense(24)), "x_train": x[:80], "y_train": y[:80]},
-        **{"x_new": x[80:160], "y_new": y[80:160], "x_val": x[160:], "y_val": y[160:]},
-    }
-
-
-def one_device() -> dict[str, Any]:
-    import tensorflow as tf
-
-    dense(16).save("teacher.keras")
-    return {
-        "tf": tf,
-        "make_student": lambda: dense(4),
-        "hard_loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "train": tf.data.Dataset.from_tensor_slices(samples()).batch(12),
-    }
-
-
-#: What a page's examples take for granted: files and names, one by one.
-GIVEN: dict[str, list[Callable[[], dict[str, Any]]]] = {
-    "distributed": [one_device],
-    "doctor": [doctor_files],
-    "losses": [several_outputs, tuning_files],
-    "pytorch": [torch_file],
-    "updating": [updated_teacher],
-}
 WITH_EXAMPLES = [page for page in PAGES if any(examples(page.read_text()))]
 # What trains often, for a few steps each: most of the time would go by tracing them.
 STEP_BY_STEP = {"losses", "soft-labels", "teachers"}
@@ -169,18 +90,12 @@ def test_examples_run(page, tmp_path, monkeypatch, request) -> None:
         request.getfixturevalue("step_by_step")
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
-    blocks = list(examples(page.read_text()))
-    given = GIVEN.get(page.stem, [dict] * len(blocks))
-    namespace = {"__name__": "example", "keras": keras, "np": np, "kdlite": kdlite}
-    if page.stem not in GIVEN:
-        namespace = {"__name__": "example"}
-    for (line, code), prepare in zip(blocks, given, strict=True):
-        namespace.update(prepare())
+    if page.stem == "pytorch":
+        torch_file()
+    namespace = {"__name__": "example"}  # all else is what the page itself makes
+    for line, code in examples(page.read_text()):
         # An error names the line of the page.
         exec(compile("\n" * line + code, page.name, "exec"), namespace)
-    for value in namespace.values():
-        if isinstance(value, np.lib.npyio.NpzFile):  # whose arrays are read at need
-            value.close()
 
 
 def test_every_page_with_examples_is_run_or_says_why_not() -> None:

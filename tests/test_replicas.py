@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from distributed import X, network, train
+from distributed import X, network, programs, train
 from processes import run_in_copy
 
 from kdlite.distill.replicas import share, whole
@@ -66,9 +66,23 @@ def test_two_workers_in_a_loop_of_train_steps(labels, on_one_device, tmp_path):
     check_equal(first, on_one_device)
 
 
+def test_the_loop_of_the_page_trains_with_two_workers(tmp_path, monkeypatch):
+    program = programs()[1]
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    data = program[program.index("def network") : program.index("with strategy")]
+    exec("import keras, numpy as np, kdlite\n" + data, made)
+    SoftLabels.build(made["network"](16), made["x"], "labels", verbose=0)
+    told = {"kind": "page", "program": program}
+    ended = run_in_copy("distributed:run_two", tmp_path, **told)
+    assert json.loads((tmp_path / "codes.json").read_text()) == [0, 0], ended.printed
+    assert (tmp_path / "student.keras").exists()
+
+
 def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
     """When this fails, Keras has learned it: docs/distributed.md is to be changed."""
-    ended = run_in_copy("distributed:run_two", tmp_path, kind="keras_fit")
+    told = {"kind": "page", "program": programs()[0]}
+    ended = run_in_copy("distributed:run_two", tmp_path, **told)
     assert 0 not in json.loads((tmp_path / "codes.json").read_text())
     assert "PerReplica" in ended.printed and "to a Tensor" in ended.printed
 
