@@ -16,33 +16,31 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
+from versions import versions
 
 import kdlite
-from kdlite.compress import is_quantize_aware
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.models import build_student
-from kdlite.demo.teacher import load_teacher
-from kdlite.lite.benchmark import benchmark
-from kdlite.lite.runtime import TFLiteModel
+
+if TYPE_CHECKING:
+    import keras
 
 BATCH = 128
 TEMPERATURE = 2.0
 HARD, SOFT = 0.5, 0.5
 CALIBRATION = 500
 
-Student = keras.Model
-
 
 class Study:
     """The data, the labels and how a model is trained on them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        from kdlite.demo.teacher import load_teacher
+
         data = fashion_mnist()
         out, samples = args.out, args.samples
         self.out, self.epochs, self.short = out, args.epochs, args.short
@@ -64,14 +62,23 @@ class Study:
         return pairs.batch(BATCH, drop_remainder=True).prefetch(2)
 
     def cosine(self, rate: float, epochs: int) -> Any:
+        import keras
+
         steps = epochs * (len(self.train[0]) // BATCH)
         return keras.optimizers.schedules.CosineDecay(
             0.0, steps - steps // 10, warmup_target=rate, warmup_steps=steps // 10
         )
 
     def fit(
-        self, model: Student, seed: int, rate: float, epochs: int, distil: bool = True
-    ) -> Student:
+        self,
+        model: keras.Model,
+        seed: int,
+        rate: float,
+        epochs: int,
+        distil: bool = True,
+    ) -> keras.Model:
+        import keras
+
         hard_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         trained: keras.Model = model
         if distil:
@@ -117,7 +124,9 @@ class Models:
         self.folder = study.out / f"seed{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def kept(self, name: str, make: Callable[[], Student]) -> Student:
+    def kept(self, name: str, make: Callable[[], keras.Model]) -> keras.Model:
+        import keras
+
         path = self.folder / f"{name}.keras"
         if not path.exists():
             keras.utils.set_random_seed(self.seed)
@@ -126,13 +135,15 @@ class Models:
             os.replace(self.folder / "unfinished.keras", path)
         return keras.models.load_model(path)
 
-    def student(self) -> Student:
+    def student(self) -> keras.Model:
+        from kdlite.demo.models import build_student
+
         study, seed = self.study, self.seed
         return self.kept(
             "student", lambda: study.fit(build_student(), seed, 6e-3, study.epochs)
         )
 
-    def pruned(self, sparsity: float) -> Student:
+    def pruned(self, sparsity: float) -> keras.Model:
         return self.kept(
             f"pruned{sparsity:.0%}",
             lambda: kdlite.tfmot.prune(
@@ -143,7 +154,7 @@ class Models:
             ),
         )
 
-    def clustered(self) -> Student:
+    def clustered(self) -> keras.Model:
         return self.kept(
             "clustered",
             lambda: kdlite.tfmot.cluster(
@@ -151,7 +162,7 @@ class Models:
             ),
         )
 
-    def keras_qat(self, distil: bool) -> Student:
+    def keras_qat(self, distil: bool) -> keras.Model:
         return self.kept(
             f"keras_qat_{distil}",
             lambda: self.study.fit(
@@ -163,7 +174,7 @@ class Models:
             ),
         )
 
-    def tfmot_qat(self, distil: bool) -> Student:
+    def tfmot_qat(self, distil: bool) -> keras.Model:
         return self.kept(
             f"tfmot_qat_{distil}",
             lambda: kdlite.tfmot.quantize_aware(
@@ -173,7 +184,7 @@ class Models:
             ),
         )
 
-    def pcqat(self) -> Student:
+    def pcqat(self) -> keras.Model:
         settings = self.study.tfmot
         return self.kept(
             "pcqat",
@@ -196,7 +207,7 @@ class Models:
 
 
 # Row -> the recipe, the converter, and what is done to the float student before.
-WAYS: dict[str, tuple[str, str | None, Callable[[Models], Student]]] = {
+WAYS: dict[str, tuple[str, str | None, Callable[[Models], keras.Model]]] = {
     "float32": ("float32", None, Models.student),
     "int8, post-training": ("int8", None, Models.student),
     "int8, kdlite QAT": ("int8", None, lambda m: m.keras_qat(False)),
@@ -216,6 +227,8 @@ WAYS: dict[str, tuple[str, str | None, Callable[[Models], Student]]] = {
 
 def measured(row: str, models: Models) -> dict[str, Any]:
     """Exports one row of one seed and measures the file; kept once done."""
+    from kdlite.compress import is_quantize_aware
+
     number = list(WAYS).index(row)
     path = models.folder / f"{number:02}.tflite"
     kept = path.with_suffix(".json")
@@ -250,11 +263,15 @@ def measured(row: str, models: Models) -> dict[str, Any]:
 
 
 def top1(path: Path, data: tuple[np.ndarray, np.ndarray]) -> float:
+    from kdlite.lite.runtime import TFLiteModel
+
     scores = np.asarray(TFLiteModel(path).predict(data[0]))
     return 100 * float((scores.argmax(-1) == data[1]).mean())
 
 
 def table(figures: dict[str, list[dict[str, Any]]], first: Models) -> str:
+    from kdlite.lite.benchmark import benchmark
+
     paths = [first.folder / f"{number:02}.tflite" for number in range(len(WAYS))]
     times = benchmark(paths, runs=400).files
     lines = [
@@ -335,6 +352,7 @@ def main() -> None:
         "those of the files with their metadata"
     )
     print(verdicts(figures))
+    print(versions("tf_keras", "tensorflow-model-optimization", "ai-edge-quantizer"))
 
 
 if __name__ == "__main__":

@@ -30,13 +30,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import keras
 import numpy as np
-from zoo import ZOO, samples
+from versions import versions
 
 import kdlite
-from kdlite.lite.convert import ConversionError
-from kdlite.lite.layer_names import layer_names
 
 # Column -> arguments of `export`; of `overrides` what the last layer is kept in.
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -59,6 +56,12 @@ _BEGIN, _END = "<!-- matrix -->", "<!-- end of matrix -->"
 
 def cell(name: str, column: str) -> dict[str, Any]:
     """Exports one model by one recipe; says how it ended."""
+    import keras
+    from zoo import ZOO, samples
+
+    from kdlite.lite.convert import ConversionError
+    from kdlite.lite.layer_names import layer_names
+
     keras.utils.clear_session()  # or layers are named by how many there were before
     model = ZOO[name]()
     arguments = dict(COLUMNS[column])
@@ -109,6 +112,8 @@ def decibels(output: Any) -> float:
 
 def table(done: dict[str, Any], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """The matrix of what was run as Markdown, refusals as numbered notes."""
+    from zoo import ZOO
+
     notes: dict[str, int] = {}
     lines = [
         f"| model | {' | '.join(columns)} |",
@@ -145,6 +150,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="what ended badly")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    from zoo import ZOO
+
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     done = json.loads(args.work.read_text()) if args.work.exists() else {}
     names = [name for name in ZOO if args.only.lower() in name.lower()]
@@ -170,6 +177,7 @@ def main() -> int:
     print(f"{len(done) - len(bad)} of {len(done)} verified or refused with a way out")
     for key in bad:
         print(f"{done[key]['end']}: {key}: {done[key]['text']}")
+    print(versions("ai-edge-quantizer"))
     return 1 if bad else 0
 
 

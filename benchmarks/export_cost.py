@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from versions import versions
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MODELS = ("MobileNetV2", "MobileNetV3Small", "EfficientNetV2B0", "ConvNeXtTiny")
@@ -234,6 +236,7 @@ def main() -> int:
                 took = time.perf_counter() - started
                 print(f"{key}: {done[key]}, {took:.0f} s in all", flush=True)
     print(table(done))
+    print(versions())
     return any("error" in entry for entry in done.values())
 
 

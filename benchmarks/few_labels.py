@@ -15,24 +15,27 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-import tensorflow as tf
+from versions import versions
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.augment import shift_and_flip
-from kdlite.demo.models import build_student
-from kdlite.demo.teacher import load_teacher
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 BATCH = 128
 UNLABELLED = -1
 
 
 def compiled(model: keras.Model, steps: int) -> keras.Model:
+    import keras
+
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 10, warmup_target=6e-3, warmup_steps=steps // 10
     )
@@ -56,6 +59,10 @@ def labelled_part(y: np.ndarray, share: float) -> np.ndarray:
 
 
 def plain_batches(x: np.ndarray, y: np.ndarray, seed: int) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    from kdlite.demo.augment import shift_and_flip
+
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     samples = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed).repeat()
     pairs = tf.data.Dataset.zip(samples, seeds.batch(2))
@@ -83,6 +90,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="folder to keep the soft labels in")
     args = parser.parse_args()
+    import keras
+
+    from kdlite.demo.augment import shift_and_flip
+    from kdlite.demo.models import build_student
+    from kdlite.demo.teacher import load_teacher
+
     data = fashion_mnist()
     work = args.work or Path(tempfile.mkdtemp())
     soft = kdlite.SoftLabels.build(
@@ -144,6 +157,7 @@ def main() -> None:
             f"  {(distilled - plain_top1).mean():+.2f}",
             flush=True,
         )
+    print(versions())
 
 
 if __name__ == "__main__":

@@ -25,21 +25,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import hypothesis
-import keras
-import random_models
-from mutations import mutated
-from random_models import SAMPLES, Case, exports
+from versions import versions
 
 import kdlite
-from kdlite.lite.convert import ConversionError
-from kdlite.lite.serving import serve
+
+if TYPE_CHECKING:
+    from random_models import Case
 
 # Hypothesis begins with the simplest, so more of them at once are more different ones.
 _BATCH = 50
@@ -48,6 +45,11 @@ GOOD = ("verified", "refused", "not exact enough", "answers", "clean errors")
 
 def export_case(case: Case) -> dict[str, Any]:
     """Exports a model and compares it on other samples than `export` did."""
+    import random_models
+    from random_models import SAMPLES
+
+    from kdlite.lite.convert import ConversionError
+
     model = case.build()
     arguments: dict[str, Any] = dict(case.arguments)
     if arguments["quantization"] in ("int8", "int16x8", "int4"):
@@ -91,6 +93,10 @@ class DamagedFiles:
     """
 
     def __init__(self, folder: Path) -> None:
+        import keras
+
+        from kdlite.lite.serving import serve
+
         self._files = [
             (path.read_bytes(), keras.models.load_model(path.with_suffix(".keras")))
             for path in sorted(folder.glob("*.tflite"))
@@ -99,6 +105,10 @@ class DamagedFiles:
 
     def case(self, seed: int) -> dict[str, Any]:
         """Reads and runs one mutation."""
+        import random_models
+        from mutations import mutated
+        from random_models import SAMPLES
+
         of_file = seed // 16 % len(self._files)
         blob, model = self._files[of_file]
         kind, damaged = mutated(blob, seed)
@@ -135,6 +145,9 @@ class DamagedFiles:
 
 def files_to_damage(folder: Path, names: Collection[str] = ()) -> None:
     """Exports files of several kinds, with what a file may have; all, or some."""
+    import keras
+    import random_models
+
     folder.mkdir(parents=True, exist_ok=True)
     layers = keras.layers
     keras.utils.set_random_seed(0)
@@ -189,6 +202,9 @@ def _models(count: int, done: int) -> Iterator[dict[str, Any]]:
 
 def _drawn(batch: int) -> list[Case]:
     """Draws cases; the same ones for the same number, so that a run can go on."""
+    import hypothesis
+    from random_models import exports
+
     drawn: list[Case] = []
 
     @hypothesis.seed(batch)
@@ -241,6 +257,7 @@ def main() -> int:
                     case["case"] + 1, dict(Counter(c["end"] for c in ended)), flush=True
                 )
     print(f"{len(ended):,} {args.what}: {_counted(ended)}")
+    print(versions("hypothesis"))
     return any(case["end"] not in GOOD for case in ended)
 
 

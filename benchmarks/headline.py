@@ -11,25 +11,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from versions import versions
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.augment import erase, flip, shift_and_flip
-from kdlite.demo.models import build_student
-from kdlite.demo.teacher import load_teacher
 from kdlite.gates import Gates
 
-AUGMENTATIONS = {
-    "flip": flip,
-    "shift": shift_and_flip,
-    "erase": lambda image, seed: erase(flip(image, seed), seed + 2),
-    "shift+erase": lambda image, seed: erase(shift_and_flip(image, seed), seed + 2),
-}
+AUGMENTATIONS = ("flip", "shift", "erase", "shift+erase")
+
+
+def augmentation(name: str) -> Callable[[Any, Any], Any]:
+    from kdlite.demo.augment import erase, flip, shift_and_flip
+
+    first = shift_and_flip if name.startswith("shift") else flip
+    if not name.endswith("erase"):
+        return first
+    return lambda image, seed: erase(first(image, seed), seed + 2)
 
 
 def main() -> int:
@@ -45,6 +49,9 @@ def main() -> int:
     parser.add_argument("--hard-loss-weight", type=float, default=0.5)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
+    from kdlite.demo.models import build_student
+    from kdlite.demo.teacher import load_teacher
+
     data = fashion_mnist()
     result = kdlite.distill_to_tflite(
         load_teacher(),
@@ -59,7 +66,7 @@ def main() -> int:
         temperature=args.temperature,
         hard_loss_weight=args.hard_loss_weight,
         soft_loss_weight=1.0 - args.hard_loss_weight,
-        augment=AUGMENTATIONS[args.augment],
+        augment=augmentation(args.augment),
         views=args.views,
         seeds=args.seeds,
         gates=Gates(
@@ -87,6 +94,7 @@ def main() -> int:
         f"gain over the baseline by seed: {np.mean(gains):+.2f} points, "
         f"from {min(gains):+.2f} to {max(gains):+.2f}"
     )
+    print(versions())
     return 0 if result.passed else 1
 
 

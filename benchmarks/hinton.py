@@ -30,16 +30,18 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-import tensorflow as tf
+from versions import versions
 
 import kdlite
 from kdlite.datasets import fashion_mnist
+
+if TYPE_CHECKING:
+    import keras
 
 Array = np.ndarray[Any, Any]
 
@@ -90,6 +92,8 @@ def pixels(x: Array) -> Array:
 
 
 def network(units: int, regularized: bool) -> keras.Model:
+    import keras
+
     layers = keras.layers
     x = inputs = keras.Input((784,))
     if regularized:
@@ -104,6 +108,8 @@ def network(units: int, regularized: bool) -> keras.Model:
 
 def moved(x: Any, seed: Any) -> Any:
     """Each image of a batch, moved by up to two pixels each way."""
+    import tensorflow as tf
+
     count = tf.shape(x)[0]
     images = tf.pad(tf.reshape(x, (-1, 28, 28)), [[0, 0], [2, 2], [2, 2]])
     for axis in (1, 2):
@@ -135,6 +141,8 @@ class Bench:
             raise SystemExit(f"{self.out} is of other settings: take another folder")
 
     def model(self, name: str, make: Callable[[Path], keras.Model]) -> keras.Model:
+        import keras
+
         path = self.out / f"{name}.keras"
         if not path.exists():
             model = make(self.out / f"{name}.backup")
@@ -145,6 +153,8 @@ class Bench:
         return keras.models.load_model(path)
 
     def teacher(self) -> keras.Model:
+        import tensorflow as tf
+
         def make(backup: Path) -> keras.Model:
             model = network(1200, regularized=True)
             epochs = self.args.teacher_epochs
@@ -164,6 +174,9 @@ class Bench:
         return self.model("teacher", make)
 
     def student(self, name: str, rows: Array, taught: bool) -> keras.Model:
+        import keras
+        import tensorflow as tf
+
         def make(backup: Path) -> keras.Model:
             keras.utils.set_random_seed(self.args.seed)
             model = network(800, regularized=False)
@@ -245,6 +258,8 @@ class Bench:
 
 
 def compiled(model: keras.Model, samples: int, epochs: int) -> None:
+    import keras
+
     steps = -(-samples // BATCH) * epochs
     model.compile(
         keras.optimizers.Adam(
@@ -260,6 +275,8 @@ def compiled(model: keras.Model, samples: int, epochs: int) -> None:
 
 
 def fit(model: keras.Model, train: Any, epochs: int, backup: Path) -> None:
+    import keras
+
     model.fit(
         train,
         epochs=epochs,
@@ -284,6 +301,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     Bench(args).run()
+    print(versions())
 
 
 if __name__ == "__main__":

@@ -22,57 +22,58 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-import tensorflow as tf
-from scipy import stats
+from versions import versions
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.augment import shift_and_flip
-from kdlite.demo.models import build_student
-from kdlite.demo.teacher import load_teacher
+
+if TYPE_CHECKING:
+    import keras
 
 Array = np.ndarray[Any, Any]
 
 BATCH = 128
 SELECTION_SEED = 1000
 
-losses = kdlite.losses
 # The last layer before pooling of either network, and one in the middle.
 LAST = ("block5_add", "block4_relu")
 MIDDLE = ("block3_add", "block3_relu")
 
 # Loss on outputs -> how it is made.
 OUTPUT_LOSSES: dict[str, Callable[[], Any]] = {
-    "SoftTargets, T=1": lambda: losses.SoftTargets(temperature=1.0),
-    "SoftTargets, T=2": lambda: losses.SoftTargets(temperature=2.0),
-    "SoftTargets, T=4": lambda: losses.SoftTargets(temperature=4.0),
-    "SoftTargets, reverse": lambda: losses.SoftTargets(2.0, divergence="reverse"),
-    "SoftTargets, standardized": lambda: losses.SoftTargets(2.0, standardize=True),
-    "LogitMSE": losses.LogitMSE,
-    "HardLabel": losses.HardLabel,
-    "DecoupledKD": losses.DecoupledKD,
-    "NKD": losses.NKD,
-    "DIST": losses.DIST,
+    "SoftTargets, T=1": lambda: kdlite.losses.SoftTargets(temperature=1.0),
+    "SoftTargets, T=2": lambda: kdlite.losses.SoftTargets(temperature=2.0),
+    "SoftTargets, T=4": lambda: kdlite.losses.SoftTargets(temperature=4.0),
+    "SoftTargets, reverse": lambda: kdlite.losses.SoftTargets(
+        2.0, divergence="reverse"
+    ),
+    "SoftTargets, standardized": lambda: kdlite.losses.SoftTargets(
+        2.0, standardize=True
+    ),
+    "LogitMSE": lambda: kdlite.losses.LogitMSE(),
+    "HardLabel": lambda: kdlite.losses.HardLabel(),
+    "DecoupledKD": lambda: kdlite.losses.DecoupledKD(),
+    "NKD": lambda: kdlite.losses.NKD(),
+    "DIST": lambda: kdlite.losses.DIST(),
 }
 # Soft-loss weights that are tried; the hard loss has 1 minus it, or what is given.
 OUTPUT_WEIGHTS = (0.3, 0.9)
 # Beside SoftTargets at T=2 with equal weights, at these weights of the feature loss.
 FEATURE_LOSSES: dict[str, Callable[[], dict[tuple[str, str], Any]]] = {
-    "Hint": lambda: {MIDDLE: losses.Hint()},
+    "Hint": lambda: {MIDDLE: kdlite.losses.Hint()},
     "AttentionTransfer": lambda: {
-        MIDDLE: losses.AttentionTransfer(),
-        LAST: losses.AttentionTransfer(),
+        MIDDLE: kdlite.losses.AttentionTransfer(),
+        LAST: kdlite.losses.AttentionTransfer(),
     },
-    "SimilarityPreserving": lambda: {LAST: losses.SimilarityPreserving()},
-    "RelationalKD": lambda: {LAST: losses.RelationalKD()},
-    "ProbabilisticTransfer": lambda: {LAST: losses.ProbabilisticTransfer()},
-    "Contrastive": lambda: {LAST: losses.Contrastive()},
+    "SimilarityPreserving": lambda: {LAST: kdlite.losses.SimilarityPreserving()},
+    "RelationalKD": lambda: {LAST: kdlite.losses.RelationalKD()},
+    "ProbabilisticTransfer": lambda: {LAST: kdlite.losses.ProbabilisticTransfer()},
+    "Contrastive": lambda: {LAST: kdlite.losses.Contrastive()},
 }
 FEATURE_WEIGHTS = (0.1, 1.0)
 
@@ -88,6 +89,11 @@ class Bench:
     """
 
     def __init__(self, work: Path, samples: int, views: int, seeds: int) -> None:
+        import tensorflow as tf
+
+        from kdlite.demo.augment import shift_and_flip
+        from kdlite.demo.teacher import load_teacher
+
         work.mkdir(parents=True, exist_ok=True)
         self.work, self.seeds = work, range(seeds)
         data = fashion_mnist()
@@ -111,6 +117,8 @@ class Bench:
 
     def result(self, key: str, split: str, make: Callable[[], keras.Model]) -> float:
         """Top-1 in percent, from the results file or by a training."""
+        import keras
+
         log = self.work / "results.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         known = dict(json.loads(line) for line in lines)
@@ -148,6 +156,8 @@ class Bench:
 
     def fit(self, model: keras.Model, x: Any, seed: int) -> None:
         """Sees each view once, in the order of this seed."""
+        import keras
+
         steps = len(self.y) // BATCH
         rows = np.random.default_rng(seed).permutation(len(self.y))[: steps * BATCH]
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -167,6 +177,10 @@ class Bench:
 
     def plain(self, seed: int) -> keras.Model:
         """A student that had no teacher."""
+        import keras
+
+        from kdlite.demo.models import build_student
+
         path = self.work / f"plain_{seed}.weights.h5"
         keras.utils.set_random_seed(seed)
         student = build_student()
@@ -218,6 +232,10 @@ def taught(name: str, loss: Callable[[], Any], by: str = "teacher") -> Method:
     """Learns from logits."""
 
     def train(bench: Bench, seed: int, weight: float) -> keras.Model:
+        import keras
+
+        from kdlite.demo.models import build_student
+
         word = bench.word(by)
         keras.utils.set_random_seed(seed)
         distiller = kdlite.Distiller(
@@ -236,12 +254,16 @@ def shown(name: str, features: Callable[[], dict[tuple[str, str], Any]]) -> Meth
     """Learns from logits and from features."""
 
     def train(bench: Bench, seed: int, weight: float) -> keras.Model:
+        import keras
+
+        from kdlite.demo.models import build_student
+
         keras.utils.set_random_seed(seed)
         pairs = features()
         distiller = kdlite.Distiller(
             build_student(),
             bench.teacher,
-            soft_loss=losses.SoftTargets(temperature=2.0),
+            soft_loss=kdlite.losses.SoftTargets(temperature=2.0),
             hard_loss_weight=0.5,
             soft_loss_weight=0.5,
             feature_losses={
@@ -267,6 +289,8 @@ METHODS = [
 
 def table(bench: Bench, methods: Sequence[Method]) -> str:
     """A row a method, with its gain over plain training."""
+    from scipy import stats
+
     plain = bench.of(PLAIN)[1]
     lines = [f"{'method':42} weight  top-1 %       gain over plain, 95 % interval"]
     for method in methods:
@@ -306,6 +330,7 @@ def main() -> None:
         if args.only is None or any(part in method.name for part in args.only)
     ]
     print(table(bench, methods))
+    print(versions())
 
 
 if __name__ == "__main__":

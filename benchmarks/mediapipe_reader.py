@@ -199,8 +199,11 @@ def main() -> int:
             return 2
         told = json.loads((folder / "told.json").read_text())
         found = {n: wrong(folder / n, told[n], images) for n in sorted(told)}
+    from versions import versions  # which the other Python does not have
+
     for name, text in found.items():
         print(f"{name}: {text or 'read as it was written'}")
+    print(f"mediapipe {args.mediapipe}, {versions()}")
     return 1 if any(found.values()) else 0
 
 

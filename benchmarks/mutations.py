@@ -3,7 +3,7 @@
 `mutated` changes a file by a seed: bytes, lengths, offsets, numbers that tables hold,
 whole fields of its schema, and the zip archive at its end. Some of the results are
 still files; what is asked of all is that reading and running them is an answer or a
-clean error.
+clean error, by `fuzz.py`, of which this is a part.
 """
 
 from __future__ import annotations

@@ -1,18 +1,16 @@
 """What people reported of converting Keras 3 models, and what each tool makes of it.
 
 `CASES` has the models; `TOOLS` the ways from a Keras 3 model to a `.tflite`, each used
-as its documentation says. Run as a script it is one attempt, in a process of its own,
-since some end that process: `python benchmarks/peer_cases.py CASE TOOL FOLDER`.
+as its documentation says. It is a part of `peers.py`, which makes each attempt in a
+process of its own, since some end it.
 
 Numbers in brackets: T is tensorflow/tensorflow, M tensorflow/model-optimization.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -427,8 +425,3 @@ def attempt(name: str, tool: str, folder: Path) -> str:
         line = next((part for part in str(err).splitlines() if part.strip()), "")
         return f"refused: {type(err).__name__}: {line.strip()[:200]}"
     return judged(case, model, path)
-
-
-if __name__ == "__main__":
-    verdict = attempt(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    print(json.dumps({"verdict": verdict}))

@@ -9,7 +9,6 @@ Prints one table for each; without a name, all three. What was measured is kept 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from versions import versions
 
 TABLES = ("quality", "export", "cases")
 HERE = Path(__file__).parent
@@ -212,6 +212,16 @@ def export(work: Path, repeats: int) -> None:
                 )
 
 
+_CASE = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import peer_cases
+case, tool, folder = sys.argv[1:]
+print(json.dumps(dict(verdict=peer_cases.attempt(case, tool, Path(folder)))))
+"""
+
+
 def cases(work: Path) -> None:
     """What each tool makes of the reports: right, wrong, refused, or a crash."""
     from peer_cases import CASES, TOOLS
@@ -222,7 +232,8 @@ def cases(work: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 out = subprocess.run(
-                    [sys.executable, str(HERE / "peer_cases.py"), case, tool, folder],
+                    [sys.executable, "-c", _CASE.format(here=str(HERE))]
+                    + [case, tool, folder],
                     capture_output=True,
                     text=True,
                     timeout=900,
@@ -269,23 +280,13 @@ def main() -> int:
     if unknown := set(chosen) - set(TABLES):
         parser.error(f"no such table: {', '.join(sorted(unknown))}; of {TABLES}")
     args.work.mkdir(parents=True, exist_ok=True)
-    versions = (
-        f"{name} {importlib.metadata.version(name)}"
-        for name in (
-            "kdlite",
-            "tensorflow",
-            "keras",
-            "ai-edge-litert",
-            "ai-edge-quantizer",
-        )
-    )
-    print(", ".join(versions))
     if "quality" in chosen:
         quality(args.work, args.seeds, args.samples, args.epochs)
     if "export" in chosen:
         export(args.work, args.repeats)
     if "cases" in chosen:
         cases(args.work)
+    print(f"\n{versions('ai-edge-quantizer')}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 `exports()` draws a `Case`: inputs of one kind or several, chains of layers with
 branches between, one head or several, a recipe and the arguments that go with it. What
-Hypothesis finds to fail it makes small.
+Hypothesis finds to fail it makes small. It is a part of `fuzz.py`.
 """
 
 from __future__ import annotations

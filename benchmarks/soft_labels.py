@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from versions import versions
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -91,9 +93,7 @@ def memory(samples: list[int], dtype: str, top_k: int | None) -> None:
 
 
 def build(samples: int, rounds: int) -> None:
-    import keras
     import numpy as np
-    import tensorflow as tf
 
     import kdlite
     from kdlite.demo.teacher import load_teacher
@@ -120,10 +120,7 @@ def build(samples: int, rounds: int) -> None:
     cpu = {name: np.array(values)[:, 1] for name, values in times.items()}
     ratios = taken["predict"] / taken["build"]
     low, high = np.quantile(ratios, [0.1, 0.9])
-    print(
-        f"kdlite {kdlite.__version__}, keras {keras.__version__}, TF {tf.__version__}: "
-        f"{samples:,} images, {rounds} rounds"
-    )
+    print(f"{samples:,} images, {rounds} rounds")
     for name, values in taken.items():
         print(f"{name:8} {samples / values.min():8.0f} images/s at best")
     best = taken["predict"].min() / taken["build"].min()
@@ -151,6 +148,8 @@ def main() -> None:
         read_an_epoch(args.samples[0], args.folder, args.dtype, args.top_k)
     else:
         build((args.samples or [10_000])[0], args.rounds)
+    if args.what != "read":
+        print(versions())
 
 
 if __name__ == "__main__":

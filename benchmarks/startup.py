@@ -18,6 +18,7 @@ import sys
 import time
 
 import numpy as np
+from versions import versions
 
 CASES = {
     "import keras": ["-c", "import keras"],
@@ -66,6 +67,7 @@ def main() -> None:
             f"{name:26}{np.median(clock):9.2f}{np.median(used):8.2f}  "
             f"{spread(used / keras, '.2f'):22}{spread(used - keras, '+.2f')}"
         )
+    print(versions())
 
 
 if __name__ == "__main__":

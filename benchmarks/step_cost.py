@@ -15,22 +15,24 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-import tensorflow as tf
+from versions import versions
 
 import kdlite
-from kdlite.demo.models import build_student
-from kdlite.demo.teacher import load_teacher
+
+if TYPE_CHECKING:
+    import keras
 
 BATCH = 128
 
 
 def compiled(model: keras.Model) -> keras.Model:
+    import keras
+
     model.compile(
         keras.optimizers.AdamW(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -40,6 +42,12 @@ def compiled(model: keras.Model) -> keras.Model:
 
 
 def variants(steps: int) -> dict[str, Callable[[], Any]]:
+    import keras
+    import tensorflow as tf
+
+    from kdlite.demo.models import build_student
+    from kdlite.demo.teacher import load_teacher
+
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (BATCH * steps, 28, 28, 1)).astype("float32")
     y = rng.integers(0, 10, BATCH * steps)
@@ -107,9 +115,6 @@ def main() -> None:
         "teacher forward + plain step": ["teacher forward", "plain step"],
         "student.evaluate": ["student.evaluate"],
     }
-    print(
-        f"kdlite {kdlite.__version__}, keras {keras.__version__}, TF {tf.__version__}"
-    )
     print(f"{'':34}  ms/batch  ratio   10-90 %      to")
     for name, base in (
         ("plain step", "plain step"),
@@ -126,6 +131,7 @@ def main() -> None:
         print(
             f"{name:34}  {fastest:8.1f}  {ratio:5.2f}  {low:5.2f}-{high:.2f}   {base}"
         )
+    print(versions())
 
 
 if __name__ == "__main__":

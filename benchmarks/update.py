@@ -29,17 +29,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
+from versions import versions
 
 import kdlite
 from kdlite.datasets import fashion_mnist
-from kdlite.demo.teacher import load_teacher
-from kdlite.distill.growth import copy_student
+
+if TYPE_CHECKING:
+    import keras
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +61,8 @@ class Bench:
     """Models, data and figures of a run, each of which is made once."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        from kdlite.demo.teacher import load_teacher
+
         self.args = args
         self.out = args.out
         self.out.mkdir(parents=True, exist_ok=True)
@@ -89,6 +92,8 @@ class Bench:
         return np.load(path)
 
     def model(self, name: str, make: Callable[[], keras.Model]) -> keras.Model:
+        import keras
+
         path = self.out / f"{name.replace(' ', '_')}.keras"
         if path.exists():
             return keras.models.load_model(path)
@@ -103,6 +108,8 @@ class Bench:
 
     def first_classes(self) -> keras.Model:
         """The old teacher of `classes`: all that it says of the first eight."""
+        import keras
+
         head = self.teacher.layers[-1]
         old = keras.layers.Dense(OLD_CLASSES, name="old_logits")
         model = keras.Model(self.teacher.input, old(head.input))
@@ -112,6 +119,7 @@ class Bench:
 
     def weak_teacher(self) -> keras.Model:
         """The old teacher of `better`: as many steps, on a tenth of the images."""
+        import keras
 
         def make() -> keras.Model:
             rows = np.arange(0, len(self.y), 10)
@@ -133,6 +141,7 @@ class Bench:
         self, name: str, rows: Array, logits: Array, seed: int, labels: bool
     ) -> keras.Model:
         """A student trained on all of its data, from nothing."""
+        import keras
 
         def make() -> keras.Model:
             keras.utils.set_random_seed(seed)
@@ -222,6 +231,10 @@ class Bench:
 
     def without_replay(self, scenario: str, seed: int, lwf: bool) -> keras.Model:
         """Fine-tuning on the labels of a tenth of the images, all of them new."""
+        import keras
+
+        from kdlite.distill.growth import copy_student
+
         new, old = self.parts(scenario, seed, self.args.share)
         if scenario == "better":
             new = np.concatenate([new, old])[: round(self.args.share * len(self.y))]
@@ -245,7 +258,7 @@ class Bench:
         words = before.predict(self.x[new], batch_size=500, verbose=0)
         distiller = kdlite.Distiller(
             student,
-            soft_loss=FirstClasses(classes, self.args.temperature),
+            soft_loss=soft_targets_of_first(classes, self.args.temperature),
             hard_loss_weight=1.0,
             soft_loss_weight=1.0,
         )
@@ -299,16 +312,15 @@ class Bench:
         return known[name][self.args.split]
 
 
-class FirstClasses(kdlite.losses.SoftTargets):
+def soft_targets_of_first(classes: int, temperature: float) -> Any:
     """LwF's loss: soft targets over the old classes."""
 
-    def __init__(self, classes: int, temperature: float) -> None:
-        super().__init__(temperature)
-        self.classes = classes
+    class FirstClasses(kdlite.losses.SoftTargets):
+        def values(self, teacher_logits: Any, student_logits: Any, targets: Any) -> Any:
+            cut = [v[..., :classes] for v in (teacher_logits, student_logits)]
+            return super().values(*cut, targets)
 
-    def values(self, teacher_logits: Any, student_logits: Any, targets: Any) -> Any:
-        cut = [v[..., : self.classes] for v in (teacher_logits, student_logits)]
-        return super().values(*cut, targets)
+    return FirstClasses(temperature)
 
 
 def measured(
@@ -320,6 +332,8 @@ def measured(
 
 
 def network(width: int, classes: int) -> keras.Model:
+    import keras
+
     layers = keras.layers
     x = inputs = keras.Input((28, 28, 1), name="image")
     x = layers.Rescaling(1 / 255.0)(x)
@@ -336,6 +350,8 @@ def network(width: int, classes: int) -> keras.Model:
 def compiled(
     model: keras.Model, samples: int, epochs: int, learning_rate: float
 ) -> None:
+    import keras
+
     steps = max(1, samples // BATCH * epochs)
     model.compile(
         keras.optimizers.Adam(
@@ -397,6 +413,7 @@ def main() -> None:
             for method in METHODS
         }
         print(f"\n{table(scores, scenario)}\n", flush=True)
+    print(versions())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Small models of every kind that phones run: what conversion is tried on.
 
 `ZOO` has a function by name; each returns a built model with random weights. All take
-values from -1 to 1, or as `samples` says.
+values from -1 to 1, or as `samples` says. It is a part of `conversion_matrix.py`.
 """
 
 from __future__ import annotations

@@ -29,25 +29,32 @@ if TYPE_CHECKING:
     from kdlite.lite.fork_server import Ended
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("tensorflow", "keras", "numpy", "matplotlib", "ai_edge_litert")
+SLOW = ("tensorflow", "keras", "matplotlib", "scipy", "ai_edge_litert")
+HEAVY = (*SLOW, "numpy")
 
 
 def run_light(
-    folder: Path, *arguments: str, **environment: str
+    folder: Path,
+    *arguments: str,
+    program: tuple[str, ...] = ("-m", "kdlite"),
+    without: tuple[str, ...] = HEAVY,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """The command where each heavy library ends the process that loads it.
 
     Args:
         folder: Where to run it.
         *arguments: Of the command.
+        program: What Python is to run in the place of kdlite's command.
+        without: The libraries.
         **environment: What it is told beside that.
     """
     with tempfile.TemporaryDirectory() as traps:
-        for name in HEAVY:
+        for name in without:
             Path(traps, f"{name}.py").write_text("import os\nos._exit(99)\n")
         path = os.pathsep.join([traps, str(ROOT)])
         return subprocess.run(
-            [sys.executable, "-m", "kdlite", *arguments],
+            [sys.executable, *program, *arguments],
             env={**os.environ, "PYTHONPATH": path, **environment},
             cwd=folder,
             capture_output=True,
