@@ -35,6 +35,14 @@ def blob() -> bytes:
     )
 
 
+def test_memory_for_open_lengths_is_told_as_such(blob) -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((None, 4)), layers.Conv1D(3, 3)])
+    told = "bytes of memory for tensors, at 1 for each length that is open\n"
+    assert told in str(describe(converted(model, "float32")))
+    assert "bytes of memory for tensors\n" in str(describe(blob))
+
+
 def test_all_is_told_in_lines_and_in_json(blob) -> None:
     report = describe(blob)
     text = str(report)

@@ -330,7 +330,7 @@ class Build:
 
 
 def build(out: Path, folder: Path, assets: Path, release: bool = False) -> None:
-    """Makes an APK."""
+    """Makes an APK: whole, or none."""
     tools = Tools()
     with step("fetch"):
         tools.fetch()
@@ -342,7 +342,11 @@ def build(out: Path, folder: Path, assets: Path, release: bool = False) -> None:
     with step("dex"):
         dex = made.dex(release)
     with step("package"):
-        made.package(base, dex, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as beside:
+            whole = Path(beside, "app.apk")
+            made.package(base, dex, whole)
+            os.replace(whole, out)
 
 
 def test(data: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ class FileReport:
         content: Operations, tensors and sizes, as `kdlite.inspect` has them.
         metadata: What the file says of itself.
         runtime: The oldest TFLite runtime that knows its operations.
-        arena_bytes: Memory that a run needs for tensors.
+        arena_bytes: Memory that a run needs for tensors; where a length is open, for 1.
         delegates: What delegates are likely to take.
     """
 
@@ -53,10 +53,12 @@ class FileReport:
     def __str__(self) -> str:
         because = f", for {self.runtime.op}" if self.runtime.op else ""
         runtime = self.runtime.release or "newer than kdlite knows"
+        is_open = any(-1 in tensor.shape for tensor in self.content.tensors)
+        open_lengths = ", at 1 for each length that is open" if is_open else ""
         lines = [
             str(self.content),
             f"  runs on TFLite {runtime} and newer{because}",
-            f"  {self.arena_bytes:,} bytes of memory for tensors",
+            f"  {self.arena_bytes:,} bytes of memory for tensors{open_lengths}",
             *(f"  {estimate}" for estimate in self.delegates),
         ]
         about = self.metadata

@@ -8,6 +8,7 @@ import java.io.FileInputStream
 import java.io.FileNotFoundException
 import java.io.IOException
 import java.io.InputStream
+import java.io.OutputStream
 import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
 import org.kdlite.demo.core.GoldenVectors
@@ -73,15 +74,7 @@ class ModelStore(private val context: Context) {
         val source: InputStream = resolver.openInputStream(uri) ?: throw FileNotFoundException("$uri")
         source.use { from ->
             target.outputStream().use { to ->
-                val part = ByteArray(1 shl 16)
-                var total = 0L
-                while (true) {
-                    val count = from.read(part)
-                    if (count < 0) break
-                    total += count
-                    if (total > ModelInfo.MOST_BYTES) throw UnusableModel(Unusable.TOO_LARGE)
-                    to.write(part, 0, count)
-                }
+                if (!from.copyAtMost(ModelInfo.MOST_BYTES, to)) throw UnusableModel(Unusable.TOO_LARGE)
             }
         }
     }
@@ -98,5 +91,18 @@ class ModelStore(private val context: Context) {
 
     companion object {
         const val BUNDLED = "model.tflite"
+    }
+}
+
+/** Copies a stream until its end; false once it has more bytes than [most]. */
+internal fun InputStream.copyAtMost(most: Long, to: OutputStream): Boolean {
+    val part = ByteArray(1 shl 16)
+    var total = 0L
+    while (true) {
+        val count = read(part)
+        if (count < 0) return true
+        total += count
+        if (total > most) return false
+        to.write(part, 0, count)
     }
 }

@@ -3,6 +3,7 @@ package org.kdlite.demo.ui
 import android.content.Context
 import android.graphics.Bitmap
 import android.net.Uri
+import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
 import org.kdlite.demo.core.Pixels
@@ -20,7 +21,11 @@ class PickedImage(context: Context) {
     fun take(uri: Uri): Pixels {
         checkNotMain()
         val bytes = try {
-            resolver.openInputStream(uri)?.use { it.readBytes() }
+            resolver.openInputStream(uri)?.use { from ->
+                val bytes = ByteArrayOutputStream()
+                if (!from.copyAtMost(MOST_BYTES, bytes)) throw IOException("more than $MOST_BYTES bytes at $uri")
+                bytes.toByteArray()
+            }
         } catch (e: SecurityException) {
             throw IOException(e)
         } ?: throw IOException("nothing at $uri")
@@ -44,5 +49,10 @@ class PickedImage(context: Context) {
     fun load(): Pixels {
         checkNotMain()
         return pixelsOf(file.readBytes())
+    }
+
+    private companion object {
+        /** More than any photo has; what another app provides may have no end. */
+        const val MOST_BYTES = 64L shl 20
     }
 }

@@ -57,6 +57,13 @@ class MainScreenTest {
         shadowOf(this).receiveResult(asked, Activity.RESULT_OK, Intent().setData(uri))
     }
 
+    /** What another app may provide: a stream without an end. */
+    private fun zeros() = object : InputStream() {
+        override fun read() = 0
+
+        override fun read(bytes: ByteArray, offset: Int, length: Int) = length
+    }
+
     private fun MainActivity.openModel(name: String) =
         receive({ shadowOf(this).clickMenuItem(R.id.open_model) }, File(dataFolder, "models/$name").readBytes())
 
@@ -160,13 +167,8 @@ class MainScreenTest {
     fun aModelThatDoesNotEndIsASentenceAndNotKept() = onScreen<MainActivity> { controller ->
         val screen = controller.get()
         screen.awaitSamples()
-        val zeros = object : InputStream() {
-            override fun read() = 0
-
-            override fun read(bytes: ByteArray, offset: Int, length: Int) = length
-        }
         val before = screen.filesDir.walk().toSet() + screen.cacheDir.walk()
-        screen.receive({ shadowOf(screen).clickMenuItem(R.id.open_model) }, "zeros") { zeros }
+        screen.receive({ shadowOf(screen).clickMenuItem(R.id.open_model) }, "zeros") { zeros() }
         waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unusable_too_large) }
         assertEquals("fashion_student", screen.text(R.id.model_name))
         assertEquals(before, screen.filesDir.walk().toSet() + screen.cacheDir.walk())
@@ -198,6 +200,16 @@ class MainScreenTest {
         waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unreadable_image) }
         assertEquals(null, screen.findViewById<ImageView>(R.id.image).drawable)
         assertTrue(screen.scores().isEmpty())
+    }
+
+    @Test
+    fun aPhotoThatDoesNotEndIsASentence() = onScreen<MainActivity> { controller ->
+        val screen = controller.get()
+        screen.choose(4)
+        val before = screen.scores()
+        screen.receive({ screen.findViewById<View>(R.id.photo).performClick() }, "endless") { zeros() }
+        waitUntil("a sentence") { screen.text(R.id.problem) == screen.getString(R.string.unreadable_image) }
+        assertEquals(before, screen.scores())
     }
 
     @Test
