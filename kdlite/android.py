@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 RUNTIME = "2.16.1"
 _TYPES = ("float32", "int8", "uint8")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+# What Android reads, whatever the file is called.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
 _MOST_IMAGES = 20
 # Of a test image, in pixels: enough to look at, and 20 of them are a few megabytes.
 _MOST_SIDE = 1024
@@ -168,7 +170,7 @@ def to_android(
     golden = (about.provenance or {}).get("golden") or {}
     scores = next(output.name for output in about.outputs if output.labels)
     return AndroidApp(
-        model=about.name,
+        model=about.name or path.stem,
         quantization=content.quantization,
         assets=assets,
         images=len(found),
@@ -186,7 +188,7 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
     """Returns why the app cannot run a file and what to do, or nothing."""
     if content.size_bytes > _MOST_BYTES:
         return f"has {content.size_bytes:,} bytes, over 256 MiB. Export a smaller one."
-    if not about.name:
+    if not about.inputs:
         return "has no metadata. Export it with kdlite.export(...)."
     if len(content.inputs) != 1:
         return f"has {len(content.inputs)} inputs. Export a model that takes one image."
@@ -195,12 +197,19 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
         return (
             f"takes {image.size:,} values, over {_MOST_VALUES:,}. Make images smaller."
         )
-    if told.content != "image" or image.shape[:1] != (1,) or min(image.shape) < 1:
+    is_image = len(image.shape) == 4 and image.shape[3] in (1, 3)
+    if told.content != "image" or not is_image or image.shape[0] != 1:
         return (
             f"takes {image.dtype} {list(image.shape)}, no image. Export a model that "
             "takes (height, width, 1 or 3)."
         )
-    if not told.mean:
+    if min(image.shape) < 1:
+        return (
+            f"takes images of {image.shape[1]} x {image.shape[2]}, of no size. Export "
+            "it without dynamic_shape."
+        )
+    numbers = np.array([*told.mean, *told.std])
+    if not told.mean or not np.isfinite(numbers).all() or 0 in told.std:
         return (
             "does not say how pixels become its input. Export it with `input_range`, "
             "or with `mean` and `std`."
@@ -208,7 +217,9 @@ def _problem(content: TFLiteFile, about: Metadata) -> str:
     labelled = [i for i, out in enumerate(about.outputs) if out.labels]
     if not labelled:
         return "has no labels. Export it with labels=[...]."
-    scores, classes = content.outputs[labelled[0]], about.outputs[labelled[0]].labels
+    # Metadata goes by the graph's order, not by that of the signature's names.
+    scores = content.graph_outputs[labelled[0]]
+    classes = about.outputs[labelled[0]].labels
     if scores.size != len(classes) or len(classes) < 2:
         return (
             f"gives {list(scores.shape)} scores for {len(classes)} labels. Export a "
@@ -279,14 +290,10 @@ def _image(file: Path, needed: tuple[int, ...]) -> tuple[str, bytes]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            fit = _fit(image, needed)
-            if fit is None:
+            if image.format in _FORMATS and _is_fit(image, needed):
                 return file.suffix.lower(), content
-            out = io.BytesIO()
-            if image.format in (
-                "JPEG",
-                "MPO",
-            ):  # several in one file, as phones have it
+            fit, out = _fit(image, needed), io.BytesIO()
+            if image.format in ("JPEG", "MPO"):  # several in one, as phones have it
                 fit.save(out, "jpeg", **_JPEG)
                 return ".jpg", out.getvalue()
             fit.save(out, "png")
@@ -298,25 +305,31 @@ def _image(file: Path, needed: tuple[int, ...]) -> tuple[str, bytes]:
         ) from err
 
 
-def _fit(image: Image.Image, needed: tuple[int, ...]) -> Image.Image | None:
-    """Makes an image upright, and without more pixels than a phone needs.
+def _share(size: tuple[int, int], needed: tuple[int, ...]) -> float:
+    """How much of `(width, height)` is left; no side falls below the model's."""
+    width, height = size
+    largest = _MOST_SIDE / max(width, height)
+    return min(1.0, max(largest, needed[1] / width, needed[0] / height))
 
-    Returns:
-        None if it is so already. No side is made smaller than the model's.
-    """
+
+def _is_fit(image: Image.Image, needed: tuple[int, ...]) -> bool:
+    """Whether an image is upright, and has no more pixels than a phone needs."""
+    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return not turned and _share(image.size, needed) == 1
+
+
+def _fit(image: Image.Image, needed: tuple[int, ...]) -> Image.Image:
+    """Makes an image upright, plain, and no larger than a phone needs."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image)
-    width, height = upright.size
-    share = max(_MOST_SIDE / max(width, height), needed[1] / width, needed[0] / height)
-    if share >= 1 and image.getexif().get(_ORIENTATION, 1) not in range(2, 9):
-        return None
     if upright.mode.startswith("I"):  # 16 bits, of which the upper 8 count
         upright = upright.point(lambda value: value / 256)
     plain = upright.convert("L" if upright.mode[0] in "1LI" else "RGB")
-    if share >= 1:
+    share = _share(plain.size, needed)
+    if share == 1:
         return plain
-    size = max(1, round(width * share)), max(1, round(height * share))
+    size = max(1, round(plain.width * share)), max(1, round(plain.height * share))
     return plain.resize(size, Image.Resampling.LANCZOS)
 
 

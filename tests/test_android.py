@@ -240,6 +240,22 @@ def test_what_needs_no_change_is_taken_as_it_is(
     assert [file.read_bytes() for file in told] == wanted
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "PPM", "TGA", "ICO"])
+def test_what_android_does_not_read_becomes_a_png(
+    folder: Path, app: Path, tmp_path: Path, kind
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    red = Image.new("RGB", (32, 32), (200, 0, 0))
+    with open(images / "named.png", "wb") as file:
+        red.save(file, kind)
+    to_android(folder / "student_int8.tflite", app, images=images)
+    (told,) = (app / "app/src/main/assets/images").iterdir()
+    with Image.open(told) as image:
+        assert (told.suffix, image.format) == (".png", "PNG")
+        assert image.convert("RGB").tobytes() == red.tobytes()
+
+
 @pytest.mark.parametrize(
     ("mode", "size", "wanted"),
     [
@@ -391,6 +407,70 @@ def test_a_model_that_the_app_cannot_run_is_refused(app: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match=f"app can run. Received: .*{why}"):
             to_android(path, app)
     assert sorted(app.rglob("*")) == before
+
+
+def test_scores_beside_another_output_are_those_with_labels(
+    app: Path, tmp_path: Path
+) -> None:
+    # The signature lists outputs by name, metadata in the order of the model's.
+    image = keras.Input((8, 8, 1), name="image")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    heads = {
+        "size": keras.layers.Dense(2, name="size")(flat),
+        "kind": keras.layers.Dense(3, name="kind")(flat),
+    }
+    pixels = np.random.default_rng(0).uniform(0, 255, (20, 8, 8, 1)).astype(np.float32)
+    for name, outputs in (("one", heads), ("two", dict(reversed(heads.items())))):
+        path = tmp_path / f"{name}.tflite"
+        model = keras.Model(image, outputs)
+        for labels in ({"kind": ["a", "b", "c"]}, {"size": ["small", "large"]}):
+            kdlite.export(
+                model, path, verify_data=pixels, labels=labels, overwrite=True
+            )
+            assert to_android(path, app).golden_vectors > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"std": (0.0,)}, "does not say how pixels become its input"),
+        ({"mean": (float("nan"),)}, "does not say how pixels become its input"),
+        ({"content": "features"}, "no image"),
+    ],
+)
+def test_what_the_app_would_refuse_is_refused_before(
+    folder: Path, app: Path, monkeypatch: pytest.MonkeyPatch, change, why
+) -> None:
+    model = folder / "student_int8.tflite"
+    about = kdlite.read_metadata(model)
+    about = replace(about, inputs=(replace(about.inputs[0], **change),))
+    monkeypatch.setattr(android, "read_metadata", lambda _: about)
+    with pytest.raises(ValueError, match=why):
+        to_android(model, app)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 4), (6, 6, 2), (6, 6)])
+def test_images_are_grey_or_of_three_colours(
+    app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape
+) -> None:
+    pixels = np.random.default_rng(0).uniform(0, 255, (20, *shape)).astype(np.float32)
+    layers = keras.layers.Flatten(), keras.layers.Dense(2)
+    path = exported(tmp_path / "a", shape, pixels, *layers, labels=["a", "b"])
+    about = kdlite.read_metadata(path)
+    told = replace(about.inputs[0], content="image", mean=(0.0,), std=(1.0,))
+    about = replace(about, inputs=(told,))
+    monkeypatch.setattr(android, "read_metadata", lambda _: about)
+    with pytest.raises(ValueError, match="no image"):
+        to_android(path, app)
+
+
+def test_a_foreign_model_without_a_name_is_called_as_its_file(
+    folder: Path, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = folder / "student_int8.tflite"
+    about = replace(kdlite.read_metadata(model), name="", provenance=None)
+    monkeypatch.setattr(android, "read_metadata", lambda _: about)
+    assert to_android(model, app).model == "student_int8"
 
 
 def test_a_model_for_a_later_runtime_is_refused(

@@ -153,6 +153,8 @@ class TFLiteFile:
             signatures.
         signatures: Its signatures.
         parameters: How many numbers its kernels and biases hold.
+        graph_outputs: Its outputs in the graph's own order, in which metadata tells of
+            them and a runtime numbers them.
     """
 
     name: str
@@ -164,6 +166,7 @@ class TFLiteFile:
     inner_tensors: tuple[tuple[TensorInfo, ...], ...]
     signatures: tuple[Signature, ...]
     parameters: int
+    graph_outputs: tuple[TensorInfo, ...] = ()
 
     @property
     def all_inputs(self) -> tuple[TensorInfo, ...]:

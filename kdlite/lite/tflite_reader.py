@@ -195,6 +195,7 @@ def _read(name: str, blob: bytes, wanted: str | None) -> TFLiteFile:
         inner_tensors=tuple(map(tuple, tensors_of[1:])),
         signatures=tuple(signature for _, signature in signatures),
         parameters=_parameters(ops, tensors_of),
+        graph_outputs=_edges(graphs[main].integers(_GRAPH["outputs"]), tensors_of[0]),
     )
 
 

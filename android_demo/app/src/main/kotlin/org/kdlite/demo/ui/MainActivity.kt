@@ -189,7 +189,7 @@ class MainActivity : ModelActivity() {
         findViewById<TextView>(R.id.model_name).text = when (current) {
             is ClassifyState.Loading -> getString(R.string.loading)
             is ClassifyState.Unusable -> ""
-            is ClassifyState.Ready -> current.info.name
+            is ClassifyState.Ready -> current.info.name.ifEmpty { getString(R.string.app_name) }
         }
         findViewById<TextView>(R.id.model_facts).text = ready?.let { facts(it.info) }.orEmpty()
         if (current is ClassifyState.Unusable) tell(current.sentence)
@@ -238,7 +238,12 @@ class MainActivity : ModelActivity() {
             setPadding(gap, gap, gap, gap)
             setOnClickListener { choose(Chosen.BundledSample(index)) }
         }
-        findViewById<LinearLayout>(R.id.samples).addView(button, LinearLayout.LayoutParams(side, side))
+        val row = findViewById<LinearLayout>(R.id.samples)
+        row.addView(button, LinearLayout.LayoutParams(side, side))
+        // The first is at the right there, where a strip that grows after its first layout does not begin.
+        if (row.layoutDirection == View.LAYOUT_DIRECTION_RTL) {
+            findViewById<View>(R.id.strip).apply { post { scrollTo(row.width, 0) } }
+        }
     }
 
     private fun addThreads() {

@@ -12,7 +12,7 @@ import android.view.WindowInsets
 /** The system's photo picker, which needs no permission; before Android 13 its file picker for images. */
 fun pickImageIntent(packages: PackageManager): Intent {
     if (Build.VERSION.SDK_INT >= 33) {
-        val picker = Intent(MediaStore.ACTION_PICK_IMAGES)
+        val picker = Intent(MediaStore.ACTION_PICK_IMAGES).setType("image/*") // else videos as well
         if (picker.resolveActivity(packages) != null) return picker
     }
     return Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("image/*")
