@@ -132,7 +132,7 @@ def test_a_stopped_export_leaves_nothing(folder, monkeypatch, tmp_path) -> None:
     (tmp_path / "out").mkdir()
 
     def converting(process) -> bool:
-        # Before, TensorFlow's own C++ may log a Ctrl-C that it meets, traceback and all.
+        # Before, TensorFlow itself may log a Ctrl-C that it meets, traceback and all.
         return any(tmp_path.glob("kdlite-export-*/saved_model/saved_model.pb"))
 
     command = ["export", "model.keras", "-o", str(tmp_path / "out" / "model.tflite")]
