@@ -40,5 +40,12 @@ def three_seeds() -> Comparison:
         ),
         inputs=rng.integers(0, 256, (300, 8, 8, 1)).astype("uint8"),
         history={"student": {"loss": [2.0, 1.0], "val_accuracy": [0.5, 0.8]}},
-        notes={"Gates": [["gate", "limit"], ["<b>size</b>", "50"]]},
+        notes={
+            "Gates": [["gate", "limit"], ["<b>size</b>", "50"]],
+            "Settings": [
+                ["setting", "value"],
+                ["hard loss", "SparseCategoricalCrossentropy"],
+                ["samples", "train 4,000, validation 500, test 1,000"],
+            ],
+        },
     )

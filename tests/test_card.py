@@ -71,6 +71,7 @@ def test_the_card_has_the_tables_of_the_page(comparison) -> None:
         "verdict",
         "training, Wh",
         "limit",
+        "value",
     ]
     scores = in_the_card[0]
     assert [row[0] for row in scores[1:]] == [c.name for c in comparison.contenders]

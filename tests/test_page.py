@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -79,6 +80,7 @@ def test_sections_are_those_that_there_is_something_for(text, comparison) -> Non
         "Where they differ",
         "Energy and CO2",
         "Gates",
+        "Settings",
     ]
 
 
@@ -186,8 +188,8 @@ def browser(tmp_path, text):
             pytest.fail("there is no chromium, and KDLITE_BROWSER_REQUIRED is set")
         pytest.skip("there is no chromium: apt-get install chromium")
 
-    def run(*flags: str, script: str = "") -> str:
-        (tmp_path / "page.html").write_text(text.replace("</body>", f"{script}</body>"))
+    def run(*flags: str, text: str = text) -> str:
+        (tmp_path / "page.html").write_text(text)
         done = subprocess.run(
             [
                 CHROMIUM,
@@ -233,20 +235,32 @@ def test_rendered_light_and_dark(browser, tmp_path, scheme, ground) -> None:
         assert (np.abs(pixels - colour).sum(-1) < 6).sum() > 40, name
 
 
-def test_nothing_is_wider_than_a_phone(browser) -> None:
-    # Tables scroll within themselves; the page itself does not.
-    script = """<script>
-    const frame = document.documentElement;
-    frame.style.width = "390px"; frame.style.overflow = "hidden";
-    document.body.style.maxWidth = "390px";
-    const wide = [...document.querySelectorAll("body *")].filter(e =>
-      !e.closest(".wide > *") && !e.closest("svg *") &&
-      e.getBoundingClientRect().right > 391);
-    const names = wide.map(e => e.tagName + "." + e.className);
-    frame.dataset.wide = names.join(" ") || "none";
-    </script>"""
-    dom = browser("--dump-dom", "--window-size=500,900", script=script)
-    assert re.search(r'data-wide="(.*?)"', dom)[1] == "none"
+@pytest.mark.parametrize("width", [400, 1000])
+def test_nothing_is_wider_than_the_screen(browser, comparison, width) -> None:
+    # A window is no narrower than 500: the page is in a frame of it.
+    long = replace(comparison.contenders[-1], name="a file with a long name.tflite")
+    told = page(replace(comparison, contenders=(*comparison.contenders[:-1], long)))
+    framed = f"""<!doctype html><body></body><iframe width="{width}" height="900"
+    srcdoc="{html.escape(told)}"></iframe><script>
+    onload = () => {{
+      const page = document.querySelector("iframe").contentDocument;
+      const beyond = [...page.querySelectorAll("body *")].filter(e =>
+        !e.closest(".wide > *") && !e.closest("svg *") &&
+        e.getBoundingClientRect().right > {width + 1});
+      // Tables scroll within themselves.
+      const scrolling = [...page.querySelectorAll(".wide")].filter(e =>
+        e.scrollWidth > e.clientWidth);
+      document.body.dataset.beyond = beyond.map(e => e.outerHTML).join(" ");
+      document.body.dataset.scrolling =
+        scrolling.map(e => e.getAttribute("aria-label")).join("; ");
+    }}</script>"""
+    dom = browser("--dump-dom", "--window-size=1100,900", text=framed)
+    assert re.search(r'data-beyond="(.*?)"', dom)[1] == ""
+    scrolling = re.search(r'data-scrolling="(.*?)"', dom)[1]
+    if width == 400:  # figures in many columns do, words in two do not
+        assert "Costs" in scrolling and "Settings" not in scrolling
+    else:
+        assert scrolling == ""
 
 
 def test_printed_on_paper(browser, tmp_path) -> None:

@@ -73,3 +73,19 @@ def test_costs_of_any_range_have_ticks(costs) -> None:
     points = dict(zip(NAMES, [(cost, 90.0, 0.0) for cost in costs], strict=True))
     svg = Plots(NAMES).points(points, [], ("KiB", "top-1"), "w")
     assert len(re.findall("<text", svg)) > 3
+
+
+@pytest.mark.parametrize("start", [0.0018, 0.0031, 0.9, 5.3, 7e4, 3.3e6])
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 2.0, 2.4, 2.6, 4.9, 5.1, 8, 31, 33, 1e4])
+def test_costs_beside_each_other_can_be_read(start, ratio) -> None:
+    points = {"teacher": (ratio * start, 90.0, 0.0), "student": (start, 91.0, 0.0)}
+    svg = Plots(NAMES).points(points, [], ("cost", "top-1"), "w")
+    ticks = re.findall(
+        r'anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([\d.,]+)<', svg
+    )
+    assert len({height for _, height, _ in ticks}) == 1
+    # Digits are 0.64 of the letters' 10 points wide.
+    ends = [(float(x), 3.2 * len(text)) for x, _, text in ticks]
+    assert len(ends) > 1
+    for (left, half), (right, other) in zip(ends, ends[1:], strict=False):
+        assert left + half + 3 < right - other, ticks

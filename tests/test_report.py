@@ -166,10 +166,10 @@ def test_a_file_is_held_against_its_own_seed(
     assert test["second"] == f"student, seed {place + 1} of 2"
     assert test["gain"] == 0.0 and test["p_over_seeds"] is None
     assert test["verdict"] == "does not separate"
-    assert re.search(
-        rf">exported</th><td>student, seed {place + 1} of 2</td><td>0 of 60",
-        (tmp_path / "r.html").read_text(),
-    )
+    page = (tmp_path / "r.html").read_text()
+    row = rf">exported</th><td.*?>student, seed {place + 1} of 2</td><td>0 of 60"
+    assert re.search(row, page)
+    assert "Of the first of 2 seeds; files of one seed are of that one." in page
 
 
 def test_files_of_each_seed_go_with_it_in_any_order(
@@ -311,6 +311,20 @@ def test_labels_that_are_never_there_have_no_precision(tmp_path) -> None:
     assert made.summary.startswith("student.") and "label_accuracy" in str(
         sorted(contenders(made)["student"])
     )
+
+
+def test_decisions_that_did_not_change_are_not_drawn(
+    student, file, x, tmp_path
+) -> None:
+    for wrong in (0, 5):
+        path = tmp_path / f"{wrong}.html"
+        # The file's outputs are apart from these, by much or by nearly nothing.
+        outputs = student.predict(x, verbose=0) + 1e-5
+        outputs[:wrong] = -outputs[:wrong]
+        kdlite.report(student=outputs, files={"file": file}, test=(x, Y), path=path)
+        page = path.read_text()
+        assert "how far its outputs are from those of student" in page
+        assert ("by how sure student was" in page) is bool(wrong)
 
 
 def test_models_that_always_agree_and_are_always_right(x, tmp_path) -> None:

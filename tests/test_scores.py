@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from kdlite.reporting.scores import average_precision, reliability, roc_auc, score
+from kdlite.reporting.scores import (
+    METRICS,
+    average_precision,
+    reliability,
+    roc_auc,
+    score,
+)
 from kdlite.reporting.tasks import probabilities, read_task
 
 with warnings.catch_warnings():
@@ -155,3 +161,8 @@ def test_confidences_at_the_edge_of_a_bin() -> None:
     bins = reliability(np.array([0.0, 1 / 15, 1.0]), np.array([True, True, False]))
     assert bins.counts[0] == 2 and bins.counts[-1] == 1
     assert bins.counts.sum() == 3
+
+
+def test_deviations_have_no_more_digits_than_are_known() -> None:
+    assert METRICS["top1"].spread(0.03731) == "3.73"
+    assert METRICS["mae"].spread(0.0099354) == "0.0099"

@@ -61,7 +61,7 @@ def scores(comparison: Comparison, task: Task) -> Rows:
             ):
                 cell = _NAN
             elif sd is not None and name == task.headline:
-                cell += f" ± {METRICS[name].told(sd)}"
+                cell += f" ± {METRICS[name].spread(sd)}"
             row.append(cell)
         rows.append(row)
     on = f"Measured on {task.samples:,} {comparison.measured_on} samples"

@@ -23,27 +23,43 @@ def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+_LONG = 18  # characters of a cell that are words, and may go into several lines
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    named_above: bool = False,
+) -> str:
     """Returns a table, which scrolls where it is too wide.
 
     Args:
         header: Of the columns.
         rows: Cells, as many in each row; the first is the row's header.
         caption: What the table shows.
+        named_above: Whether the heading above says so, too: the caption is then for
+            those alone who do not see.
     """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "".join(map(_cell, row[1:]))
         + "</tr>\n"
         for row in rows
     )
+    unseen = ' class="unseen"' if named_above else ""
     return (
         f'<div class="wide" tabindex="0" role="region" '
         f'aria-label="{html.escape(caption)}">'
-        f"<table><caption>{html.escape(caption)}</caption>"
+        f"<table><caption{unseen}>{html.escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    kind = ' class="words"' if len(text) > _LONG else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
 
 
 def figure(svg: str, words: str) -> str:
@@ -100,19 +116,30 @@ p, li {{ max-width: 46rem; }}
 header p {{ font-size: 1.1rem; color: var(--soft); }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none;
   padding: 0; margin: .8rem 0; }}
-.wide {{ overflow-x: auto; margin: .8rem 0 1.2rem; }}
+.wide {{ overflow-x: auto; margin: .8rem 0 1.2rem;
+  /* A shadow at an end beyond which there is more; at the end a cover moves over it. */
+  background:
+    linear-gradient(to right, var(--paper) 40%, transparent) left / 2rem 100% local,
+    linear-gradient(to left, var(--paper) 40%, transparent) right / 2rem 100% local,
+    linear-gradient(to right, var(--line), transparent) left / .8rem 100% scroll,
+    linear-gradient(to left, var(--line), transparent) right / .8rem 100% scroll;
+  background-repeat: no-repeat; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }}
 caption {{ text-align: left; color: var(--soft); padding: 0 0 .3rem;
   width: max-content; max-width: min(100vw - 2rem, 46rem); }}
+caption.unseen {{ position: absolute; width: 1px; height: 1px; padding: 0;
+  overflow: hidden; clip-path: inset(50%); }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; font-weight: normal; }}
 thead th {{ color: var(--soft); vertical-align: bottom; white-space: normal;
   font-size: .9rem; }}
-tbody th {{ text-align: left; }}
-th:first-child {{ padding-left: 0; }}
+tbody th {{ text-align: left; white-space: normal; min-width: 7rem; }}
+td.words {{ white-space: normal; min-width: 7.5rem; }}
+th:first-child {{ padding-left: 0; text-align: left; }}
 table.heat td, table.heat thead th {{ text-align: center; padding: .3rem .4rem;
   min-width: 2.9rem; }}
+table.heat thead th {{ max-width: 7rem; }}
 table.heat td {{
   background: color-mix(in srgb, var(--accent) calc(var(--v, 0) * 55%), transparent);
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
@@ -137,13 +164,14 @@ code {{ font-size: .85rem; display: block; margin-bottom: .4rem; }}
 @media (max-width: 30rem) {{
   body {{ font-size: 15px; }} th, td {{ padding: .3rem .45rem; }}
   .examples {{ grid-template-columns: repeat(2, 1fr); }} figure {{ padding: .5rem; }}
-  h1 {{ font-size: 1.6rem; }} tbody th {{ white-space: normal; min-width: 7rem; }}
+  h1 {{ font-size: 1.6rem; }} thead th + th {{ min-width: 4.5rem; }}
 }}
 @media print {{
   html {{ font-size: 10.5px; }}
   body {{ font-size: 1rem; max-width: none; padding: 0; }}
-  h2, h3, h4 {{ break-after: avoid; }} h2 {{ margin-top: 1.4rem; }}
-  figure, tr, .wide {{ break-inside: avoid; }} .wide {{ overflow: visible; }}
+  h2, h2 + p, h3, h4 {{ break-after: avoid; }} h2 {{ margin-top: 1.4rem; }}
+  figure, tr, .wide {{ break-inside: avoid; }}
+  .wide {{ overflow: visible; background: none; }}
   th, td {{ padding: .2rem .4rem; }}
   table.heat td, table.heat thead th {{ min-width: 0; padding: .2rem; }}
   .plots {{ grid-template-columns: repeat(3, 1fr); }}

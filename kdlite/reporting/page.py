@@ -73,7 +73,7 @@ def page(comparison: Comparison) -> str:
         *_each(comparison, "Where they differ", examples, of_one=True),
         _energy(comparison),
         *(
-            section(heading, table(rows[0], rows[1:], heading))
+            section(heading, table(rows[0], rows[1:], heading, named_above=True))
             for heading, rows in comparison.notes.items()
         ),
     ]
@@ -168,7 +168,9 @@ def _each(
     if parts and words:
         parts.append(paragraph(words))
     if parts and of_one and comparison.shown:
-        parts.insert(0, paragraph(f"Of {comparison.shown}."))
+        single = any(file.seeds == 1 for file in comparison.of("file"))
+        files = "; files of one seed are of that one" if single else ""
+        parts.insert(0, paragraph(f"Of {comparison.shown}{files}."))
     return [section(title, *parts)] if parts else []
 
 

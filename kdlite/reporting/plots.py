@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,9 @@ _STYLE = {
     "axes.spines.right": False,
 }
 
+_MARGIN = 0.15  # of an axis of costs, at each end
+_AS_IT_IS = ",.10g"  # 200 and 0.05, where a log axis would say powers of ten
+
 
 class Plots:
     """Draws for one page: colours stay with their series, ids are unique.
@@ -111,7 +115,7 @@ class Plots:
         """
 
         def draw(axis: Axes) -> None:
-            from matplotlib.ticker import LogLocator, NullLocator
+            from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
             if len(front) > 1:
                 line = [values[name][:2] for name in front]
@@ -125,21 +129,14 @@ class Plots:
                     cost, merit, yerr=sd or None, fmt=shape, markersize=9, **drawn
                 )
             axis.set_xscale("log")
-            # 200 and 0.05, where a log axis would say powers of ten; and never so many
-            # that they meet.
-            costs = [cost for cost, *_ in values.values()]
-            decades = np.log10(max(costs) / min(costs))
-            subs = (
-                (1.0, 2.0, 5.0)
-                if decades < 1.5
-                else (1.0, 3.0)
-                if decades < 3
-                else (1.0,)
+            ticks = _log_ticks([cost for cost, *_ in values.values()])
+            # A narrow range has hardly any round number of a log axis.
+            axis.xaxis.set_major_locator(
+                FixedLocator(ticks) if ticks else MaxNLocator(3, steps=[1, 2, 5, 10])
             )
-            axis.xaxis.set_major_locator(LogLocator(subs=subs))
-            axis.xaxis.set_major_formatter("{x:,.10g}")
+            axis.xaxis.set_major_formatter(f"{{x:{_AS_IT_IS}}}")
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.margins(x=0.15, y=0.2)
+            axis.margins(x=_MARGIN, y=0.2)
 
         return self._svg(draw, labels, words, size=(4.6, 3.2))
 
@@ -333,6 +330,38 @@ class Plots:
             figure.savefig(buffer, format="svg", transparent=True)
         self._count += 1
         return _inline(buffer.getvalue(), words, f"p{self._count}-")
+
+
+def _log_ticks(costs: Sequence[float]) -> list[float]:
+    """As many round numbers as have room for their labels; none where not two have.
+
+    Example:
+        >>> _log_ticks([30.0, 1000.0])
+        [20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]
+    """
+    decades = math.log10(max(costs) / min(costs))
+    start = math.log10(min(costs)) - _MARGIN * decades
+    span = (1 + 2 * _MARGIN) * decades
+    for subs, every in (
+        ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 1),
+        ((1.0, 2.0, 5.0), 1),
+        ((1.0, 3.0), 1),
+        *(((1.0,), every) for every in (1, 2, 3)),
+    ):
+        powers = range(math.floor(start), math.ceil(start + span) + 1)
+        ticks = [s * 10.0**p for p in powers if p % every == 0 for s in subs]
+        ticks = [t for t in ticks if start <= math.log10(t) <= start + span]
+        if len(ticks) < 2:
+            continue
+        # In points: of the axis, and of digits in letters of 10.
+        places = [280 * (math.log10(t) - start) / span for t in ticks]
+        halves = [3.2 * len(f"{t:{_AS_IT_IS}}") + 4 for t in ticks]
+        if all(
+            places[i] + halves[i] < places[i + 1] - halves[i + 1]
+            for i in range(len(ticks) - 1)
+        ):
+            return ticks
+    return []
 
 
 def _inline(svg: str, words: str, prefix: str) -> str:

@@ -70,7 +70,7 @@ def _cell(figures: Mapping[str, Any], metric: str) -> str:
         return "-"
     text = METRICS[metric].told(figures[metric])
     sd = figures.get(f"{metric}_sd")
-    return text if sd is None else f"{text} ±{METRICS[metric].told(sd)}"
+    return text if sd is None else f"{text} ±{METRICS[metric].spread(sd)}"
 
 
 def report(

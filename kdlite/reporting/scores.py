@@ -43,6 +43,10 @@ class Metric:
         """Returns a value as text, without the unit."""
         return f"{100 * value:.2f}" if self.share else f"{value:.4g}"
 
+    def spread(self, sd: float) -> str:
+        """Returns a standard deviation as text, of which few digits are known."""
+        return self.told(sd) if self.share else f"{sd:.2g}"
+
     @property
     def heading(self) -> str:
         """The title with its unit."""

@@ -386,12 +386,12 @@ def _change_plots(
             f"{words}.",
         )
     ]
-    if task.kind == "classes":
+    changed = now.argmax(-1) != was.argmax(-1)
+    if task.kind == "classes" and changed.any():
         top = np.sort(was, axis=-1)
         margin = top[:, -1] - top[:, -2]
-        changed = now.argmax(-1) != was.argmax(-1)
         # As far as decisions changed, and some way on where they did not.
-        reach = 1.5 * margin[changed].max() if changed.any() else margin.max()
+        reach = 1.5 * margin[changed].max()
         edges = np.linspace(0, float(min(reach, margin.max())) or 1.0, 21)
         total, _ = np.histogram(margin, edges)
         other, _ = np.histogram(margin[changed], edges)
