@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -164,7 +166,7 @@ def to_android(
             raise
     if apk is not None:
         with working_folder("android") as folder:
-            _run(chain, "build", made := folder / "app.apk")
+            _run(chain, "build", made := folder / "app.apk", folder=folder)
             apk.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(apk, made.read_bytes(), overwrite)
     golden = (about.provenance or {}).get("golden") or {}
@@ -386,16 +388,25 @@ def _card(model: Path, about: Metadata) -> dict[str, Any]:
         return {}
 
 
-def _run(chain: Path, *words: str | Path) -> None:
-    done = subprocess.run(
+def _run(chain: Path, *words: str | Path, folder: Path | None = None) -> None:
+    """Runs the app's own build; what it leaves in temporary files, in `folder`."""
+    with subprocess.Popen(
         [sys.executable, str(chain), *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    if done.returncode:
+        env={**os.environ, **({"TMPDIR": str(folder)} if folder else {})},
+        start_new_session=True,
+    ) as build:
+        try:
+            told, _ = build.communicate()
+        except BaseException:  # Ctrl-C: compilers that it started end with it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(build.pid, signal.SIGKILL)
+            raise
+    if build.returncode:
         raise RuntimeError(
             "The APK must be possible to build. Received: exit code "
-            f"{done.returncode} of {chain}, which says:\n{done.stdout.strip()[-2000:]}"
+            f"{build.returncode} of {chain}, which says:\n{told.strip()[-2000:]}"
         )

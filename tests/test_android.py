@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from processes import OnTerminal
 
 import kdlite
 from kdlite import android, datasets
@@ -305,6 +307,33 @@ def test_an_apk_is_built_by_the_apps_own_chain(
     result = to_android(folder / "student_int8.tflite", app, build_apk=apk)
     assert result.next_command == f"adb install -r '{apk}'"
     assert apk.exists()
+
+
+def test_a_stopped_build_leaves_neither_compilers_nor_files(
+    folder: Path, app: Path, tmp_path: Path
+) -> None:
+    started, temporary = tmp_path / "compiler", tmp_path / "temporary"
+    temporary.mkdir()
+    (app / "ci/chain.py").write_text(
+        "import pathlib, subprocess, sys, tempfile\n"
+        "if sys.argv[1] == 'build':\n"
+        "    pathlib.Path(tempfile.mkdtemp(), 'half').touch()\n"
+        "    compiler = subprocess.Popen(['sleep', '1000'])\n"
+        f"    pathlib.Path({str(started)!r}).write_text(f'{{compiler.pid}}\\n')\n"
+        "    compiler.wait()\n"
+    )
+    model, apk = folder / "student_int8.tflite", tmp_path / "demo.apk"
+    command = "android", str(model), "--app", str(app), "--build-apk", str(apk)
+    with OnTerminal(*command, TMPDIR=str(temporary)) as process:
+        process.until(lambda: started.exists() and "\n" in started.read_text())
+        process.press_ctrl_c()
+        assert process.end() == 130, process.shown
+    stat = Path("/proc", started.read_text().strip(), "stat")
+    end = time.monotonic() + 60
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end, "the compiler goes on"
+        time.sleep(0.05)
+    assert not apk.exists() and not list(temporary.iterdir())
 
 
 def test_an_image_that_cannot_be_read_is_named(
