@@ -115,6 +115,7 @@ def to_android(
             nothing is changed then.
         FileNotFoundError: If there is no such file, or no app.
         FileExistsError: If there is a file at `build_apk`, and `overwrite` is False.
+        OSError: If there can be no file; nothing is changed then.
         RuntimeError: If the APK cannot be built. Where that is for want of programs or
             downloads, nothing is changed.
 
@@ -151,6 +152,13 @@ def to_android(
     if apk is not None:
         # What a build needs is looked for, and fetched, before anything is changed.
         _run(chain, "fetch")
+        try:
+            apk.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise OSError(
+                "The folder of `build_apk` must be there, or possible to make. "
+                f"Received: {str(apk)!r}, where {err}. Choose another."
+            ) from err
     assets = app / "app" / "src" / "main" / "assets"
     with tempfile.TemporaryDirectory(dir=assets.parent, prefix=".assets-") as name:
         new = Path(name, "new")
@@ -167,7 +175,6 @@ def to_android(
     if apk is not None:
         with working_folder("android") as folder:
             _run(chain, "build", made := folder / "app.apk", folder=folder)
-            apk.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(apk, made.read_bytes(), overwrite)
     golden = (about.provenance or {}).get("golden") or {}
     scores = next(output.name for output in about.outputs if output.labels)

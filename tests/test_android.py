@@ -309,6 +309,18 @@ def test_an_apk_is_built_by_the_apps_own_chain(
     assert apk.exists()
 
 
+@pytest.mark.parametrize("parent", ["file", "file/deeper", "/proc/kdlite"])
+def test_an_apk_that_cannot_be_is_refused_before_anything_changes(
+    folder: Path, app: Path, tmp_path: Path, parent
+) -> None:
+    (tmp_path / "file").touch()
+    before = sorted(app.rglob("*"))
+    apk = tmp_path / parent / "demo.apk"
+    with pytest.raises(OSError, match="The folder of `build_apk` must be there"):
+        to_android(folder / "student_int8.tflite", app, build_apk=apk)
+    assert sorted(app.rglob("*")) == before
+
+
 def test_a_stopped_build_leaves_neither_compilers_nor_files(
     folder: Path, app: Path, tmp_path: Path
 ) -> None:
