@@ -41,7 +41,7 @@ def table(
         named_above: Whether the heading above says so, too: the caption is then for
             those alone who do not see.
     """
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    head = "".join(_cell(cell, 'th scope="col"', _LONG // 2) for cell in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
         + "".join(map(_cell, row[1:]))
@@ -57,9 +57,9 @@ def table(
     )
 
 
-def _cell(text: str) -> str:
-    kind = ' class="words"' if len(text) > _LONG else ""
-    return f"<td{kind}>{html.escape(text)}</td>"
+def _cell(text: str, tag: str = "td", long: int = _LONG) -> str:
+    kind = ' class="words"' if len(text) > long else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag.partition(' ')[0]}>"
 
 
 def figure(svg: str, words: str) -> str:
@@ -164,7 +164,7 @@ code {{ font-size: .85rem; display: block; margin-bottom: .4rem; }}
 @media (max-width: 30rem) {{
   body {{ font-size: 15px; }} th, td {{ padding: .3rem .45rem; }}
   .examples {{ grid-template-columns: repeat(2, 1fr); }} figure {{ padding: .5rem; }}
-  h1 {{ font-size: 1.6rem; }} thead th + th {{ min-width: 4.5rem; }}
+  h1 {{ font-size: 1.6rem; }} thead .words {{ min-width: 4.5rem; }}
 }}
 @media print {{
   html {{ font-size: 10.5px; }}
