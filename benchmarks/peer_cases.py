@@ -303,12 +303,27 @@ def this(case: Case, model: Any, samples: Samples, path: Path) -> None:
     kdlite.export(model, path, case.quantization, verify_data=samples_of(model), **data)
 
 
-TOOLS: dict[str, Callable[[Case, Any, Samples, Path], None]] = {
+def model_optimization(case: Case, model: Any, samples: Samples, path: Path) -> None:
+    """`tfmot.quantization.keras.quantize_model`, before any training."""
+    import tensorflow_model_optimization as tfmot
+
+    if case.build is _trained_with_fake_quant:
+        model = _image_net()  # the fake quantization is to be its own
+    aware = tfmot.quantization.keras.quantize_model(model)
+    converter = tf.lite.TFLiteConverter.from_keras_model(aware)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    path.write_bytes(converter.convert())
+
+
+Tool = Callable[[Case, Any, Samples, Path], None]
+# What makes a file of a trained model, and beside it what trains one on.
+QUANTIZERS: dict[str, Tool] = {
     "bare converter": bare_converter,
     "Keras export": keras_export,
     "ai-edge-quantizer": edge_quantizer,
     "kdlite": this,
 }
+TOOLS: dict[str, Tool] = {**QUANTIZERS, "tfmot": model_optimization}
 
 
 def judged(case: Case, model: keras.Model, path: Path) -> str:
@@ -408,14 +423,19 @@ def _stored(values: Array, takes: dict[str, Any]) -> Array:
     )
 
 
+def takes_part(tool: str, case: Case) -> bool:
+    """Whether a case is about what a tool is for."""
+    if tool == "tfmot":  # quantizes in training, to int8, without calibration
+        return case.quantization == "int8" and case.calibration is None
+    return tool != "ai-edge-quantizer" or case.quantization != "float32"
+
+
 def attempt(name: str, tool: str, folder: Path) -> str:
     """What one tool makes of one case."""
     case = CASES[name]
     keras.utils.set_random_seed(0)
     model = case.build()
     path = folder / "model.tflite"
-    if tool == "ai-edge-quantizer" and case.quantization == "float32":
-        return "-"
     try:
         TOOLS[tool](case, model, calibration_of(case, samples_of(model)), path)
     except Exception as err:  # whatever it is: it is what the user sees

@@ -1,8 +1,8 @@
 """kdlite beside its peers: what they teach, what they export, what they get wrong.
 
-    python benchmarks/peers.py [quality] [export] [cases] --work peers
+    python benchmarks/peers.py [quality] [int8] [export] [cases] --work peers
 
-Prints one table for each; without a name, all three. What was measured is kept in
+Prints one table for each; without a name, all four. What was measured is kept in
 `--work`, so a run that was stopped goes on.
 """
 
@@ -26,9 +26,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from versions import versions
 
-TABLES = ("quality", "export", "cases")
+TABLES = ("quality", "int8", "export", "cases")
 HERE = Path(__file__).parent
 BATCH = 128
+RATE, SHORT_RATE = 6e-3, 1e-3
+CALIBRATION = 500
 
 
 class Kept:
@@ -45,6 +47,31 @@ class Kept:
             whole.write_text(json.dumps(self._found, indent=1))
             os.replace(whole, self._path)
         return self._found[name]
+
+
+def fit(model: Any, data: Any, epochs: int, rate: float, seed: int) -> None:
+    """Trains as all are trained here: the same optimizer, schedule and order."""
+    import keras
+
+    steps = epochs * (len(data[0]) // BATCH)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, warmup_target=rate, warmup_steps=steps // 10
+    )
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    keras.utils.set_random_seed(seed)
+    model.fit(*data, batch_size=BATCH, epochs=epochs, verbose=0)
+
+
+def top1(scores: Any, y: Any) -> float:
+    return float((np.asarray(scores).argmax(-1) == y).mean())
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ±{np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{deviation}"
 
 
 def quality(work: Path, seeds: int, samples: int, epochs: int) -> None:
@@ -88,21 +115,11 @@ def quality(work: Path, seeds: int, samples: int, epochs: int) -> None:
     def trained(method: str, seed: int) -> dict[str, float]:
         keras.utils.set_random_seed(seed)
         student = build_student()
-        model = methods[method](student)
-        steps = epochs * (samples // BATCH)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - steps // 10, warmup_target=6e-3, warmup_steps=steps // 10
-        )
-        model.compile(
-            keras.optimizers.AdamW(schedule, weight_decay=1e-3),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
-        keras.utils.set_random_seed(seed)
         start = time.perf_counter()
-        model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
+        fit(methods[method](student), (x, y), epochs, RATE, seed)
         took = time.perf_counter() - start
         scores = student.predict(data.test.x, batch_size=500, verbose=0)
-        return {"top1": float((scores.argmax(-1) == data.test.y).mean()), "s": took}
+        return {"top1": top1(scores, data.test.y), "s": took}
 
     kept = Kept(work / f"quality_{samples}_{epochs}.json")
     print(f"\n{samples:,} images, {epochs} epochs, {seeds} seeds, test set:\n")
@@ -114,11 +131,97 @@ def quality(work: Path, seeds: int, samples: int, epochs: int) -> None:
             kept.get(f"{method} {seed}", lambda m=method, s=seed: trained(m, s))
             for seed in range(seeds)
         ]
-        top1 = [100 * run["top1"] for run in runs]
-        plain = plain or top1
-        gains = ", ".join(f"{a - b:+.2f}" for a, b in zip(top1, plain, strict=True))
-        spread = f" ±{np.std(top1, ddof=1):.2f}" if seeds > 1 else ""
-        print(f"| {method} | {np.mean(top1):.2f}{spread} | {gains} |", flush=True)
+        found = [100 * run["top1"] for run in runs]
+        plain = plain or found
+        gains = ", ".join(f"{a - b:+.2f}" for a, b in zip(found, plain, strict=True))
+        print(f"| {method} | {spread(found)} | {gains} |", flush=True)
+
+
+_TFMOT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import peer_tfmot
+folder, samples, batch, epochs, rate = sys.argv[1:]
+peer_tfmot.main(Path(folder), int(samples), int(batch), int(epochs), float(rate))
+"""
+
+
+def int8(work: Path, seeds: int, samples: int, epochs: int, short: int) -> None:
+    """Top-1 and bytes of int8 files of one student, by what quantized it."""
+    import keras
+    from peer_cases import QUANTIZERS, Case
+
+    import kdlite
+    from kdlite.datasets import fashion_mnist
+    from kdlite.demo.models import build_student
+    from kdlite.lite.runtime import TFLiteModel
+
+    data = fashion_mnist()
+    train = (data.train.x[:samples], data.train.y[:samples])
+
+    def by_tfmot(student: keras.Model, path: Path) -> None:
+        np.savez(path.with_name("weights.npz"), *student.get_weights())
+        settings = map(str, (path.parent, samples, BATCH, short, SHORT_RATE))
+        command = [sys.executable, "-W", "ignore", "-c", _TFMOT.format(here=str(HERE))]
+        subprocess.run([*command, *settings], check=True)
+
+    def by_kdlite(student: keras.Model, path: Path, seed: int) -> None:
+        aware = kdlite.quantize_aware(student, input_range=(0.0, 255.0))
+        fit(aware, train, short, SHORT_RATE, seed)
+        kdlite.export(aware, path, "int8", verify_data=tuple(data.validation))
+
+    def measured(seed: int) -> dict[str, dict[str, float]]:
+        """Every row of one seed: the same student, and as many steps for each."""
+        keras.utils.set_random_seed(seed)
+        student = build_student()
+        fit(student, train, epochs, RATE, seed)
+        longer = keras.models.clone_model(student)
+        longer.set_weights(student.get_weights())
+        fit(longer, train, short, SHORT_RATE, seed)
+        calibration = {"image": train[0][:CALIBRATION].astype("float32")}
+        ways: dict[str, Callable[[Path], None]] = {
+            "float32 | bare converter": lambda path: QUANTIZERS["bare converter"](
+                Case("", build_student), longer, {}, path
+            ),
+            **{
+                f"int8, post-training | {tool}": lambda path, quantize=quantize: (
+                    quantize(Case("", build_student, "int8"), longer, calibration, path)
+                )
+                for tool, quantize in QUANTIZERS.items()
+            },
+            "int8, QAT | tfmot, in tf_keras": lambda path: by_tfmot(student, path),
+            "int8, QAT | kdlite": lambda path: by_kdlite(student, path, seed),
+        }
+        found = {}
+        for name, write in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.tflite"
+                write(path)
+                x = data.test.x.astype("float32")
+                if "tf_keras" in name:
+                    x /= 255.0  # its student is one without Rescaling
+                scores = TFLiteModel(path).predict(x)
+                found[name] = {
+                    "top1": top1(scores, data.test.y),
+                    "bytes": path.stat().st_size,
+                }
+        return found
+
+    kept = Kept(work / f"int8_{samples}_{epochs}_{short}.json")
+    runs = [kept.get(str(seed), lambda s=seed: measured(s)) for seed in range(seeds)]
+    print(
+        f"\n{samples:,} images, {epochs} epochs and {short} more, which are those of "
+        f"QAT, {seeds} seeds, test set:\n"
+    )
+    print("| file | by | top-1 % | beside float32, by seed | bytes |")
+    print("|---|---|---|---|---|")
+    floats = [100 * run["float32 | bare converter"]["top1"] for run in runs]
+    for name in runs[0]:
+        found = [100 * run[name]["top1"] for run in runs]
+        gains = ", ".join(f"{a - b:+.2f}" for a, b in zip(found, floats, strict=True))
+        size = np.mean([run[name]["bytes"] for run in runs])
+        print(f"| {name} | {spread(found)} | {gains} | {size:,.0f} |")
 
 
 _EXPORT = """
@@ -159,7 +262,7 @@ def export_models() -> dict[str, Callable[[], Any]]:
 
 def export(work: Path, repeats: int) -> None:
     """Time, memory and size of an export, each in a process of its own."""
-    from peer_cases import TOOLS
+    from peer_cases import QUANTIZERS
 
     kept = Kept(work / "export.json")
 
@@ -185,7 +288,7 @@ def export(work: Path, repeats: int) -> None:
         for quantization in ("float32", "int8"):
             tools = [
                 tool
-                for tool in TOOLS
+                for tool in QUANTIZERS
                 if quantization != "float32" or tool != "ai-edge-quantizer"
             ]
             runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
@@ -224,7 +327,7 @@ print(json.dumps(dict(verdict=peer_cases.attempt(case, tool, Path(folder)))))
 
 def cases(work: Path) -> None:
     """What each tool makes of the reports: right, wrong, refused, or a crash."""
-    from peer_cases import CASES, TOOLS
+    from peer_cases import CASES, TOOLS, takes_part
 
     kept = Kept(work / "cases.json")
 
@@ -254,7 +357,9 @@ def cases(work: Path) -> None:
     for name, case in CASES.items():
         cells = []
         for tool in TOOLS:
-            verdict = kept.get(f"{name} {tool}", lambda n=name, t=tool: tried(n, t))
+            verdict = "-"
+            if takes_part(tool, case):
+                verdict = kept.get(f"{name} {tool}", lambda n=name, t=tool: tried(n, t))
             counts[tool][verdict.partition(":")[0].partition(",")[0]] += 1
             cells.append(textwrap.shorten(verdict.replace("|", "/"), 90))
         print(f"| {case.what} | " + " | ".join(cells) + " |", flush=True)
@@ -274,6 +379,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--short", type=int, default=2, help="epochs of QAT")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     chosen = args.tables or TABLES
@@ -282,11 +388,14 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     if "quality" in chosen:
         quality(args.work, args.seeds, args.samples, args.epochs)
+    if "int8" in chosen:
+        int8(args.work, args.seeds, args.samples, args.epochs, args.short)
     if "export" in chosen:
         export(args.work, args.repeats)
     if "cases" in chosen:
         cases(args.work)
-    print(f"\n{versions('ai-edge-quantizer')}")
+    more = ("ai-edge-quantizer", "tensorflow-model-optimization", "tf_keras")
+    print(f"\n{versions(*more)}")
     return 0
 
 
