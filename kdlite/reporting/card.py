@@ -41,7 +41,7 @@ def run_section(comparison: Comparison, file: str) -> str:
         escaped(figures.TESTS) if any(tests) else "",
         "### Energy and CO2",
         _told(rows),
-        bullets(assumptions),
+        bullets(assumptions) if rows else escaped(*assumptions),
     ]
     for heading, (header, *cells) in comparison.notes.items():
         parts += [f"### {escaped(heading)}", table(header, cells)]
