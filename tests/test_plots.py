@@ -75,8 +75,8 @@ def test_costs_of_any_range_have_ticks(costs) -> None:
     assert len(re.findall("<text", svg)) > 3
 
 
-@pytest.mark.parametrize("start", [0.0018, 0.0031, 0.9, 5.3, 7e4, 3.3e6])
-@pytest.mark.parametrize("ratio", [1.0, 1.2, 2.0, 2.4, 2.6, 4.9, 5.1, 8, 31, 33, 1e4])
+@pytest.mark.parametrize("start", [0.0018, 5.3, 7e4, 3.3e6])
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 2.4, 2.6, 4.9, 8, 33, 1e4])
 def test_costs_beside_each_other_can_be_read(start, ratio) -> None:
     points = {"teacher": (ratio * start, 90.0, 0.0), "student": (start, 91.0, 0.0)}
     svg = Plots(NAMES).points(points, [], ("cost", "top-1"), "w")
