@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 
 from kdlite.compress.recipes import RECIPES, recipe
 from kdlite.lite.output_report import compare
-from kdlite.lite.tolerance import Tolerance, problems, rule
+from kdlite.lite.tolerance import Tolerance, caution, problems, rule
 
 
 def output(**figures) -> SimpleNamespace:
@@ -25,6 +26,11 @@ def output(**figures) -> SimpleNamespace:
         within_one_step=1.0,
         histogram=(1000,),
         largest_steps=9.0,
+        samples=100,
+        varies=1.0,
+        follows_db=40.0,
+        fixed_step=False,
+        lost_gain=0.0,
     )
     return SimpleNamespace(**{**good, **figures})
 
@@ -145,3 +151,136 @@ def test_numbers_and_words_of_a_tolerance_are_the_same(
     # 65,536 is how many steps 16 bits have, and one is one.
     told = re.findall(r"[\d.]*\d", words.replace(" of 65,536", ""))
     assert sorted(map(float, told)) == pytest.approx(sorted(numbers.values()), abs=0.5)
+
+
+# --- a file that says nothing
+
+
+def years(rng, samples=128, spread=3.0, step=11.0):
+    """A regression whose offset is in the range that its steps are spread over."""
+    wanted = rng.normal(2000.0, spread, (samples, 1))
+    return np.round(wanted / step) * step, wanted
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int16x8", "int4"])
+def test_two_steps_will_not_do_where_a_step_is_wider_than_the_samples_differ(
+    rng, quantization
+) -> None:
+    report = compare("y", *years(rng), step=11.0)
+    assert report.rms_difference < 2 * 11.0 and report.within_one_step == 1.0
+    (problem,) = problems([report], recipe(quantization))
+    assert "'y' varies by" in problem and "a quantization step is 11" in problem
+    assert "(its values reach 200" in problem and "over 128 samples" in problem
+    # Trained with these very steps, the model has them too.
+    assert problems([report], recipe(quantization), True) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "fixed"),
+    [
+        ({"samples": 15}, False),  # few: nobody knows how they vary
+        ({"spread": 12.0}, False),
+        ({"spread": 0.01}, False),  # 5e-6 of the values: float arithmetic
+        ({"spread": 0.0}, False),
+        ({}, True),  # the step is the operation's own
+    ],
+)
+def test_a_file_that_follows_what_can_be_followed_passes(rng, figures, fixed) -> None:
+    report = compare("y", *years(rng, **figures), step=7.9, fixed_step=fixed)
+    assert problems([report], recipe("int8")) == []
+
+
+def test_noise_of_weights_is_not_held_to_what_the_samples_differ_by(rng) -> None:
+    # Values far apart that hardly vary: the decibels of all are what is asked for.
+    wanted = rng.normal(size=(64, 8)) * 0.1 + np.arange(8.0)
+    told = wanted + rng.normal(size=wanted.shape) * 0.2
+    report = compare("y", told, wanted, step=0.03)
+    assert report.follows_db < 0 and problems([report], recipe("int8")) == []
+    assert "of what the samples differ by (0.09" in str(report)
+
+
+def test_how_much_values_vary_over_the_samples(rng) -> None:
+    wanted, noise = rng.normal(size=(50, 3, 2)), rng.normal(size=(50, 3, 2))
+    report = compare("y", wanted + noise + 5.0, wanted + np.arange(2.0) * 9)
+    apart = noise - np.arange(2.0) * 9
+    assert report.varies == pytest.approx(np.sqrt(wanted.var(axis=0).mean()))
+    assert report.unfollowed == pytest.approx(np.sqrt(apart.var(axis=0).mean()))
+    assert report.follows_db == pytest.approx(
+        20 * np.log10(report.varies / report.unfollowed)
+    )
+    assert report.samples == 50
+
+
+def labelled(wrong: int, of: int = 1000, keras_wrong: int = 60):
+    """Two classes; the model errs in some, the file in others too."""
+    y = np.tile([0, 1], of // 2)
+
+    def scores(mistakes: slice):
+        given = y.copy()
+        given[mistakes] = 1 - given[mistakes]
+        return np.eye(2)[given]
+
+    told = scores(slice(0, keras_wrong + wrong))
+    return compare("y", told, scores(slice(0, keras_wrong)), target=y)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (5, ""),  # half a point
+        (20, ""),
+        (30, "caution"),  # of 44 points above one answer for all
+        (219, "caution"),
+        (221, "problem"),
+        (760, "problem"),
+    ],
+)
+def test_what_may_be_lost_of_the_metric(name, trained, wrong, told) -> None:
+    report = labelled(wrong)
+    # Whatever the outputs are off by: float files are refused for that alone.
+    report = dataclasses.replace(report, largest_difference=0.0, rms_difference=0.0)
+    found = problems([report], recipe(name), trained)
+    assert bool(found) is (told == "problem")
+    assert bool(caution(report)) is (told == "caution")
+    for text in (*found, *filter(None, [caution(report)])):
+        assert "'y' loses" in text and "where Keras has 0.9400" in text
+
+
+@pytest.mark.parametrize("model", ["untrained", "few samples", "better"])
+def test_a_loss_that_may_be_chance_is_none(model, rng) -> None:
+    y = rng.integers(0, 2, 400)
+    if model == "untrained":
+        a, b = rng.normal(size=(2, 400, 2))
+    elif model == "few samples":
+        y, a = y[:8], np.eye(2)[y[:8]]
+        b = 1 - a
+    else:
+        a, b = rng.normal(size=(400, 2)), np.eye(2)[y]
+    report = compare("y", b, a, target=y)
+    assert report.lost_gain == 0.0 and not caution(report)
+
+
+def test_lost_errors_are_those_of_mcnemar(rng) -> None:
+    y = rng.integers(0, 5, 300)
+    wanted, told = np.eye(5)[y], np.eye(5)[y]
+    wanted[:7] = np.roll(wanted[:7], 1, axis=1)
+    told[4:40] = np.roll(told[4:40], 1, axis=1)
+    by_keras = wanted.argmax(1) == y
+    by_file = told.argmax(1) == y
+    b, c = np.sum(by_keras & ~by_file), np.sum(by_file & ~by_keras)
+    report = compare("y", told, wanted, target=y)
+    assert report.lost_errors == pytest.approx((b - c) / np.sqrt(b + c))
+    assert report.chance_metric == np.bincount(y).max() / 300
+
+
+def test_a_regression_that_is_no_better_than_one_answer_is_wrong(rng) -> None:
+    told, wanted = years(rng)
+    y = wanted + rng.normal(0, 0.2, wanted.shape)
+    report = compare("y", np.full_like(told, 2000.0), wanted, target=y)
+    assert report.chance_metric == pytest.approx(np.abs(y - np.median(y)).mean())
+    assert "mean absolute error 2." in "".join(problems([report], recipe("dynamic")))
+    half = 0.6 * wanted + 0.4 * np.median(y)
+    report = compare("y", half, wanted, target=y)
+    assert 0.2 < report.lost_gain < 0.5 and "'y' loses" in caution(report)

@@ -148,6 +148,11 @@ def export(
       quantization steps or, if that is more, `Recipe.least_snr_db` below how much the
       output varies: 11 dB with 8-bit weights. Good models are at 20 to 40 dB; the limit
       tells those that say nothing any more, as after calibration with wrong units.
+      Two steps do not suffice where a step is wider than what the samples differ by, as
+      behind an offset: 3 dB of that must be left. Nor do the decibels where outliers
+      have them: 3 dB must be left on the samples without any.
+    - With labels: not half is lost of what the model is better by than one answer for
+      all samples; a loss of 5 % of that is a warning.
 
     Equal arguments give equal bytes, in any process.
 
@@ -317,6 +322,13 @@ def export(
             f"own operations ({', '.join(sorted({o.name for o in content.flex_ops}))}),"
             " which no Python package for this version runs in a .tflite. Compare the "
             "two on a phone.",
+            stacklevel=2,
+        )
+    for text in report.cautions:
+        warnings.warn(
+            f"A file should be as good as its model. Received: {path.name}, of which "
+            f"{text}. Give more calibration data, keep layers in float (auto_mixed="
+            '{"max_drop_points": 1.0}), or train with `quantize_aware`.',
             stacklevel=2,
         )
     meanings = {

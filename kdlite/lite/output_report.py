@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ STEP_TOLERANCE = 0.01
 _FLOAT_TOLERANCE = 1e-4
 # Off by 0, 1, ... steps, and the last bin for so many or more.
 _BINS = 10
+# Less is told: the error is a third of what it is to be told from.
+_FEW_DB = 10.0
+# A loss is by chance in one of 700 files that lose nothing.
+_SURE_ERRORS = 3.0
 _BAR = 24
 
 
@@ -45,6 +50,17 @@ class OutputReport:
         varying: Of the values along the last axis that differ between samples in Keras,
             the share that does in the file; 1 where there are none. Below 1, a value
             moves by less than a step: an output of its own has steps of its own.
+        samples: On how many samples.
+        varies: How much a value varies in Keras around its mean over the samples (root
+            mean square): without what is the same for all samples, as an offset.
+        unfollowed: How much of that the file does not follow: the difference around its
+            mean over the samples, likewise.
+        fixed_step: Whether the operation that makes the output sets the step, as that
+            of a sigmoid is 1/256, and no data do.
+        chance_metric: The metric of the best answer that is one for all samples: the
+            most frequent class, or the median of the targets.
+        lost_errors: By how many standard errors the file is worse than Keras in the
+            metric, sample by sample; below 0, it is better.
     """
 
     name: str
@@ -61,6 +77,43 @@ class OutputReport:
     keras_metric: float | None
     file_metric: float | None
     varying: float = 1.0
+    samples: int = 0
+    varies: float = 0.0
+    unfollowed: float = 0.0
+    fixed_step: bool = False
+    chance_metric: float | None = None
+    lost_errors: float = 0.0
+
+    @property
+    def follows_db(self) -> float:
+        """How well the file says in what samples differ, in decibels.
+
+        At 0 it says no more than one answer for all of them.
+        """
+        least = 1e-30
+        return 20 * math.log10(max(self.varies, least) / max(self.unfollowed, least))
+
+    @property
+    def lost_gain(self) -> float:
+        """The share that is lost of what the model gains over one answer for all.
+
+        0 without targets, and where it may be by chance.
+        """
+        if self.keras_metric is None or self.file_metric is None:
+            return 0.0
+        gained = abs(self.keras_metric - (self.chance_metric or 0.0))
+        if not self._gains or self.lost_errors < _SURE_ERRORS:
+            return 0.0
+        return abs(self.keras_metric - self.file_metric) / gained
+
+    @property
+    def _gains(self) -> bool:
+        """Whether the model is better than one answer for all samples."""
+        if self.keras_metric is None or self.chance_metric is None:
+            return False
+        if self.metric == TOP1:
+            return self.keras_metric > self.chance_metric
+        return self.keras_metric < self.chance_metric
 
     @property
     def largest_steps(self) -> float | None:
@@ -93,6 +146,11 @@ class OutputReport:
                 f"  {1 - self.varying:.0%} of its values are the same for all samples "
                 "in the file, and not in Keras: they move by less than a step"
             )
+        if self.step and 0 < self.varies and self.follows_db < _FEW_DB:
+            lines.append(
+                f"  of what the samples differ by ({self.varies:.3g}), "
+                f"{self.follows_db:.1f} dB are left"
+            )
         if self.keras_metric is not None and self.file_metric is not None:
             lines.append(
                 f"  {self.metric}: Keras {self.keras_metric:.4f}, "
@@ -114,6 +172,7 @@ def compare(
     *,
     step: float | None = None,
     target: Array | None = None,
+    fixed_step: bool = False,
 ) -> OutputReport:
     """Compares two runs of one output.
 
@@ -124,6 +183,7 @@ def compare(
         step: The width of a quantization step, or None in float.
         target: What would be right: class indices `(samples,)` or `(samples, 1)`, or
             values of the output's shape.
+        fixed_step: Whether the operation sets the step, and no data do.
 
     Returns:
         The figures.
@@ -136,6 +196,11 @@ def compare(
         >>> compare("y", np.array([[0.0, 0.2]]), np.array([[0.1, 0.2]]), step=0.1)
         ... # doctest: +ELLIPSIS
         OutputReport(name='y', step=0.1, largest_difference=0.1, ...)
+
+    Reference:
+        `lost_errors` is of classes the statistic `(b - c) / sqrt(b + c)`, where `b`
+        samples are right by Keras alone and `c` by the file alone: McNemar 1947,
+        Psychometrika 12.
     """
     if by_file.shape != by_keras.shape:
         raise ValueError(
@@ -163,11 +228,16 @@ def compare(
         histogram = tuple(np.bincount(levels, minlength=_BINS).tolist())
     # A level more or less, with room for the float product that makes it a value.
     near = (1 + STEP_TOLERANCE) * step if step else _FLOAT_TOLERANCE * largest
-    metric, keras_metric, file_metric = "", None, None
+    metric, keras_metric, file_metric, chance, lost = "", None, None, None, 0.0
     if target is not None:
         metric = TOP1 if _is_indices(target, wanted) else "mean absolute error"
         keras_metric = _metric(metric, wanted, target)
         file_metric = _metric(metric, told, target)
+        chance = _chance(metric, target)
+        lost = _standard_errors(
+            _faults(metric, told, target) - _faults(metric, wanted, target)
+        )
+    varies, unfollowed = _over_samples(told, wanted)
     return OutputReport(
         name=name,
         step=step,
@@ -183,6 +253,12 @@ def compare(
         keras_metric=keras_metric,
         file_metric=file_metric,
         varying=_varying(told, wanted),
+        samples=len(wanted),
+        varies=varies,
+        unfollowed=unfollowed,
+        fixed_step=fixed_step,
+        chance_metric=chance,
+        lost_errors=lost,
     )
 
 
@@ -231,6 +307,39 @@ def _metric(metric: str, output: Array, target: Array) -> float:
     if metric == TOP1:
         return float((output.argmax(-1) == target.reshape(-1)).mean())
     return float(np.abs(output - target).mean())
+
+
+def _faults(metric: str, output: Array, target: Array) -> Array:
+    """Returns what each sample is off by."""
+    if metric == TOP1:
+        wrong: Array = output.argmax(-1) != target.reshape(-1)
+        return wrong.astype(np.float64)
+    apart: Array = np.abs(output - target).reshape(len(output), -1)
+    return apart.mean(axis=1)
+
+
+def _chance(metric: str, target: Array) -> float:
+    if metric == TOP1:
+        return float(np.unique(target, return_counts=True)[1].max() / len(target))
+    return float(np.abs(target - np.median(target, axis=0)).mean())
+
+
+def _standard_errors(differences: Array) -> float:
+    """By how many standard errors a sum is above 0, if signs were drawn by chance."""
+    noise = float(np.sqrt(np.sum(differences**2)))
+    total = float(np.sum(differences))
+    return total / noise if noise > 0 and math.isfinite(total) else 0.0
+
+
+def _over_samples(told: Array, wanted: Array) -> tuple[float, float]:
+    """How much values vary over the samples, and how much of that is not followed."""
+    known = np.isfinite(told) & np.isfinite(wanted)
+    told, wanted = (np.where(known, values, 0.0) for values in (told, wanted))
+    return _around_means(wanted), _around_means(told - wanted)
+
+
+def _around_means(values: Array) -> float:
+    return float(np.sqrt(np.mean((values - values.mean(axis=0)) ** 2)))
 
 
 def check_numbers(name: str, by_keras: Array, step: float | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ FLOATS = ("float16", "float32", "float64", "bfloat16")
 _BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16}
 # They hand values on and compute nothing; a step found behind them is the output's.
 _MOVERS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE")
+_KEEPERS = ("DEQUANTIZE", *_MOVERS)
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,50 @@ class TFLiteFile:
         Raises:
             ValueError: If there is no such output.
         """
+        for tensor, _ in self._behind(output, _KEEPERS):
+            if tensor.scale is not None:
+                return tensor.scale
+        return None
+
+    def input_step(self, name: str) -> float | None:
+        """Returns the quantization step that an input is rounded to at once.
+
+        Args:
+            name: The name of an input.
+
+        Returns:
+            Its scale, or that of the integers that it is made into; None where it is
+            computed with in float, or is no such input.
+        """
+        for tensor in self.inputs:
+            if tensor.name != name or tensor.scale is not None:
+                continue
+            for op in self.ops:
+                if op.name == "QUANTIZE" and op.inputs[:1] == (tensor.index,):
+                    return self.tensors[op.outputs[0]].scale if op.outputs else None
+        scales = {tensor.name: tensor.scale for tensor in self.inputs}
+        return scales.get(name)
+
+    def maker(self, output: str) -> str:
+        """Returns the name of the operation that an output's values are of.
+
+        Args:
+            output: The name of an output.
+
+        Returns:
+            The last operation but for those that move values and change their type;
+            empty where there is none.
+
+        Raises:
+            ValueError: If there is no such output.
+        """
+        *_, (_, op) = self._behind(output, (*_KEEPERS, "QUANTIZE"))
+        return op.name if op else ""
+
+    def _behind(
+        self, output: str, through: Collection[str]
+    ) -> Iterator[tuple[TensorInfo, Op | None]]:
+        """Yields the tensors behind an output and what makes each, the last first."""
         by_name = {tensor.name: tensor for tensor in self.outputs}
         if output not in by_name:
             raise ValueError(
@@ -299,16 +344,13 @@ class TFLiteFile:
         }
         # Each operation runs once, so a chain is no longer than there are operations.
         for _ in range(len(self.ops) + 1):
-            tensor = self.tensors[index]
-            if tensor.scale is not None:
-                return tensor.scale
             op = made_by.get(index)
-            if op is None or op.name not in ("DEQUANTIZE", *_MOVERS):
-                return None
+            yield self.tensors[index], op
+            if op is None or op.name not in through:
+                return
             index = next(iter(op.inputs), -1)
             if index < 0:
-                return None
-        return None
+                return
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON takes it."""

@@ -18,6 +18,16 @@ _RMS_STEPS = 2.0
 # Of the 65536 that 16 bits have: sigmoid, tanh and softmax interpolate between some 256
 # points. Every input of 16 bits was tried: tanh is off by up to 3 steps.
 _STEPS_OF_TABLES = 2.0
+# Below it the error is more than half of what the values vary, in squares: of less than
+# so many samples nobody knows how they vary; and float arithmetic moves a value, too.
+_LEAST_FOLLOWED_DB = 3.0
+_ENOUGH_SAMPLES = 16
+_VARIES_SHARE = 1e-5
+# The same of the task's metric: what is lost of that above one answer for all samples.
+_MOST_LOST = 0.5
+_MUCH_LOST = 0.05
+# What sets its own step, whatever the data.
+FIXED_STEPS = ("LOGISTIC", "SOFTMAX", "TANH", "LOG_SOFTMAX", "L2_NORMALIZATION")
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,8 @@ class Tolerance:
             `within_one_step`: which share of the values is within one step, or else the
             error (root mean square) within `rms_steps` of 65,536, if told; or
             `rms_steps`: steps that the error may have, or else it is `snr_db` below how
-            much the output varies.
+            much the output varies; and where these steps are wide, `followed_db` of
+            what the samples differ by.
 
         Example:
             >>> from kdlite.compress.recipes import RECIPES
@@ -69,7 +80,12 @@ class Tolerance:
             return {"within_one_step": _WITHIN_ONE_STEP, **rms}
         if self.recipe.least_snr_db is None:
             return {"largest_share": _FLOAT_SHARE}
-        return {"rms_steps": _RMS_STEPS, "snr_db": float(self.recipe.least_snr_db)}
+        followed = {"followed_db": _LEAST_FOLLOWED_DB} if self.recipe.integer else {}
+        return {
+            "rms_steps": _RMS_STEPS,
+            "snr_db": float(self.recipe.least_snr_db),
+            **followed,
+        }
 
     def __str__(self) -> str:
         kind = ", quantization-aware" if self.trained else ""
@@ -108,7 +124,12 @@ def problems(
       TFLite looks up in tables there is off by up to four of them.
     - Else: an error (root mean square) of at most two steps of the output, or of
       `recipe.least_snr_db` below how much the output varies, whichever is more. A
-      single value does not vary: its magnitude stands for that.
+      single value does not vary: its magnitude stands for that. Two steps will not do
+      where a step is wider than what the samples differ by (the standard deviation of a
+      value over 16 samples or more): of these, 3 dB must be left. What sets its own
+      step, as a sigmoid, is excepted.
+    - Where there are targets: no more than half is lost of what the model is better by
+      than one answer for all samples, unless that is by chance.
 
     Args:
         outputs: How each output compares.
@@ -157,7 +178,12 @@ def rule(recipe: Recipe, trained: bool = False) -> str:
         )
     return (
         "no NaN, and an error (root mean square) of at most two quantization steps, "
-        f"or {recipe.least_snr_db:.0f} dB below how much the output varies."
+        f"or {recipe.least_snr_db:.0f} dB below how much the output varies"
+        + (
+            f"; of what the samples differ by, {_LEAST_FOLLOWED_DB:g} dB are left."
+            if recipe.integer
+            else "."
+        )
     )
 
 
@@ -165,6 +191,8 @@ def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
     name, floor = output.name, max(_FLOAT_SHARE * output.largest_value, _FLOAT_FLOOR)
     if output.nan_count:
         return f"output {name!r} has {output.nan_count} NaN"
+    if lost := _lost(output):
+        return lost
     if trained and output.step is not None:
         tables = recipe.activation_bits == 16
         if tables and output.rms_difference <= _STEPS_OF_TABLES * output.step:
@@ -195,7 +223,93 @@ def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
             f"output {name!r} is off by {output.rms_difference:.3g} (root mean "
             f"square), more than {limit:.3g}"
         )
-    return ""
+    return _too_wide(output)
+
+
+def unfollowed(output: OutputReport) -> str:
+    """Says that an output does not follow what the samples differ by.
+
+    Args:
+        output: How it compares.
+
+    Returns:
+        A sentence; empty where it does, where the samples are fewer than 16, and where
+        they differ by no more than float arithmetic.
+
+    Example:
+        >>> from kdlite.lite.output_report import compare
+        >>> import numpy as np
+        >>> years = np.random.default_rng(0).normal(2000.0, 3.0, (64, 1))
+        >>> unfollowed(compare("y", np.full((64, 1), 1998.0), years, step=7.9))
+        "output 'y' varies by 2.49 over 64 samples, and of that 0.0 dB are left, not 3"
+    """
+    floor = max(_VARIES_SHARE * output.largest_value, _FLOAT_FLOOR)
+    if (
+        output.samples < _ENOUGH_SAMPLES
+        or output.varies <= floor
+        or output.follows_db >= _LEAST_FOLLOWED_DB
+    ):
+        return ""
+    return (
+        f"output {output.name!r} varies by {output.varies:.3g} over {output.samples} "
+        f"samples, and of that {output.follows_db:.1f} dB are left, not "
+        f"{_LEAST_FOLLOWED_DB:g}"
+    )
+
+
+def _too_wide(output: OutputReport) -> str:
+    """Says that a step is too wide for what the output has to say of the samples."""
+    if output.fixed_step or (output.step or 0.0) < output.varies:
+        return ""
+    told = unfollowed(output)
+    return told and (
+        f"{told}: a quantization step is {output.step:.3g} wide, as its range is "
+        "that of an offset or of a few outliers in `calibration_data` (its values "
+        f"reach {output.largest_value:.4g}). Leave the outliers out or clip them; let "
+        "the model give the difference from the offset; or keep the layers that make "
+        "the output in float. Or these samples are all alike: compare on others"
+    )
+
+
+def _lost(output: OutputReport) -> str:
+    """Says that a file is not good for what the model is good for."""
+    if output.lost_gain <= _MOST_LOST:
+        return ""
+    return f"output {_loss(output)}, and one answer for all {output.chance_metric:.4f}"
+
+
+def caution(output: OutputReport) -> str:
+    """Says that an output loses much of the task's metric, if it does and may.
+
+    Args:
+        output: How it compares.
+
+    Returns:
+        A sentence; empty where no more than 5 % is lost of what the model is better by
+        than one answer for all samples, where that may be by chance, and where it is
+        so much that the file is wrong.
+
+    Example:
+        >>> from kdlite.lite.output_report import compare
+        >>> import numpy as np
+        >>> y = np.tile([0, 1], 50)
+        >>> right = np.eye(2)[y]
+        >>> wrong = np.where(np.arange(100)[:, None] < 12, 1 - right, right)
+        >>> caution(compare("y", wrong, right, target=y))
+        "output 'y' loses 24% of ...: top-1 0.8800, where Keras has 1.0000"
+    """
+    if not _MUCH_LOST < output.lost_gain <= _MOST_LOST:
+        return ""
+    return f"output {_loss(output)}"
+
+
+def _loss(output: OutputReport) -> str:
+    share = f"{output.lost_gain:.0%}" if output.lost_gain < 1 else "all"
+    return (
+        f"{output.name!r} loses {share} of what the model is better by than one answer "
+        f"for all samples: {output.metric} {output.file_metric:.4f}, where Keras has "
+        f"{output.keras_metric:.4f}"
+    )
 
 
 def _one_alone(output: OutputReport) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 from kdlite.lite.isolated_runs import Run
 from kdlite.lite.layer_errors import LayerError, noisiest
+from kdlite.lite.outliers import Outliers
 from kdlite.lite.output_report import STEP_TOLERANCE, TOP1, OutputReport
-from kdlite.lite.tolerance import Tolerance
+from kdlite.lite.tolerance import Tolerance, caution, unfollowed
 
 _MOST_LAYERS = 6
 # The share of the worst that counts.
@@ -80,6 +81,29 @@ class KernelRun(Run):
 
 
 @dataclass(frozen=True)
+class Ordinary:
+    """How a file compares with the model on the samples without outliers.
+
+    What one value in a hundred sets the range by, all others pay for; and in the
+    figures of all samples the outliers drown that.
+
+    Attributes:
+        outliers: Which, and what they do to an input.
+        outputs: One report for each output, of the other samples.
+    """
+
+    outliers: Outliers
+    outputs: tuple[OutputReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON takes it."""
+        return {
+            "outliers": self.outliers.to_dict(),
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """How a file compares with its Keras model.
 
@@ -95,6 +119,8 @@ class VerificationReport:
             signatures one for each. Empty: to nothing but that they are numbers.
         changed: What was changed in the file since `export` wrote it, of which it keeps
             the SHA-256; empty if nothing.
+        ordinary: How it compares on the samples without outliers, by signature, where
+            an input has some that leave no levels to the others.
     """
 
     file: str
@@ -106,6 +132,7 @@ class VerificationReport:
     kernels: tuple[KernelRun, ...] = ()
     tolerances: tuple[Tolerance, ...] = ()
     changed: str = ""
+    ordinary: tuple[Ordinary, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -113,6 +140,16 @@ class VerificationReport:
         wrong = self._wrong(self.outputs)
         found = [self.changed] if self.changed else []
         found += wrong.values()
+        for part in self.ordinary:
+            for output in part.outputs:
+                calibrated = any(
+                    t.recipe.integer and not t.trained and t.covers(output.name)
+                    for t in self.tolerances
+                )
+                text = unfollowed(output) if calibrated else ""
+                if text and output.name not in wrong:
+                    found.append(f"{text}, without outliers: {part.outliers}")
+                    break
         all_samples = {output.name: output for output in self.outputs}
         for run in self.kernels:
             # How much an output varies is not seen in the few that others computed.
@@ -126,6 +163,16 @@ class VerificationReport:
     def passed(self) -> bool:
         """Whether there are no problems: `export` would let the file pass."""
         return not self.problems
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is lost of the task's metric, where that is much but no problem."""
+        wrong = self._wrong(self.outputs)
+        return tuple(
+            text
+            for output in self.outputs
+            if output.name not in wrong and (text := caution(output))
+        )
 
     def _wrong(
         self, outputs: Iterable[OutputReport], other_kernels: bool = False
@@ -260,6 +307,13 @@ class VerificationReport:
                 replace(run, outputs=its(run.outputs)) for run in self.kernels
             ),
             tolerances=tuple(t for t in self.tolerances if t.signature == signature),
+            ordinary=tuple(
+                part
+                for part in (
+                    replace(part, outputs=its(part.outputs)) for part in self.ordinary
+                )
+                if part.outputs
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,9 +326,11 @@ class VerificationReport:
             "float_ops": list(self.float_ops),
             "passed": self.passed,
             "problems": list(self.problems),
+            "cautions": list(self.cautions),
             "rules": list(map(str, self.tolerances)),
             "outputs": [output.to_dict() for output in self.outputs],
             "kernels": [run.to_dict() for run in self.kernels],
+            "ordinary": [part.to_dict() for part in self.ordinary],
         }
 
     def __str__(self) -> str:
@@ -290,6 +346,7 @@ class VerificationReport:
             lines.append(f"at most apart with {told}")
         problems = self.problems
         lines += [f"wrong: {text}" for text in problems]
+        lines += [f"careful: {text}" for text in self.cautions]
         if self.outputs:
             verdict = "not held" if problems else "held"
             lines += [f"{verdict}: {rule}" for rule in map(str, self.tolerances)]

@@ -20,14 +20,15 @@ from kdlite.lite.calibration import (
 from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
 from kdlite.lite.labels import class_count
 from kdlite.lite.metadata import changed_since_written, read_metadata
+from kdlite.lite.outliers import outliers
 from kdlite.lite.output_report import OutputReport, check_target, compare
 from kdlite.lite.serving import ServingModel, serve
 from kdlite.lite.signatures import of_signature
 from kdlite.lite.targets import read_once, read_targets
 from kdlite.lite.tflite_file import TensorInfo
 from kdlite.lite.tflite_reader import inspect, inspect_bytes
-from kdlite.lite.tolerance import Tolerance, recipe_of
-from kdlite.lite.verification import KernelRun, VerificationReport
+from kdlite.lite.tolerance import FIXED_STEPS, Tolerance, recipe_of
+from kdlite.lite.verification import KernelRun, Ordinary, VerificationReport
 
 Array = np.ndarray[Any, Any]
 
@@ -145,6 +146,11 @@ def _verify_each(
             for name, report in reports.items()
             for tolerance in report.tolerances
         ),
+        ordinary=tuple(
+            replace(part, outputs=tuple(renamed(name, part.outputs)))
+            for name, report in reports.items()
+            for part in report.ordinary
+        ),
     )
 
 
@@ -180,7 +186,7 @@ def _verify_one(
 
     def compared(
         by_file: Outputs | ValueError,
-        most: int,
+        rows: slice | Array,
         targets: Mapping[str, Array],
     ) -> tuple[OutputReport, ...]:
         if isinstance(by_file, ValueError):
@@ -188,10 +194,11 @@ def _verify_one(
         return tuple(
             compare(
                 name,
-                by_file[names[name]],
-                values[:most],
+                by_file[names[name]][rows],
+                values[rows],
                 step=content.step(names[name]),
                 target=targets.get(name),
+                fixed_step=content.maker(names[name]) in FIXED_STEPS,
             )
             for name, values in by_keras.items()
         )
@@ -204,21 +211,29 @@ def _verify_one(
         [Run("xnnpack", 1, count), *(Run(*other, few) for other in _OTHERS)],
         signature,
     )
+    every, first = slice(None), slice(few)
+    steps = {name: content.input_step(inputs[name]) for name in samples}
+    found = outliers(samples, steps)
+    if isinstance(by_file, ValueError):
+        raise by_file
     return VerificationReport(
         file=content.name,
         size_bytes=content.size_bytes,
         samples=count,
-        outputs=compared(by_file, count, targets),
+        outputs=compared(by_file, every, targets),
         float_ops=tuple(str(op) for op in content.float_ops),
         quantization=content.quantization,
         kernels=tuple(
-            KernelRun(kernels, threads, few, compared(told, few, {}))
+            KernelRun(kernels, threads, few, compared(told, first, {}))
             for (kernels, threads), told in zip(_OTHERS, by_others, strict=True)
             # Of some operations, such as ELU, there is no plain kernel.
             if kernels != "reference" or not isinstance(told, ValueError)
         ),
         tolerances=(Tolerance(recipe, recipe.integer and serving.quantize_aware),),
         changed=changed_since_written(blob),
+        ordinary=(
+            (Ordinary(found, compared(by_file, found.others, {})),) if found else ()
+        ),
     )
 
 
