@@ -36,16 +36,54 @@ def strings(language: str) -> dict[str, str]:
     }
 
 
+def plurals(language: str) -> dict[str, dict[str, str]]:
+    root = ET.parse(MAIN / f"res/values{language}/strings.xml").getroot()
+    return {
+        node.attrib["name"]: {item.attrib["quantity"]: item.text or "" for item in node}
+        for node in root.iter("plurals")
+    }
+
+
+def holes(text: str) -> list[str]:
+    return sorted(re.findall(r"%\d\$[.\d]*[sdf]|%%", text))
+
+
 @pytest.mark.parametrize("language", ["-de", "-ar"])
 def test_every_language_says_everything(language: str) -> None:
     english, other = strings(""), strings(language)
     assert other.keys() == english.keys()
     for name, text in english.items():
-        holes = r"%\d\$[.\d]*[sdf]|%%"
-        assert sorted(re.findall(holes, other[name])) == sorted(
-            re.findall(holes, text)
-        ), name
+        assert holes(other[name]) == holes(text), name
         assert other[name].strip()
+
+
+# By CLDR, of whole numbers.
+ARABIC = {"zero", "one", "two", "few", "many", "other"}
+
+
+@pytest.mark.parametrize(
+    ("language", "forms"),
+    [("", {"one", "other"}), ("-de", {"one", "other"}), ("-ar", ARABIC)],
+)
+def test_every_language_counts_in_its_forms(language: str, forms: set[str]) -> None:
+    english, other = plurals(""), plurals(language)
+    assert other.keys() == english.keys()
+    for name, texts in other.items():
+        assert texts.keys() == forms, name
+        wanted = holes(english[name]["other"])
+        assert holes(texts["other"]) == wanted, name
+        for text in texts.values():
+            assert text.strip()
+            # "One run" needs no number.
+            assert set(holes(text)) <= set(wanted), name
+
+
+@pytest.mark.parametrize("language", ["", "-de", "-ar"])
+def test_nouns_after_a_number_agree_with_it(language: str) -> None:
+    # Those of sizes and units do not: 28 × 28 pixels, 256 MB.
+    counted = re.compile(r"(?<!× )%\d\$d (?!×|MB|ميغا|von)[^\W\d]{3,}")
+    texts = strings(language).items()
+    assert not [name for name, text in texts if counted.search(text)]
 
 
 def test_the_manifest_asks_for_the_camera_only() -> None:
@@ -301,6 +339,8 @@ def test_every_text_is_used() -> None:
     text = "\n".join(file.read_text() for file in sources)
     for name in strings(""):
         assert re.search(rf"R\.string\.{name}\b|@string/{name}\b", text), name
+    for name in plurals(""):
+        assert f"R.plurals.{name}" in text, name
 
 
 def run_ci(name: str, *words: object) -> int:

@@ -63,6 +63,8 @@ def test_counts(labels, text) -> None:
         (keras.layers.Dense(2, activation="softmax"), "probability of each class"),
         (keras.layers.Dense(2, activation="sigmoid"), "probability of each class"),
         (keras.layers.Softmax(), "probability of each class"),
+        # A name that is older than the activation says nothing.
+        (keras.layers.Softmax(name="logits"), "probability of each class"),
         (keras.layers.Dense(2), "score of each class"),
     ],
 )

@@ -119,6 +119,7 @@ def _models(folder: Path) -> None:
         cases.append(_case(path, generator, test))
     (folder / "cases.json").write_text(json.dumps(cases))
     _foreign(folder, pixels)
+    _not_a_number(folder)
     _refused(folder)
 
 
@@ -173,6 +174,7 @@ def _foreign(folder: Path, pixels: np.ndarray) -> None:
     plain = _unlabelled(folder / "float32/model.tflite")
     words = "Probabilities of the 3 labels respectively."
     write("said_probabilities", plain, score_meaning=words)
+    write("said_logits", plain, score_meaning="Logits: a softmax makes probabilities.")
     for end in ("softmax", "sigmoid"):
         for kind in ("float32", "int8"):
             model = keras.Sequential([*_tiny().layers, keras.layers.Activation(end)])
@@ -181,12 +183,44 @@ def _foreign(folder: Path, pixels: np.ndarray) -> None:
             kdlite.export(model, file, kind, verify_data=pixels, **given)
             unsaid = _unlabelled(file)
             write(f"unsaid_{end}_{kind}", unsaid)
-            if end == "softmax":
-                write("said_logits", unsaid, score_meaning="logits")
+            write(f"said_logits_{end}_{kind}", unsaid, score_meaning="logits")
+    for end in (None, "softmax"):
+        # A name that is older than the activation; and one that the words deny.
+        layers = [*_tiny().layers[:-1], keras.layers.Dense(3, end, name="logits")]
+        file = folder / f"logits_{end}.tflite"
+        kdlite.export(keras.Sequential(layers), file, verify_data=pixels, labels=LABELS)
+    named = _unlabelled(folder / "logits_None.tflite")
+    write("logits_said_probabilities", named, score_meaning=words)
     checked = {"checked": {"samples": 7, "within_one_step": 0.99}}
     write("checked_without_vectors", plain, provenance=checked)
     with mock.patch.object(metadata, "_provenance_json", return_value=b'{"x": NaN}'):
         write("broken_origin", plain, provenance={})
+
+
+def _not_a_number(folder: Path) -> None:
+    """Files that give it: on dark images, and where pixels overflow."""
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.ops.log(keras.layers.GlobalAveragePooling2D()(x) - 0.2)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="scores")(x), name="bright")
+    bright = np.random.default_rng(2).integers(100, 256, (50, 8, 8, 1))
+    data = bright.astype(np.float32)
+    kdlite.export(model, folder / "bright.tflite", verify_data=data, labels=LABELS)
+    plain = _unlabelled(folder / "float32/model.tflite")
+    (scores,) = kdlite.read_metadata(folder / "float32/model.tflite").outputs
+    golden = {"pattern": "squares-1", "outputs": {scores.name: [[1.0, 2.0, 3.0]]}}
+    told = write_metadata(
+        plain,
+        name="odd",
+        labels=LABELS,
+        mean=0.0,
+        std=12345.0,
+        provenance={"golden": golden},
+    )
+    for name, std in {"tiny": 1e-45, "zero": 0.0, "infinite": np.inf}.items():
+        (folder / f"std_{name}.tflite").write_bytes(
+            told.replace(np.float32(12345).tobytes(), np.float32(std).tobytes())
+        )
 
 
 def _refused(folder: Path) -> None:
@@ -265,6 +299,8 @@ def _preprocessing(folder: Path) -> None:
             )
     (folder / "cases.json").write_text(json.dumps(cases))
     _sideways_photo(folder / "sideways.jpg")
+    Image.new("L", (40, 30)).save(folder / "black.png")
+    _transparent(folder / "transparent")
 
 
 def _sideways_photo(path: Path) -> None:
@@ -275,6 +311,32 @@ def _sideways_photo(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the file's left side is the top
     Image.fromarray(pixels).save(path, quality=95, exif=exif)
+
+
+def _transparent(folder: Path) -> None:
+    """PNGs of each kind that can be transparent, NAME.png, and NAME_CHANNELS.f32."""
+    colours = np.random.default_rng(3).integers(0, 256, (9, 7, 4), np.uint8)
+    colours[:3, :, 3], colours[3:6, :, 3] = 0, 255
+    image = Image.fromarray(colours)
+    palette = image.convert("RGB").quantize(16)
+    key = tuple(colours[8, 0, :3].tolist())
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "rgba": (image, {}),
+        "la": (image.convert("LA"), {}),
+        "palette": (palette, {"transparency": bytes(range(0, 256, 16))}),
+        "key": (image.convert("RGB"), {"transparency": key}),
+    }
+    folder.mkdir()
+    for name, (kind, options) in kinds.items():
+        kind.save(folder / f"{name}.png", **options)
+        with tempfile.TemporaryDirectory() as alone:
+            Path(alone, "any").mkdir()
+            kind.save(Path(alone, "any/image.png"), **options)
+            for channels in (1, 3):
+                values = datasets.load(alone, (9, 7, channels)).x[0]
+                (folder / f"{name}_{channels}.f32").write_bytes(
+                    np.float32(values).tobytes()
+                )
 
 
 def _read_by_keras(

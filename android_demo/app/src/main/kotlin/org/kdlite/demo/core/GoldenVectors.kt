@@ -12,14 +12,17 @@ import kotlin.math.abs
  */
 class GoldenVectors(val outputs: List<FloatArray>, val step: Float?) {
 
-    /** How an output differs from the expected one: in steps, or of float in millionths of the largest value. */
+    /**
+     * How an output differs from the expected one: in steps, or of float in millionths of the largest value; infinitely
+     * where that is no number.
+     */
     fun difference(index: Int, told: FloatArray): Double {
         val expected = outputs[index]
         require(told.size == expected.size) { "A vector has ${expected.size} values. Received: ${told.size}." }
-        if (told.any { it.isNaN() }) return Double.POSITIVE_INFINITY
         val largest = expected.indices.maxOf { abs(told[it] - expected[it]) }.toDouble()
         val unit = step?.toDouble() ?: (FLOAT_UNIT * expected.maxOf { abs(it) }.coerceAtLeast(Float.MIN_VALUE))
-        return largest / unit
+        val difference = if (largest == 0.0) 0.0 else largest / unit
+        return if (difference.isFinite()) difference else Double.POSITIVE_INFINITY
     }
 
     companion object {

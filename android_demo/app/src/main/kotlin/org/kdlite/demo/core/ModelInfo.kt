@@ -128,7 +128,7 @@ private class ModelReader(private val bytes: ByteBuffer) {
         }
         val size = sizeOf(shape)
         val (mean, std) = normalisation(about!!, shape[3]) ?: refuse(Unusable.NO_NORMALISATION)
-        if (std.any { it == 0f || it.isNaN() } || mean.any { it.isNaN() }) refuse(Unusable.NO_NORMALISATION)
+        if (!(mean + std).all { it.isFinite() } || std.any { it == 0f }) refuse(Unusable.NO_NORMALISATION)
         val quantization = file.getInputTensorQuantizationParams(0)
         return ImageInput(
             height = shape[1],
@@ -178,15 +178,21 @@ private class ModelReader(private val bytes: ByteBuffer) {
             .firstOrNull { it.type() == AssociatedFileType.TENSOR_AXIS_LABELS }?.name()
     }
 
-    /** By the words of the file, such as "Probabilities of the 1001 labels"; where they do not say, by its graph. */
+    /**
+     * By the graph, where it ends in probabilities: a layer's name may be older than the activation that it got. Else by
+     * the words of the file, such as "Probabilities of the 1001 labels", of which the name counts least.
+     */
     private fun meaning(output: Int): ScoreMeaning {
+        if (endsInProbabilities(output)) return ScoreMeaning.PROBABILITIES
         val about = file.getOutputTensorMetadata(output)
-        val words = "${about?.name()} ${about?.description()}".lowercase()
-        return when {
-            "logit" in words -> ScoreMeaning.LOGITS
-            "probabilit" in words || endsInProbabilities(output) -> ScoreMeaning.PROBABILITIES
-            else -> ScoreMeaning.LOGITS
-        }
+        return listOfNotNull(about?.description(), about?.name()).firstNotNullOfOrNull {
+            val words = it.lowercase()
+            when {
+                "logit" in words -> ScoreMeaning.LOGITS
+                "probabilit" in words -> ScoreMeaning.PROBABILITIES
+                else -> null
+            }
+        } ?: ScoreMeaning.LOGITS
     }
 
     /** Whether the output comes out of a softmax or sigmoid, of which at most type or shape are changed. */

@@ -8,9 +8,10 @@ data class Score(val index: Int, val label: String, val probability: Float)
 /** What a labelled output's values mean. */
 enum class ScoreMeaning { PROBABILITIES, LOGITS }
 
-/** The likeliest classes, best first; among equal ones the first. */
+/** The likeliest classes, best first, among equal ones the first; none where a value is not a finite number. */
 fun topClasses(values: FloatArray, labels: List<String>, meaning: ScoreMeaning, count: Int): List<Score> {
     val probabilities = if (meaning == ScoreMeaning.LOGITS) softmax(values) else values
+    if (!probabilities.all { it.isFinite() }) return emptyList()
     return probabilities.indices
         .sortedByDescending { probabilities[it] }
         .take(count)

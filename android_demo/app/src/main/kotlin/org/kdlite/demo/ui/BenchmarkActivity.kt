@@ -25,12 +25,14 @@ class BenchmarkActivity : ScreenActivity() {
         super.onCreate(state)
         show(R.layout.activity_benchmark)
         val group = findViewById<RadioGroup>(R.id.runs)
-        val whole = NumberFormat.getIntegerInstance(resources.configuration.locales[0])
+        val whole = NumberFormat.getIntegerInstance(locale)
+        val gap = (16 * resources.displayMetrics.density).toInt()
         for (runs in RUNS) {
             group.addView(
                 RadioButton(this).apply {
                     id = runs
                     text = whole.format(runs)
+                    setPaddingRelative(paddingStart, paddingTop, gap, paddingBottom) // else as near to the next one's circle
                     minHeight = (48 * resources.displayMetrics.density).toInt()
                 },
             )
@@ -85,10 +87,17 @@ class BenchmarkActivity : ScreenActivity() {
             measured.info.name,
             facts(measured.info),
             "${Build.MANUFACTURER} ${Build.MODEL}, Android ${Build.VERSION.RELEASE}",
-            getString(R.string.bench_result, summary.runs, measured.threads, summary.p50, summary.p90, summary.min),
+            told(summary, measured.threads),
             energy?.let { getString(R.string.bench_energy, it) } ?: getString(R.string.bench_no_energy),
         ).joinToString("\n")
     }
+
+    /** How long runs took, in a sentence. */
+    fun told(summary: LatencySummary, threads: Int): String = getString(
+        R.string.bench_result,
+        counted(R.plurals.bench_runs, summary.runs), counted(R.plurals.bench_threads, threads),
+        summary.p50, percent(NINETY), summary.p90, summary.min,
+    )
 
     private fun show(text: String, canShare: Boolean) {
         result.text = text

@@ -14,6 +14,8 @@ const val MOST_SIDE = 2048
 /**
  * Reads an image file, upright by its EXIF orientation. Slow: not for the main thread.
  *
+ * What is transparent has the colour that lies beneath, as in Python.
+ *
  * @param mostSide an image with a longer side is halved until it fits.
  * @throws IOException if it is no image.
  */
@@ -25,6 +27,7 @@ fun pixelsOf(bytes: ByteArray, mostSide: Int = MOST_SIDE): Pixels {
     while (maxOf(options.outWidth, options.outHeight) / options.inSampleSize > mostSide) options.inSampleSize *= 2
     options.inJustDecodeBounds = false
     options.inPreferredConfig = Bitmap.Config.ARGB_8888
+    options.inPremultiplied = false
     val bitmap = BitmapFactory.decodeByteArray(bytes, 0, bytes.size, options) ?: throw IOException("no image")
     return bitmap.toPixels().upright(orientation(bytes))
 }
@@ -36,9 +39,11 @@ private fun orientation(bytes: ByteArray): Int = try {
     ExifInterface.ORIENTATION_NORMAL // no EXIF, as in a PNG
 }
 
+/** Its colours, opaque. */
 fun Bitmap.toPixels(): Pixels {
     val argb = IntArray(width * height)
     getPixels(argb, 0, width, 0, 0, width, height)
+    for (i in argb.indices) argb[i] = argb[i] or (0xff shl 24)
     return Pixels(width, height, argb)
 }
 

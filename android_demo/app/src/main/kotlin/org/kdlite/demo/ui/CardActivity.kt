@@ -18,8 +18,6 @@ class CardActivity : PageActivity() {
     }
 
     private fun show(info: ModelInfo, measured: Map<String, Double>) {
-        val locale = resources.configuration.locales[0]
-        val percent = NumberFormat.getPercentInstance(locale).apply { minimumFractionDigits = 2 }
         val whole = NumberFormat.getIntegerInstance(locale)
         summary(info.name)
         fact(R.string.card_description, info.description)
@@ -33,7 +31,7 @@ class CardActivity : PageActivity() {
         )
         fact(R.string.card_quantization, info.quantization)
         fact(getString(R.string.card_size), Formatter.formatFileSize(this, info.sizeBytes.toLong()))
-        for ((key, title) in MEASURED) measured[key]?.let { fact(getString(title), percent.format(it)) }
+        for ((key, title) in MEASURED) measured[key]?.let { fact(getString(title), percent(it, digits = 2)) }
         measured["images"]?.let { fact(getString(R.string.card_images), whole.format(it)) }
         fact(
             getString(R.string.card_checked),
@@ -52,13 +50,16 @@ class CardActivity : PageActivity() {
     }
 
     private fun checked(check: KerasCheck): String {
-        val numbers = NumberFormat.getInstance(resources.configuration.locales[0]).apply { maximumFractionDigits = 1 }
-        val percent = NumberFormat.getPercentInstance(resources.configuration.locales[0])
+        val numbers = NumberFormat.getInstance(locale).apply { maximumFractionDigits = 1 }
+        val percent = NumberFormat.getPercentInstance(locale)
         percent.maximumFractionDigits = 4
         val rule = when (check) {
             is KerasCheck.WithinOneStep -> getString(R.string.card_checked_step, percent.format(check.share))
             is KerasCheck.WithinOneStepOr ->
-                getString(R.string.card_checked_step_or, percent.format(check.share), numbers.format(check.steps))
+                getString(
+                    R.string.card_checked_step_or,
+                    percent.format(check.share), numbers.format(check.steps), numbers.format(LEVELS),
+                )
             is KerasCheck.Noise ->
                 getString(R.string.card_checked_noise, numbers.format(check.steps), numbers.format(check.decibels))
             is KerasCheck.Share -> getString(R.string.card_checked_share, percent.format(check.ofLargest))
@@ -72,6 +73,9 @@ class CardActivity : PageActivity() {
         fact(getString(title), value.ifEmpty { getString(R.string.card_not_said) })
 
     private companion object {
+        /** Of 16 bits. */
+        const val LEVELS = 65_536
+
         val MEASURED = listOf(
             "teacher_top1" to R.string.card_teacher,
             "student_top1" to R.string.card_student,

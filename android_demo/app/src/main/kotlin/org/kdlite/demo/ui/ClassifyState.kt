@@ -17,7 +17,7 @@ sealed interface ClassifyState {
     data class Ready(val info: ModelInfo, val outcome: Outcome? = null) : ClassifyState
 }
 
-/** What an image was taken for, and how long that took. */
+/** What an image was taken for, and how long that took; no scores where the model gave what is no number. */
 class Outcome(val scores: List<Score>, val milliseconds: Double, val warmUp: Double, val recent: LatencySummary?)
 
 /** Which image the main screen has. */

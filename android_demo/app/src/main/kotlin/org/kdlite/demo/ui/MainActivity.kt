@@ -36,6 +36,10 @@ class MainActivity : ModelActivity() {
     private var asked: Chosen = Chosen.Nothing
     private var shown: ShownImage? = null
 
+    /** The model file that is being opened, and the last problem that was told. */
+    private var opening: Uri? = null
+    private var problem: String? = null
+
     override fun onCreate(state: Bundle?) {
         super.onCreate(state)
         show(R.layout.activity_main, isHome = true)
@@ -51,8 +55,11 @@ class MainActivity : ModelActivity() {
                 classify()
             }
         }
+        tell(state?.getString(PROBLEM))
         load()
-        for (key in listOf(CHOSEN, ASKED)) choose(Chosen.restored(state?.getString(key)))
+        state?.getString(OPENING)?.let { open(Uri.parse(it)) }
+        choose(Chosen.restored(state?.getString(CHOSEN)), isAgain = true)
+        choose(Chosen.restored(state?.getString(ASKED)))
         addSamples()
     }
 
@@ -60,6 +67,9 @@ class MainActivity : ModelActivity() {
         super.onSaveInstanceState(out)
         out.putString(CHOSEN, chosen.saved)
         out.putString(ASKED, asked.saved)
+        out.putString(OPENING, opening?.toString())
+        // Where there is no model to run, opening it again tells why.
+        out.putString(PROBLEM, problem.takeIf { state !is ClassifyState.Unusable })
     }
 
     override fun onCreateOptionsMenu(menu: Menu): Boolean {
@@ -81,7 +91,10 @@ class MainActivity : ModelActivity() {
                 Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*"),
                 PICK_MODEL,
             )
-            R.id.bundled_model -> engine.async({ store.useBundled() }) { load() }
+            R.id.bundled_model -> engine.async({ store.useBundled() }) {
+                tell(null)
+                load()
+            }
             else -> return super.onOptionsItemSelected(item)
         }
         return true
@@ -98,8 +111,8 @@ class MainActivity : ModelActivity() {
     }
 
     override fun onModel(classifier: Classifier) {
+        if (state is ClassifyState.Unusable) tell(null)
         state = ClassifyState.Ready(classifier.info)
-        tell(null)
         render()
         classify()
     }
@@ -119,9 +132,12 @@ class MainActivity : ModelActivity() {
     }
 
     private fun open(uri: Uri) {
+        opening = uri
         engine.async({ store.import(uri) }) { result ->
+            if (opening == uri) opening = null
             result.fold(
                 { info ->
+                    tell(null)
                     Toast.makeText(this, getString(R.string.opened, info.name), Toast.LENGTH_SHORT).show()
                     load()
                 },
@@ -131,8 +147,12 @@ class MainActivity : ModelActivity() {
         }
     }
 
-    /** Reads an image, shows it and classifies it; one that cannot be read leaves everything as it is. */
-    private fun choose(next: Chosen) {
+    /**
+     * Reads an image, shows it and classifies it; one that cannot be read leaves everything as it is.
+     *
+     * @param isAgain whether it was on screen before, beside the problem that is.
+     */
+    private fun choose(next: Chosen, isAgain: Boolean = false) {
         if (next == Chosen.Nothing) return
         asked = next
         engine.async({ read(next) }) { result ->
@@ -143,7 +163,7 @@ class MainActivity : ModelActivity() {
                     shown = it
                     // What the image before was taken for is not said of this one.
                     (state as? ClassifyState.Ready)?.let { ready -> state = ready.copy(outcome = null) }
-                    tell(null)
+                    if (!isAgain) tell(null)
                     render()
                     classify()
                 },
@@ -209,6 +229,7 @@ class MainActivity : ModelActivity() {
     }
 
     private fun tell(problem: String?) {
+        this.problem = problem
         findViewById<TextView>(R.id.problem).apply {
             text = problem.orEmpty()
             visibility = if (problem == null) View.GONE else View.VISIBLE
@@ -252,7 +273,7 @@ class MainActivity : ModelActivity() {
             group.addView(
                 RadioButton(this).apply {
                     id = count
-                    text = NumberFormat.getIntegerInstance(resources.configuration.locales[0]).format(count)
+                    text = NumberFormat.getIntegerInstance(locale).format(count)
                     minHeight = (48 * resources.displayMetrics.density).toInt()
                     minWidth = minHeight + minHeight / 2
                 },
@@ -268,6 +289,8 @@ class MainActivity : ModelActivity() {
     private companion object {
         const val CHOSEN = "chosen"
         const val ASKED = "asked"
+        const val OPENING = "opening"
+        const val PROBLEM = "problem"
         const val PICK_PHOTO = 1
         const val PICK_MODEL = 2
     }

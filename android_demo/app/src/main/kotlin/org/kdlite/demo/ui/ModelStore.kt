@@ -11,6 +11,7 @@ import java.io.InputStream
 import java.io.OutputStream
 import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
+import java.util.concurrent.atomic.AtomicLong
 import org.kdlite.demo.core.GoldenVectors
 import org.kdlite.demo.core.ModelInfo
 import org.kdlite.demo.core.Unusable
@@ -34,13 +35,18 @@ class ModelStore(private val context: Context) {
     }
 
     /**
-     * Makes a file the current model, after it has run once; else nothing changes.
+     * Makes a file the current model, after it has run once; else nothing changes. Nor does it where another choice was
+     * made meanwhile, on a screen that came after.
      *
      * @throws UnusableModel if the app cannot run it, or it cannot be read.
      */
     fun import(uri: Uri): ModelInfo {
         checkNotMain()
-        val candidate = File(context.cacheDir, "candidate.tflite")
+        val choice = choices.incrementAndGet()
+        // Of choices before this one, and of an app that was ended.
+        context.cacheDir.listFiles { file -> file.name.startsWith(CANDIDATE) }?.forEach { it.delete() }
+        // A name of its own: the screen of before a rotation may be at another file still.
+        val candidate = File.createTempFile(CANDIDATE, ".tflite", context.cacheDir)
         try {
             copy(context.contentResolver, uri, candidate)
             val info = TfliteClassifier(map(candidate), 1).use {
@@ -53,7 +59,10 @@ class ModelStore(private val context: Context) {
                 }
                 it.info
             }
-            if (!candidate.renameTo(opened)) throw IOException("no room for $opened")
+            synchronized(choices) {
+                val isLast = choice == choices.get()
+                if (isLast && !candidate.renameTo(opened)) throw IOException("no room for $opened")
+            }
             return info
         } catch (e: IOException) {
             throw UnusableModel(Unusable.NOT_A_MODEL, e)
@@ -67,7 +76,10 @@ class ModelStore(private val context: Context) {
     /** Goes back to the model that came with the app. */
     fun useBundled() {
         checkNotMain()
-        opened.delete()
+        synchronized(choices) {
+            choices.incrementAndGet()
+            opened.delete()
+        }
     }
 
     private fun copy(resolver: ContentResolver, uri: Uri, target: File) {
@@ -91,6 +103,10 @@ class ModelStore(private val context: Context) {
 
     companion object {
         const val BUNDLED = "model.tflite"
+        private const val CANDIDATE = "candidate"
+
+        /** How often a model was chosen, on any screen of this process: the last choice counts. */
+        private val choices = AtomicLong()
     }
 }
 

@@ -1,10 +1,13 @@
 package org.kdlite.demo.ui
 
 import android.app.Activity
+import android.text.BidiFormatter
 import android.text.format.Formatter
 import android.view.MenuItem
 import android.view.View
 import android.widget.Toolbar
+import java.text.NumberFormat
+import java.util.Locale
 import org.kdlite.demo.R
 import org.kdlite.demo.core.ModelInfo
 import org.kdlite.demo.core.Unusable
@@ -40,21 +43,50 @@ abstract class ScreenActivity : Activity() {
             Unusable.UNSUPPORTED_TYPE -> R.string.unusable_type
             Unusable.CANNOT_RUN, null -> R.string.unusable_cannot_run
         },
+        ModelInfo.MOST_BYTES shr 20,
     )
 
-    /** How long a run took, and the last ones. */
-    protected fun latency(outcome: Outcome): String {
-        val recent = outcome.recent ?: return getString(R.string.latency_first, outcome.warmUp)
-        return getString(
-            R.string.latency, outcome.milliseconds, recent.runs, recent.p50, recent.p90, outcome.warmUp,
-        )
+    /** Why there are no scores, where that is so; how long the run took, and the last ones. */
+    fun latency(outcome: Outcome): String {
+        val times = outcome.recent?.let {
+            getString(
+                R.string.latency,
+                outcome.milliseconds, counted(R.plurals.latest_runs, it.runs), it.p50, percent(NINETY), it.p90,
+                outcome.warmUp,
+            )
+        } ?: getString(R.string.latency_first, outcome.warmUp)
+        return if (outcome.scores.isEmpty()) "${getString(R.string.no_numbers)}\n$times" else times
     }
 
     /** The model in a line: how it computes, its size, its classes, the runtime. */
-    protected fun facts(info: ModelInfo): String = listOf(
-        info.quantization,
-        Formatter.formatShortFileSize(this, info.sizeBytes.toLong()),
-        resources.getQuantityString(R.plurals.classes, info.labels.size, info.labels.size),
-        getString(R.string.runtime, TfliteClassifier.runtimeVersion),
-    ).filter { it.isNotEmpty() }.joinToString(" · ")
+    protected fun facts(info: ModelInfo): String {
+        val facts = listOf(
+            info.quantization,
+            Formatter.formatShortFileSize(this, info.sizeBytes.toLong()),
+            counted(R.plurals.classes, info.labels.size),
+            getString(R.string.runtime, TfliteClassifier.runtimeVersion),
+        ).filter { it.isNotEmpty() }
+        // From right to left one after the other, too, where most of them are from left to right.
+        val bidi = BidiFormatter.getInstance(locale)
+        return (if (bidi.isRtlContext) RIGHT_TO_LEFT else "") + facts.joinToString(" · ") { bidi.unicodeWrap(it) }
+    }
+
+    /** How many, with its noun. */
+    protected fun counted(plurals: Int, count: Int): String = resources.getQuantityString(plurals, count, count)
+
+    /** A share as the language writes it. */
+    protected fun percent(share: Double, digits: Int = 0): String = NumberFormat.getPercentInstance(locale).apply {
+        minimumFractionDigits = digits
+        maximumFractionDigits = digits
+    }.format(share)
+
+    protected val locale: Locale get() = resources.configuration.locales[0]
+
+    protected companion object {
+        /** Of which percentile times are told, beside the half: see `LatencySummary`. */
+        const val NINETY = 0.9
+
+        /** A mark, by which a line goes from right to left. */
+        private const val RIGHT_TO_LEFT = "\u200f"
+    }
 }

@@ -20,28 +20,26 @@ class SelfTestActivity : PageActivity() {
     private fun show(test: SelfTest) {
         summary(getString(if (test.passed) R.string.test_passed else R.string.test_failed))
         val count = test.differences.size
-        fact(
-            getString(R.string.self_test),
-            if (test.inSteps) {
-                getString(R.string.test_steps, test.agreeing, count, SelfTest.STEPS, test.worst)
-            } else {
-                getString(R.string.test_float, test.agreeing, count, test.limit / MILLIONTHS, test.worst / MILLIONTHS)
-            },
-        )
+        val agreement = if (test.inSteps) {
+            resources.getQuantityString(R.plurals.test_steps, count, test.agreeing, count, SelfTest.STEPS)
+        } else {
+            val limit = percent(test.limit / MILLIONTHS, digits = 2)
+            resources.getQuantityString(R.plurals.test_float, count, test.agreeing, count, limit)
+        }
+        val worst = getString(R.string.test_worst, told(test.worst, test.inSteps))
+        fact(getString(R.string.self_test), "$agreement $worst")
         test.differences.forEachIndexed { index, difference ->
-            fact(
-                getString(R.string.test_vector, index + 1),
-                if (test.inSteps) {
-                    getString(R.string.test_vector_steps, difference)
-                } else {
-                    getString(R.string.test_vector_float, difference / MILLIONTHS)
-                },
-            )
+            fact(getString(R.string.test_vector, index + 1), told(difference, test.inSteps))
         }
     }
 
+    private fun told(difference: Double, inSteps: Boolean): String = when {
+        !difference.isFinite() -> getString(R.string.test_no_number)
+        inSteps -> getString(R.string.test_vector_steps, difference)
+        else -> percent(difference / MILLIONTHS, digits = 4)
+    }
+
     private companion object {
-        /** Millionths in one per cent. */
-        const val MILLIONTHS = 1e4
+        const val MILLIONTHS = 1e6
     }
 }

@@ -27,6 +27,20 @@ class GoldenVectorsTest {
     }
 
     @Test
+    fun whatIsNoNumberDoesNotAgree() {
+        val odd = listOf(Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY)
+        for (step in listOf(0.5f, null)) {
+            for (expected in odd + 1f) for (told in odd) {
+                val golden = GoldenVectors(listOf(floatArrayOf(1f, expected)), step)
+                val difference = golden.difference(0, floatArrayOf(1f, told))
+                assertEquals("$told for $expected", Double.POSITIVE_INFINITY, difference, 0.0)
+                assertFalse(SelfTest(listOf(0.0, difference), inSteps = step != null).passed)
+            }
+        }
+        assertEquals(0.0, GoldenVectors(listOf(floatArrayOf(0f, 0f)), 0f).difference(0, floatArrayOf(0f, 0f)), 0.0)
+    }
+
+    @Test
     fun threeStepsAgreeAndFourDoNot() {
         assertTrue(SelfTest(listOf(0.0, 3.0), inSteps = true).passed)
         val failed = SelfTest(listOf(0.0, 4.0), inSteps = true)

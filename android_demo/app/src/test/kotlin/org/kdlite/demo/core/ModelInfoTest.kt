@@ -68,12 +68,17 @@ class ModelInfoTest {
         // As MediaPipe's writer says it, of a graph that does not show it.
         assertEquals(ScoreMeaning.PROBABILITIES, meaning("said_probabilities"))
         assertEquals(ScoreMeaning.LOGITS, meaning("said_logits"))
-        // By the softmax or sigmoid that the graph ends in, in float and in integers.
+        // By the softmax or sigmoid that the graph ends in, in float and in integers, whatever is said.
         for (end in listOf("softmax", "sigmoid")) {
             for (kind in listOf("float32", "int8")) {
                 assertEquals("$end $kind", ScoreMeaning.PROBABILITIES, meaning("unsaid_${end}_$kind"))
+                assertEquals("$end $kind", ScoreMeaning.PROBABILITIES, meaning("said_logits_${end}_$kind"))
             }
         }
+        // A layer's name counts least.
+        assertEquals(ScoreMeaning.PROBABILITIES, meaning("logits_softmax"))
+        assertEquals(ScoreMeaning.LOGITS, meaning("logits_None"))
+        assertEquals(ScoreMeaning.PROBABILITIES, meaning("logits_said_probabilities"))
         assertEquals(ScoreMeaning.LOGITS, meaning("no_vectors"))
     }
 
@@ -88,7 +93,9 @@ class ModelInfoTest {
         assertEquals(Unusable.NOT_A_MODEL, reason("not a model at all".toByteArray()))
         assertEquals(Unusable.NO_METADATA, reason(File(models, "no_metadata.tflite").readBytes()))
         assertEquals(Unusable.NOT_AN_IMAGE_CLASSIFIER, reason(File(models, "features.tflite").readBytes()))
-        assertEquals(Unusable.NO_NORMALISATION, reason(File(models, "no_normalisation.tflite").readBytes()))
+        for (name in listOf("no_normalisation", "std_zero", "std_infinite")) {
+            assertEquals(name, Unusable.NO_NORMALISATION, reason(File(models, "$name.tflite").readBytes()))
+        }
     }
 
     @Test

@@ -24,6 +24,20 @@ class ScoresTest {
     }
 
     @Test
+    fun whatIsNoNumberHasNoScores() {
+        val odd = listOf(Float.NaN, Float.POSITIVE_INFINITY)
+        for (meaning in ScoreMeaning.entries) {
+            for (value in odd) {
+                assertEquals(emptyList<Score>(), topClasses(floatArrayOf(1f, 2f, value, 3f), labels, meaning, 3))
+                assertEquals(emptyList<Score>(), topClasses(FloatArray(4) { value }, labels, meaning, 3))
+            }
+        }
+        // The logarithm of zero is a logit like others.
+        val certain = floatArrayOf(Float.NEGATIVE_INFINITY, 0f, Float.NEGATIVE_INFINITY, Float.NEGATIVE_INFINITY)
+        assertEquals(Score(1, "b", 1f), topClasses(certain, labels, ScoreMeaning.LOGITS, 1).single())
+    }
+
+    @Test
     fun hugeLogitsDoNotOverflow() {
         assertArrayEquals(floatArrayOf(1f, 0f), softmax(floatArrayOf(3e38f, -3e38f)), 0f)
     }

@@ -5,9 +5,12 @@ import android.content.Intent
 import android.content.pm.PackageManager
 import android.net.Uri
 import android.os.Bundle
+import android.os.Parcel
 import android.view.View
 import android.widget.RadioGroup
 import java.io.File
+import java.text.Bidi
+import java.util.Random
 import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
@@ -16,8 +19,15 @@ import org.junit.Assert.assertTrue
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.kdlite.demo.R
+import org.kdlite.demo.core.Fit
+import org.kdlite.demo.core.ImageInput
+import org.kdlite.demo.core.LatencySummary
 import org.kdlite.demo.core.Pixels
+import org.kdlite.demo.core.Score
+import org.kdlite.demo.core.TensorSpec
+import org.kdlite.demo.core.TensorType
 import org.kdlite.demo.core.dataFolder
+import org.kdlite.demo.core.floats
 import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
@@ -156,6 +166,119 @@ class OtherScreensTest {
             assertEquals("$most", size, image.width to image.height)
             assertTrue(image.argb[image.width / 2] shr 16 and 0xff > 150)
             assertTrue(image.argb[(image.height - 1) * image.width] and 0xff > 150)
+        }
+    }
+
+    @Test
+    fun aTransparentImageIsWhatPythonReads() {
+        val folder = File(dataFolder, "preprocessing/transparent")
+        val images = folder.listFiles()!!.filter { it.extension == "png" }
+        assertEquals(4, images.size)
+        for (image in images) {
+            val pixels = offMain { pixelsOf(image.readBytes()) }
+            for (channels in listOf(1, 3)) {
+                val spec = TensorSpec("x", 9 * 7 * channels, TensorType.FLOAT32, scale = 1f, zeroPoint = 0)
+                val input = ImageInput(9, 7, channels, floatArrayOf(0f), floatArrayOf(1f), spec)
+                val name = "${image.nameWithoutExtension}_$channels"
+                assertArrayEquals(name, floats(File(folder, "$name.f32")), input.values(pixels, Fit.WHOLE), 0f)
+            }
+            // As it is kept, too, where it is a photo that was picked.
+            val context = RuntimeEnvironment.getApplication()
+            val uri = Uri.parse("content://test/${image.name}")
+            shadowOf(context.contentResolver).registerInputStream(uri, image.inputStream())
+            offMain { PickedImage(context).take(uri) }
+            assertArrayEquals(image.name, pixels.argb, offMain { PickedImage(context).load() }.argb)
+        }
+    }
+
+    @Test
+    fun aDrawingTakesNoMoreRoomTheLongerItIs() = onScreen<DrawActivity> { controller ->
+        val canvas = controller.get().findViewById<DrawView>(R.id.canvas)
+        canvas.onChange = {} // what it is taken for is of no matter here
+        val random = Random(5)
+        val points = Array(50_000) { random.nextFloat() to random.nextFloat() }
+        canvas.draw(*points)
+        val saved = Bundle()
+        controller.saveInstanceState(saved)
+        val parcel = Parcel.obtain()
+        saved.writeToParcel(parcel, 0)
+        // Android ends an app whose screens keep much more than that.
+        assertTrue("${parcel.dataSize()} bytes", parcel.dataSize() < 50_000)
+        parcel.recycle()
+    }
+
+    @Test
+    fun scoresOfADrawingThatAreNoNumbersAreASentence() {
+        val context = RuntimeEnvironment.getApplication()
+        File(dataFolder, "models/bright.tflite").copyTo(File(context.filesDir, "opened.tflite"))
+        onScreen<DrawActivity> { controller ->
+            val screen = controller.get()
+            screen.findViewById<DrawView>(R.id.canvas).draw(0.5f to 0.5f, 0.5f to 0.5f)
+            waitUntil("a sentence") { screen.text(R.id.latency).startsWith(screen.getString(R.string.no_numbers)) }
+            assertTrue(screen.scores().isEmpty())
+        }
+    }
+
+    @Test
+    fun aSelfTestThatGivesNoNumbersHasFailed() {
+        val context = RuntimeEnvironment.getApplication()
+        File(dataFolder, "models/std_tiny.tflite").copyTo(File(context.filesDir, "opened.tflite"))
+        onScreen<SelfTestActivity> { controller ->
+            val screen = controller.get()
+            waitUntil("an end") { screen.text(R.id.summary) == screen.getString(R.string.test_failed) }
+            val texts = screen.texts()
+            val told = "0 of 1 golden vector agrees within 0.20% of the largest value. Largest difference: not a number."
+            assertTrue("$texts", told in texts)
+            assertEquals("not a number", texts[texts.indexOf("Vector 1") + 1])
+        }
+    }
+
+    @Test
+    fun countsAgreeWithTheirNouns() {
+        fun texts(language: String, runs: Int, threads: Int): Pair<String, String> {
+            RuntimeEnvironment.setQualifiers(language)
+            var told = "" to ""
+            onScreen<BenchmarkActivity> {
+                val summary = LatencySummary(0.25, 0.5, 0.2, runs)
+                told = it.get().told(summary, threads) to
+                    it.get().latency(Outcome(listOf(Score(0, "", 1f)), 0.25, 1.0, summary))
+            }
+            return told
+        }
+        for ((language, starts) in mapOf(
+            "en-rUS" to listOf("1 run, 1 thread: ", "2 runs, 2 threads: ", "Last run: ", "Last 2 runs: "),
+            "de-rDE" to listOf("1 Lauf, 1 Thread: ", "2 Läufe, 2 Threads: ", "Letzter Lauf: ", "Letzte 2 Läufe: "),
+            "ar" to listOf("تشغيل واحد، خيط واحد: ", "تشغيلان، خيطان: ", "آخر تشغيل: ", "آخر تشغيلين: "),
+        )) {
+            for (count in 1..2) {
+                val (benchmark, latency) = texts(language, count, count)
+                assertTrue(benchmark, benchmark.startsWith(starts[count - 1]))
+                assertTrue(latency, starts[count + 1] in latency)
+            }
+        }
+        // Arabic has a form for three to ten, and one from eleven.
+        for ((count, noun) in mapOf(4 to "خيوط", 11 to "خيطًا", 100 to "خيط")) {
+            assertTrue(texts("ar", 100, count).first, " $noun: " in texts("ar", 100, count).first)
+        }
+    }
+
+    @Test
+    fun theFactsOfAModelGoFromRightToLeftWhereTheLanguageDoes() {
+        RuntimeEnvironment.setQualifiers("ar-ldrtl")
+        onScreen<BenchmarkActivity> { controller ->
+            val screen = controller.get()
+            screen.findViewById<View>(R.id.start).performClick()
+            waitUntil("an end") { screen.isShown(R.id.share) }
+            val facts = screen.text(R.id.summary).lines()[1]
+            // As the shared text is read elsewhere: by the rules of Unicode alone.
+            val bidi = Bidi(facts, Bidi.DIRECTION_DEFAULT_LEFT_TO_RIGHT)
+            assertFalse(bidi.baseIsLeftToRight())
+            val order = (0 until bidi.runCount).toList().toTypedArray()
+            val levels = ByteArray(bidi.runCount) { bidi.getRunLevel(it).toByte() }
+            Bidi.reorderVisually(levels, 0, order, 0, order.size)
+            val seen = order.joinToString("") { facts.substring(bidi.getRunStart(it), bidi.getRunLimit(it)) }
+            assertTrue(seen, seen.indexOf("TensorFlow Lite 2.16.1") < seen.indexOf("int8"))
+            assertTrue(seen, seen.indexOf("int8") > seen.indexOf(screen.resources.getQuantityString(R.plurals.classes, 10, 10)))
         }
     }
 

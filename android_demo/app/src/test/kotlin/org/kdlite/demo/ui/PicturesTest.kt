@@ -6,11 +6,13 @@ import android.view.View
 import android.view.ViewGroup
 import android.widget.RadioGroup
 import android.widget.TextView
+import java.text.NumberFormat
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.kdlite.demo.R
+import org.kdlite.demo.core.Fit
 import org.robolectric.ParameterizedRobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
@@ -62,7 +64,15 @@ class PicturesTest(private val screen: Screen, private val look: Look) {
                     0.4f to 0.08f, 0.6f to 0.08f, 0.62f to 0.92f, 0.57f to 0.92f, 0.52f to 0.25f, 0.48f to 0.25f,
                     0.43f to 0.92f, 0.38f to 0.92f, 0.4f to 0.08f,
                 )
-                waitUntil("a result") { it.scores().isNotEmpty() }
+                // The last one: an unfinished drawing has one, too.
+                val pixels = it.findViewById<DrawView>(R.id.canvas).pixels()
+                val last = offMain {
+                    ModelStore(it).open(1).use { model -> Classification().of(model, pixels, Fit.WHOLE).scores }
+                }
+                val percent = NumberFormat.getPercentInstance(it.resources.configuration.locales[0])
+                percent.minimumFractionDigits = 1
+                val wanted = last.map { score -> score.label to percent.format(score.probability) }
+                waitUntil("the last result") { it.scores() == wanted }
             }
             Screen.CAMERA_REFUSED -> picture<CameraActivity> {
                 it.onRequestPermissionsResult(0, arrayOf(""), intArrayOf(-1))

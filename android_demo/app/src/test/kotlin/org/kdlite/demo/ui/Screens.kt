@@ -15,6 +15,8 @@ import kotlin.math.abs
 import org.junit.Assert.assertNotNull
 import org.junit.Assert.assertTrue
 import org.kdlite.demo.R
+import org.kdlite.demo.core.LatencySummary
+import org.kdlite.demo.core.Score
 import org.robolectric.Robolectric
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.android.controller.ActivityController
@@ -76,12 +78,13 @@ fun View.all(): List<View> =
 /** Compares what is on screen with the picture of that name, and keeps it; times are made the same first. */
 fun Activity.compareWithPicture(name: String) {
     findViewById<TextView?>(R.id.latency)?.let {
-        if (it.text.any(Char::isDigit)) it.text = getString(R.string.latency, 0.25, 50, 0.25, 0.5, 1.0)
+        val times = Outcome(listOf(Score(0, "", 1f)), 0.25, 1.0, LatencySummary(0.25, 0.5, 0.2, 50))
+        if (it.text.any(Char::isDigit)) it.text = (this as ScreenActivity).latency(times)
     }
     if (this is BenchmarkActivity) {
         // The times are the last line but one.
         val lines = text(R.id.summary).lines().toMutableList()
-        lines[lines.size - 2] = getString(R.string.bench_result, 100, 2, 0.25, 0.5, 0.2)
+        lines[lines.size - 2] = told(LatencySummary(0.25, 0.5, 0.2, 100), threads = 2)
         findViewById<TextView>(R.id.summary).text = lines.joinToString("\n")
     }
     shadowOf(Looper.getMainLooper()).idle()
