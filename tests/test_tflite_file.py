@@ -17,6 +17,7 @@ from converting import converted
 from keras import layers
 
 from kdlite.compress.qat import quantize_aware
+from kdlite.compress.summary import summary
 from kdlite.lite import flatbuffer
 from kdlite.lite.flatbuffer import add_table, add_vector
 from kdlite.lite.serving import serve
@@ -317,16 +318,93 @@ def test_two_signatures_share_their_kernel(tmp_path) -> None:
     assert content.macs == content.parameters == 30
 
 
-def test_loops_are_not_counted() -> None:
+def looping(until, step, first=0):
+    """`y = x @ K` turn by turn, counted by a variable."""
+
     def loop(x):
         kernel = tf.ones((4, 4))
-        step = lambda n, x: (n + 1, tf.linalg.matmul(x, kernel))  # noqa: E731
-        return {"y": tf.while_loop(lambda n, x: n < 3, step, [0, x])[1]}
+        turn = lambda n, x: (step(n), tf.linalg.matmul(x, kernel))  # noqa: E731
+        return {"y": tf.while_loop(until, turn, [first, x])[1]}
+
+    return inspect(of_function(loop, tf.TensorSpec((1, 4), name="x")))
+
+
+@pytest.mark.parametrize(
+    ("until", "step", "first", "turns"),
+    [
+        (lambda n, x: n < 3, lambda n: n + 1, 0, 3),
+        (lambda n, x: n < 10, lambda n: n + 3, 1, 3),
+        (lambda n, x: 7 > n, lambda n: 2 + n, 0, 4),
+        (lambda n, x: tf.logical_and(n < 9, n < 5), lambda n: n + 1, 0, 5),
+        # Of these the file does not say how often they turn.
+        (lambda n, x: tf.reduce_sum(x) < 9.0, lambda n: n + 1, 0, None),
+        (lambda n, x: n < 9, lambda n: n * 2, 1, None),
+        (lambda n, x: n > -9, lambda n: n - 1, 0, None),
+        (
+            lambda n, x: tf.logical_and(n < 9, tf.reduce_sum(x) < 9.0),
+            lambda n: n + 1,
+            0,
+            None,
+        ),
+    ],
+)
+def test_loops_count_with_all_their_turns(until, step, first, turns) -> None:
+    content = looping(until, step, first)
+    assert [op.macs for op in content.ops if op.subgraph and op.macs] == [16]
+    assert content.macs == 16 * (turns or 1)
+    assert content.macs_at_least is (turns is None)
+    assert ("at least 16 multiply" in str(content)) is (turns is None)
+    assert content.to_dict()["macs_at_least"] is content.macs_at_least
+
+
+def test_loops_in_loops() -> None:
+    def loop(x):
+        def row(n, x):
+            inner = lambda k, x: (k + 1, tf.linalg.matmul(x, tf.ones((4, 4))))  # noqa: E731
+            return n + 1, tf.while_loop(lambda k, x: k < 5, inner, [0, x])[1]
+
+        return {"y": tf.while_loop(lambda n, x: n < 3, row, [0, x])[1]}
 
     content = inspect(of_function(loop, tf.TensorSpec((1, 4), name="x")))
+    assert content.macs == 16 * 5 * 3 and not content.macs_at_least
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.LSTM(8),
+        lambda: layers.LSTM(8, go_backwards=True, return_sequences=True),
+        lambda: layers.GRU(8),
+        lambda: layers.Bidirectional(layers.GRU(4)),
+    ],
+    ids=["lstm", "backwards", "gru", "bidirectional"],
+)
+def test_a_recurrent_layer_counts_what_the_summary_does(layer) -> None:
+    model = keras.Sequential([keras.Input((10, 6)), layer(), layers.Dense(3)])
+    content = inspect(converted(model))
     assert "WHILE" in [op.name for op in content.ops]
-    assert [op.macs for op in content.ops if op.macs] == [16]
-    assert content.macs == 0
+    assert content.macs == summary(model).macs and not content.macs_at_least
+
+
+def test_a_loop_in_itself_and_in_no_graph_is_no_number(rng) -> None:
+    def loop(x):
+        turn = lambda n, x: (n + 1, tf.linalg.matmul(x, tf.ones((4, 4))))  # noqa: E731
+        return {"y": tf.while_loop(lambda n, x: n < 3, turn, [0, x])[1]}
+
+    blob = of_function(loop, tf.TensorSpec((1, 4), name="x"))
+
+    def body_is(number):
+        def change(model):
+            for graph in model.subgraphs:
+                for op in graph.operators:
+                    if hasattr(op.builtinOptions, "bodySubgraphIndex"):
+                        op.builtinOptions.bodySubgraphIndex = number
+
+        return inspect(changed(blob, change))
+
+    assert body_is(0).macs == 0
+    assert body_is(99).macs == 0 and body_is(-1).macs == 0
+    assert body_is(1).macs == 0  # the condition, which has no kernel
 
 
 def test_custom_and_flex_operations() -> None:

@@ -189,7 +189,7 @@ def _glance(name: str, report: FileReport) -> list[tuple[str, str]]:
         ("licence", about.license or _UNKNOWN),
         ("computes in", computes),
         ("parameters in the file", f"{content.parameters:,}"),
-        ("multiply-accumulates", f"{content.macs:,} a run"),
+        ("multiply-accumulates", f"{content.macs_text} a run"),
         ("memory for tensors", f"{report.arena_bytes:,} bytes"),
         (
             "runs on",

@@ -94,9 +94,12 @@ class Op:
         inputs: Indices of its inputs; -1 for one that is left out.
         outputs: Indices of its outputs.
         float_compute: Whether it computes on floats.
-        macs: Multiply-accumulates of one run; 0 for operations without a kernel.
+        macs: Multiply-accumulates of one run; 0 for operations without a kernel. Of a
+            loop (WHILE) those of all its turns, which its body has of one.
         subgraph: The graph that it is in; 0 is the one that is run.
         custom: Whether it is none of TFLite's own.
+        macs_at_least: Whether `macs` are those of one turn, of a loop of which the file
+            does not tell how often it turns.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Op:
     macs: int
     subgraph: int
     custom: bool
+    macs_at_least: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what a reader wants to know, as JSON takes it."""
@@ -195,10 +199,19 @@ class TFLiteFile:
     def macs(self) -> int:
         """Multiply-accumulates of one run, of convolutions and matrix products.
 
-        Loops (WHILE, of recurrent layers) are not counted: how often they turn is not
-        in the file.
+        Loops (WHILE, of recurrent layers) count with all their turns.
         """
         return sum(op.macs for op in self.ops if op.subgraph == 0)
+
+    @property
+    def macs_at_least(self) -> bool:
+        """Whether a loop turns the file does not tell how often: `macs` has one."""
+        return any(op.macs_at_least for op in self.ops if op.subgraph == 0)
+
+    @property
+    def macs_text(self) -> str:
+        """`macs` for people, "at least 1,024" where they are so."""
+        return f"{'at least ' if self.macs_at_least else ''}{self.macs:,}"
 
     @property
     def float_ops(self) -> tuple[Op, ...]:
@@ -360,6 +373,7 @@ class TFLiteFile:
             "quantization": self.quantization,
             "parameters": self.parameters,
             "macs": self.macs,
+            "macs_at_least": self.macs_at_least,
             "signatures": [
                 {
                     "name": signature.name,
@@ -381,7 +395,7 @@ class TFLiteFile:
         listed = ", ".join(f"{count} x {name}" for name, count in counts.items())
         lines = [
             f"{self.name or 'model'}: {self.quantization}, {self.size_bytes:,} bytes, "
-            f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates",
+            f"{self.parameters:,} parameters, {self.macs_text} multiply-accumulates",
             *_edge_lines(self.inputs, self.outputs),
             f"  {len(self.ops)} operations: {listed or 'none'}",
         ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from ai_edge_litert import schema_py_generated as schema
 
 from kdlite.lite.flatbuffer import Table
+from kdlite.lite.loops import Graph, with_loops
 from kdlite.lite.tflite_file import FLOATS, Op, Signature, TensorInfo, TFLiteFile
 
 _IDENTIFIER = b"TFL3"
@@ -134,11 +135,12 @@ def _read(name: str, blob: bytes, wanted: str | None) -> TFLiteFile:
     model = Table.root(blob, _IDENTIFIER)
     codes = [_Code(table) for table in model.tables(_MODEL["codes"])]
     # What a model of more than 2 GB keeps behind the flatbuffer has a size, not data.
+    buffers = model.tables(_MODEL["buffers"])
     stored = [
         bool(
             table.length(_BUFFER["data"]) or (table.number(_BUFFER["offset"], "Q") > 1)
         )
-        for table in model.tables(_MODEL["buffers"])
+        for table in buffers
     ]
     graphs = model.tables(_MODEL["graphs"])
     if not graphs:
@@ -171,12 +173,27 @@ def _read(name: str, blob: bytes, wanted: str | None) -> TFLiteFile:
     # What other signatures run is none of the one that was asked for.
     others = {graph for graph, _ in signatures if wanted is not None and graph != main}
     tensors_of = [all_tensors[number] for number in order]
-    ops = [
-        _op(table, codes, tensors_of[place], place)
-        for place, number in enumerate(order)
-        if number not in others
-        for table in graphs[number].tables(_GRAPH["operators"])
+    tables_of = [
+        [] if number in others else graphs[number].tables(_GRAPH["operators"])
+        for number in order
     ]
+    ops_of = [
+        [_op(table, codes, tensors_of[place], place) for table in tables]
+        for place, tables in enumerate(tables_of)
+    ]
+    ops = with_loops(
+        ops_of,
+        [
+            Graph(
+                tensors_of[place],
+                graphs[number].integers(_GRAPH["inputs"]),
+                graphs[number].integers(_GRAPH["outputs"]),
+                _loops(tables_of[place], ops_of[place], order),
+            )
+            for place, number in enumerate(order)
+        ],
+        lambda tensor: _integer(tensor, buffers),
+    )
     edges = (
         (chosen.inputs, chosen.outputs)
         if chosen
@@ -268,6 +285,31 @@ def _op(
         subgraph=graph,
         custom=code.custom,
     )
+
+
+def _loops(
+    tables: Sequence[Table], ops: Sequence[Op], order: Sequence[int]
+) -> dict[int, tuple[int, int]]:
+    """Returns by the place of a loop the graphs of its condition and its body."""
+    loops = {}
+    for place, (table, op) in enumerate(zip(tables, ops, strict=True)):
+        options = table.table(_OPERATOR["options"]) if op.name == "WHILE" else None
+        if options is not None:
+            numbers = [options.number(slot, "i") for slot in (0, 1)]
+            if all(0 <= number < len(order) for number in numbers):
+                loops[place] = (order.index(numbers[0]), order.index(numbers[1]))
+    return loops
+
+
+def _integer(tensor: TensorInfo, buffers: Sequence[Table]) -> int | None:
+    """Returns the value of a constant that is one whole number."""
+    size = {"int32": 4, "int64": 8}.get(tensor.dtype)
+    if not tensor.constant or tensor.scales or size is None:
+        return None
+    buffer = buffers[tensor.buffer]
+    if buffer.length(_BUFFER["data"]) != size:
+        return None
+    return int.from_bytes(buffer.content(_BUFFER["data"]), "little", signed=True)
 
 
 def _constant(tensors: Iterable[TensorInfo | None]) -> bool:
