@@ -255,6 +255,32 @@ def test_layers_to_keep_are_found(tmp_path, engine, kind) -> None:
     assert result.verification.outputs[0].top1_agreement >= 0.95
 
 
+def test_a_search_keeps_what_the_engine_has_no_kernels_for(tmp_path) -> None:
+    keras.utils.set_random_seed(1)
+    x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
+    steep, back = (lambda t: keras.ops.exp(t * 3)), (lambda t: keras.ops.log(t + 1e-6))
+    model = keras.Sequential(
+        [
+            keras.Input((8,), name="x"),
+            layers.Dense(8, name="first"),
+            layers.Lambda(steep, name="exp"),
+            layers.Lambda(back, name="log"),
+            layers.Dense(4, name="scores"),
+        ]
+    )
+    path, given = tmp_path / "m.tflite", {"calibration_data": x, "engine": "aeq"}
+    with pytest.raises(ConversionError, match="stay in float: EXP .layer 'exp'"):
+        export(model, path, "int8", **given)
+    result = export(model, path, "int8", auto_mixed=True, **given)
+    assert {"exp", "log"} <= set(result.overrides) and len(result.overrides) < 4
+    blob = path.read_bytes()
+    kept = dict(result.overrides)
+    export(model, path, "int8", overrides=kept, overwrite=True, **given)
+    # The same by name, but for what the file says of how it was asked for.
+    assert [str(op) for op in inspect(blob).ops] == [str(op) for op in result.ops]
+    assert path.read_bytes() == blob
+
+
 @pytest.mark.parametrize(
     ("quantization", "auto_mixed", "error", "text"),
     [

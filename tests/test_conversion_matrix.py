@@ -67,6 +67,8 @@ def test_a_cell_of_each_kind(name, column, end) -> None:
     assert ended["end"] == end, ended.get("text")
 
 
+# Keras says so of the text model with a mask that no convolution takes.
+@pytest.mark.filterwarnings("ignore:Layer 'conv' .* was passed an input with a mask")
 @pytest.mark.slow
 @pytest.mark.parametrize("column", conversion_matrix.COLUMNS)
 @pytest.mark.parametrize("name", ZOO)

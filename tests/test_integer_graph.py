@@ -290,6 +290,19 @@ def shared(second):
     return keras.Model(inputs, second(norm(dense(inputs)), dense, norm))
 
 
+def siamese(second, first=None):
+    """A block with a normalization that is called behind a rescaling, too."""
+    block = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()]
+    )
+    inputs = keras.Input((4,)), keras.Input((4,))
+    calls = [
+        block(before(x) if before else x)
+        for before, x in zip((first, second), inputs, strict=True)
+    ]
+    return keras.Model(inputs, layers.Add()(calls))
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -357,11 +370,21 @@ def shared(second):
         ),
         (
             lambda: shared(lambda x, dense, norm: dense(x)),
-            "same neighbours. Received: layer 'twice' called twice, for 'norm' and",
+            "'twice' called twice, once with 'norm' and once with nothing else folded",
         ),
         (
-            lambda: shared(lambda x, dense, norm: norm(layers.Dense(4)(x))),
-            "layer 'norm' called twice",
+            lambda: shared(lambda x, dense, norm: norm(layers.Dense(4, name="d")(x))),
+            "layer 'norm' called twice, for 'twice' and for 'd'",
+        ),
+        (
+            lambda: siamese(layers.Rescaling(0.5, name="half")),
+            "called twice, once with nothing else and once with 'half' folded",
+        ),
+        (
+            lambda: siamese(
+                layers.Rescaling(0.5, name="half"), layers.Rescaling(2.0, name="double")
+            ),
+            "called twice, once with 'double' and once with 'half' folded into it",
         ),
     ],
 )

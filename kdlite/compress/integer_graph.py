@@ -62,6 +62,7 @@ class Op:
         margin: Fraction by which the range of the output is widened.
         fixed: The range of the output, where it is known and not measured.
         arguments: How a layer that is left in float is called.
+        folded: Of a kernel, the names of what became part of it.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Op:
     margin: float = 0.0
     fixed: Range | None = None
     arguments: Any = None
+    folded: tuple[str, ...] = ()
 
 
 class IntegerGraph:
@@ -399,6 +401,7 @@ class IntegerGraph:
                 continue
             target.offset = target.scale * op.offset + target.offset
             target.scale = target.scale * op.scale
+            target.folded = (op.name, *target.folded)
             first = passed[0] if passed else target
             first.inputs = op.inputs
             self.ops.remove(op)
@@ -415,6 +418,7 @@ class IntegerGraph:
             ):
                 kernel.batch_norm = op.batch_norm
                 kernel.frozen_statistics = op.frozen_statistics
+                kernel.folded = (*kernel.folded, op.name)
                 kernel.name, kernel.output = op.name, op.output
                 self.ops.remove(op)
 
@@ -484,10 +488,26 @@ class IntegerGraph:
                 ):
                     raise ValueError(
                         "All calls of a shared layer must fold with the same "
-                        f"neighbours. Received: layer {new.name!r} called twice, for "
-                        f"{owner.name!r} and for {op.name!r}. Give each call a layer "
-                        "of its own."
+                        f"neighbours. Received: layer {new.name!r} called twice, "
+                        f"{_difference(owner, op)}. Give each call a layer of its own."
                     )
+
+
+def _difference(first: Op, second: Op) -> str:
+    """Says in what two calls of a layer fold differently."""
+    if first.layer is not second.layer:
+        return f"for {first.layer.name!r} and for {second.layer.name!r}"
+    if first.folded != second.folded:
+        one, other = (
+            ", ".join(repr(name) for name in call.folded if name not in others.folded)
+            or "nothing else"
+            for call, others in ((first, second), (second, first))
+        )
+        if one != other:
+            return f"once with {one} and once with {other} folded into it"
+    if first.frozen_statistics != second.frozen_statistics:
+        return "once in training mode and once with frozen statistics"
+    return f"with other values of {', '.join(map(repr, first.folded))}"
 
 
 def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:

@@ -17,6 +17,7 @@ from kdlite.lite.calibration import InputSpec
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
+from kdlite.lite.tflite_file import Op
 from kdlite.lite.tflite_reader import inspect
 from kdlite.working_folder import working_folder
 
@@ -117,7 +118,9 @@ class Conversion:
         for op, layers in by_op.items():
             kinds = [kept[layer] for layer in layers if layer in kept]
             if kinds and op.tensor:
-                keep[op.tensor] = max(kinds)  # of these words, the more exact
+                # Of these words, the more exact. Without weights an operation has none
+                # to make float16, and has to be told to stay in float.
+                keep[op.tensor] = max(kinds) if _has_weights(op) else "float32"
         return self._run(self.settings, keep)
 
     def floats(self) -> bytes:
@@ -190,6 +193,10 @@ class Conversion:
                 f"raised {_in_one_line(err)} Keep what is not numbers, such as "
                 "vocabularies, outside the model."
             ) from err
+
+
+def _has_weights(op: Op) -> bool:
+    return bool(op.macs) or op.name in ("EMBEDDING_LOOKUP", "GATHER")
 
 
 def _in_one_line(err: Exception) -> str:

@@ -348,6 +348,19 @@ class Proof:
         demands = self._demands
         blob = conversion.run(kept)
         content = inspect(blob)
+        if demands.auto_mixed and self._settings.engine == "aeq":
+            # What has no integer kernels is in float whatever else is, or no set of
+            # layers would do.
+            layers = layers_of(content, self.serving.model)
+            left = [
+                layer
+                for op in _left_in_float(content, layers, demands.float_ops, kept)
+                for layer in layers[op][:1]
+            ]
+            if self._settings.recipe.integer and left:
+                return self._attempt(
+                    conversion, {**kept, **dict.fromkeys(left, "float16")}
+                )
         _check_content(
             self.serving, self._settings, self._specs, content, demands.float_ops, kept
         )
@@ -409,11 +422,7 @@ def _check_content(
     if recipe.integer:
         # Of a quantization-aware model, those that it was made with.
         kept = {*kept, *float_layers(serving.model)}
-        left = [
-            op
-            for op in content.float_ops
-            if op.name not in allowed and kept.isdisjoint(layers[op])
-        ]
+        left = _left_in_float(content, layers, allowed, kept)
         if left:
             raise ConversionError(
                 f"{recipe.name} means that every operation computes in integers. "
@@ -449,6 +458,20 @@ def _check_content(
                 f"{tensor.dtype} for {tensor.name!r} of model={name!r}. Use "
                 "io='float32'."
             )
+
+
+def _left_in_float(
+    content: TFLiteFile,
+    layers: Mapping[Op, tuple[str, ...]],
+    allowed: Collection[str],
+    kept: Collection[str],
+) -> list[Op]:
+    """Returns the operations that compute in float and should not."""
+    return [
+        op
+        for op in content.float_ops
+        if op.name not in allowed and set(kept).isdisjoint(layers[op])
+    ]
 
 
 def _check_runtime(name: str, content: TFLiteFile, min_runtime: str) -> None:
