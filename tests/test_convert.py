@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from kdlite.compress.qat import quantize_aware
 from kdlite.compress.recipes import RECIPES
@@ -366,8 +367,8 @@ def calibrated_file(folder) -> tuple[keras.Model, dict, ExportResult]:
 
 def test_a_calibrated_file_takes_pixels_as_they_are(calibrated_file) -> None:
     model, data, result = calibrated_file
-    assert set(by_name(result.inputs)) == {"zoo_image", "ids"}
-    image = by_name(result.inputs)["zoo_image"]
+    assert set(by_name(result.inputs)) == {"zoo-image", "ids"}
+    image = by_name(result.inputs)["zoo-image"]
     assert image.dtype == "uint8" and image.shape == (1, 8, 8, 3)
     # A level is a pixel value, whatever the samples' largest value was.
     assert (image.scale, image.zero_point) == (pytest.approx(1.0), 0)
@@ -379,8 +380,7 @@ def test_a_calibrated_file_takes_pixels_as_they_are(calibrated_file) -> None:
 
 def test_a_calibrated_file_is_close_to_keras(calibrated_file) -> None:
     model, data, result = calibrated_file
-    named = {"zoo_image": data["zoo-image"], "ids": data["ids"]}
-    told = np.asarray(TFLiteModel(result.path).predict(named))
+    told = np.asarray(TFLiteModel(result.path).predict(data))
     wanted = model(data, training=False).numpy()
     error = np.sqrt(np.mean((told - wanted) ** 2))
     assert 20 * np.log10(wanted.std() / error) > 20
@@ -791,6 +791,53 @@ def test_open_lengths_come_from_the_data(tmp_path, no_conversion) -> None:
         export(model, tmp_path / "m.tflite")
     with pytest.raises(AssertionError, match="converted"):
         export(model, tmp_path / "m.tflite", verify_data=pixels(2))
+
+
+def test_lengths_that_stay_open_need_samples(tmp_path, no_conversion) -> None:
+    model = keras.Sequential(
+        [keras.Input((None, None, 3), name="image"), layers.GlobalAveragePooling2D()]
+    )
+    with pytest.raises(
+        ValueError, match=r"lengths stay open.*for input 'image' of \(None, None, 3\)"
+    ):
+        export(model, tmp_path / "m.tflite", dynamic_shape=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["<b>o", "a$b", "two words", "größe"])
+def test_layers_have_names_that_tensorflow_takes(tmp_path, no_conversion, name):
+    x = keras.Input((4,), name="any input: ü")
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(2, name=name)])
+    for wrong in (inner, layers.Dense(2, name=name)):
+        model = keras.Model(x, wrong(x))
+        with pytest.raises(ValueError, match=r"names that TensorFlow takes.*layer"):
+            export(model, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="TensorFlow takes.*model 'my net' with ' '"):
+        export(keras.Model(x, x * 2, name="my net"), tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_operators_in_mixed_precision(tmp_path, policy, quantization) -> None:
+    keras.utils.set_random_seed(3)
+    x = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    h = keras.ops.cast(x, policy.removeprefix("mixed_")) / 255
+    h = layers.Conv2D(4, 3, dtype=policy, name="conv")(h)
+    h = keras.ops.relu(h) * 2 + keras.ops.relu(-h)
+    h = layers.GlobalAveragePooling2D(dtype=policy, name="pool")(h)
+    model = keras.Model(x, layers.Dense(3, dtype="float32", name="y")(h))
+    images = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3), np.uint8)
+    path = tmp_path / "m.tflite"
+    options = {} if quantization == "float32" else {"calibration_data": images}
+    if quantization == "int8":
+        options["allow_float_ops"] = ("NEG",)
+    result = export(model, path, quantization, verify_data=images, **options)
+    assert result.inputs[0].dtype == "float32"
+    run = Interpreter(str(path)).get_signature_runner()
+    told = [run(image=image[None].astype("float32"))["y"] for image in images[:20]]
+    wanted = model.predict(images[:20], verbose=0)
+    # bfloat16 has 8 bits, as int8 has: five roundings of terms a few times the sum.
+    assert np.abs(np.concatenate(told) - wanted).max() < 0.1 * np.abs(wanted).max()
 
 
 def test_pixels_in_other_units_than_the_model_takes(tmp_path):

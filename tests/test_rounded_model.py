@@ -67,3 +67,25 @@ def test_a_sigmoid_that_meets_others_has_their_range(rng) -> None:
     # Of the input, the sigmoid and the concatenation; and of what the sigmoid takes.
     assert len(ranges) == 2
     assert (0.0, 255 / 256) not in ranges
+
+
+@pytest.mark.parametrize("structure", ["list", "by its name", "by another"])
+def test_an_input_that_is_given_back_keeps_its_name(structure) -> None:
+    x = keras.Input((4,), name="x")
+    h = layers.Dense(3, name="h")(x)
+    outputs = {
+        "list": [h, x],
+        "by its name": {"a": h, "x": x},
+        "by another": {"a": h, "b": x},
+    }
+    model = keras.Model(x, outputs[structure])
+    qat = quantize_aware(model)
+    assert [x.name for x in qat.inputs] == ["x"]
+    assert qat.output_names == model.output_names
+    values = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    qat.compile("sgd", "mse")
+    qat.fit(values, model.predict(values, verbose=0), verbose=0)
+    made = for_export(qat)
+    assert [x.name for x in made.inputs] == ["x"]
+    *_, given_back = keras.tree.flatten(made(values))
+    np.testing.assert_array_equal(given_back, values)

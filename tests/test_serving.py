@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
+from kdlite.lite.names import identifier
 from kdlite.lite.serving import as_float32, serve
 
 layers = keras.layers
@@ -47,6 +48,47 @@ def test_mixed_precision_becomes_a_float32_clone() -> None:
     assert model.get_layer("y").compute_dtype == "float16"
     plain = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
     assert as_float32(plain) is plain
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_operations_of_other_precision_become_float32(dtype) -> None:
+    inputs = keras.Input((4,), name="x")
+    h = keras.ops.cast(inputs * 3, dtype)
+    h = keras.ops.concatenate([h[:, 1:], keras.ops.relu(h) + h / 2], -1)
+    model = keras.Model(inputs, keras.ops.cast(h, "float32"))
+    clone = as_float32(model)
+    assert clone is not model
+    made = [x.dtype for op in clone.operations for x in keras.tree.flatten(op.output)]
+    assert set(made) == {"float32"}
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    # bfloat16 has 8 bits.
+    np.testing.assert_allclose(clone(x), model(x), rtol=2**-6, atol=1e-2)
+
+
+def test_bytes_that_a_model_computes_with_stay_bytes() -> None:
+    inputs = keras.Input((3,), dtype="uint8", name="x")
+    x = np.array([[200, 3, 100]], np.uint8)
+
+    def given(outputs):
+        serving = serve(keras.Model(inputs, outputs))
+        return serving.input_specs[0].dtype, next(iter(serving(x).values())).numpy()
+
+    dtype, values = given(keras.ops.cast(inputs, "float32") + 100)
+    assert dtype == "float32" and values.tolist() == [[300, 103, 200]]
+    dtype, values = given(keras.ops.cast(inputs + inputs, "float32"))
+    assert dtype == "uint8" and values.tolist() == [[144, 6, 200]]
+    dtype, values = given(keras.ops.cast(keras.ops.cast(inputs, "int8"), "float32"))
+    assert dtype == "uint8" and values.tolist() == [[-56, 3, 100]]
+
+
+def test_a_normalization_keeps_its_statistics_in_float32() -> None:
+    images = np.random.default_rng(0).integers(50, 200, (20, 4, 4, 3), np.uint8)
+    layer = layers.Normalization()
+    layer.adapt(images.astype("float32"))
+    inputs = keras.Input((4, 4, 3), dtype="uint8")
+    model = keras.Model(inputs, layer(inputs))
+    clone = as_float32(model)
+    np.testing.assert_allclose(clone(images), model(images), atol=1e-5)
 
 
 class Fixed(keras.Model):
@@ -104,9 +146,8 @@ def test_inputs_of_any_name_are_saved(tmp_path, name) -> None:
     serving = serve(model)
     serving.save_for_conversion(tmp_path, serving.input_specs)
     signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
-    assert list(signature.structured_input_signature[1]) == [
-        serving.input_specs[0].name
-    ]
+    assert serving.input_specs[0].name == name
+    assert list(signature.structured_input_signature[1]) == [identifier(name)]
 
 
 def test_a_notebook_is_told_nothing_of_passing_folders(tmp_path, caplog) -> None:

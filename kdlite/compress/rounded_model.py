@@ -144,9 +144,10 @@ class RoundedModel:
         """Returns the quantization-aware model, with the student's weights."""
         graph = self._graph
         inputs = [
-            keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self._name(x.name))
+            keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
             for x in graph.functional.inputs
         ]
+        self._used_names.update(x.name for x in inputs)
         values: dict[int, Tensor] = {}
         for x, value in zip(graph.inputs, inputs, strict=True):
             values[x] = value
@@ -163,8 +164,10 @@ class RoundedModel:
                     entering[x] = self._round(x, values[x], layer.name)
             taken = [entering.get(x, values[x]) for x in op.inputs]
             values[op.output] = self._call(op, taken)
+        # An input that is given back is no operation's result, and keeps its name.
+        given_back = dict(zip(graph.inputs, inputs, strict=True))
         outputs = [
-            self._named(values[x], output_name)
+            self._named(given_back.get(x, values[x]), output_name)
             for x, output_name in zip(graph.outputs, self._output_names, strict=True)
         ]
         pack = keras.tree.pack_sequence_as

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from kdlite.datasets import (
     subfolders,
     warn_of_other_images,
 )
+from kdlite.lite.names import by_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ class InputSpec:
     """What an input takes.
 
     Attributes:
-        name: The input's name in the file, an identifier: the name in Keras, with `_`
-            for any other character.
+        name: The input's name, in Keras as in the file.
         shape: The shape of one sample, without the batch; None where any length will
             do.
         dtype: The name of its NumPy dtype.
@@ -62,27 +61,6 @@ class InputSpec:
     shape: tuple[int | None, ...]
     dtype: str = "float32"
     low_high: tuple[float, float] | None = None
-
-
-def identifier(name: str) -> str:
-    """Returns a Keras name as files have it.
-
-    Args:
-        name: A name, for example of an input.
-
-    Returns:
-        The name with `_` for whatever no identifier can have, and `arg_` before one
-        that does not begin with a letter: TensorFlow does the same to the names in a
-        signature.
-
-    Example:
-        >>> identifier("input-1/rgb")
-        'input_1_rgb'
-        >>> identifier("<rgb>")
-        'arg__rgb_'
-    """
-    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return plain if plain[:1].isalpha() else f"arg_{plain}"
 
 
 def load_samples(
@@ -452,9 +430,10 @@ class _Reader:
         return None
 
     def _named(self, arrays: Mapping[Any, Any]) -> dict[str, Array]:
-        arrays = {identifier(str(name)): array for name, array in arrays.items()}
-        missing = [name for name in self._names if name not in arrays]
-        unknown = [name for name in arrays if name not in self._names]
+        arrays = {str(name): array for name, array in arrays.items()}
+        meant = by_name(self._names, arrays)
+        missing = [name for name in self._names if name not in meant]
+        unknown = [name for name in arrays if name not in meant.values()]
         if missing or unknown:
             wrong = [f"no {name!r}" for name in missing[:_MOST_NAMED]]
             wrong += [f"unknown {name!r}" for name in unknown[:_MOST_NAMED]]
@@ -463,7 +442,7 @@ class _Reader:
                 f"{', '.join(wrong)}, from sample 0 on. Inputs: "
                 f"{', '.join(map(repr, self._names))}."
             )
-        return {name: np.asarray(arrays[name]) for name in self._names}
+        return {name: np.asarray(arrays[meant[name]]) for name in self._names}
 
     def _positional(self, arrays: Sequence[Any]) -> dict[str, Array]:
         if len(arrays) != len(self._names):

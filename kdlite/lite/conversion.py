@@ -15,6 +15,7 @@ from kdlite.in_place import lack_of_room
 from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import InputSpec
 from kdlite.lite.layer_names import layers_of
+from kdlite.lite.names import graph_names, named
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
 from kdlite.lite.tflite_file import Op
@@ -79,6 +80,7 @@ class Conversion:
         self._serving = serving
         self._specs = specs
         self._samples = samples
+        self._inside = graph_names(spec.name for spec in specs)
 
     def __enter__(self) -> Conversion:
         self._temporary = working_folder("export")
@@ -142,7 +144,7 @@ class Conversion:
         options = {
             "saved_model": str(self._folder / "saved_model"),
             "calibration": str(self._folder / "calibration.npz"),
-            "inputs": list(self._samples or {}),
+            "inputs": [self._inside[name] for name in self._samples or {}],
             "engine": settings.engine,
             "weight_bits": recipe.weight_bits,
             "activation_bits": recipe.activation_bits,
@@ -165,7 +167,13 @@ class Conversion:
             settings.time_limit_s,
             settings.memory_limit_bytes,
         )
-        return as_trained(blob, recipe) if self._serving.quantize_aware else blob
+        if self._serving.quantize_aware:
+            blob = as_trained(blob, recipe)
+        inputs, outputs = (
+            {inside: name for name, inside in names.items()}
+            for names in (self._inside, graph_names(self.outputs))
+        )
+        return named(blob, inputs, outputs)
 
     def _save(self) -> None:
         if self._samples is not None:

@@ -7,8 +7,10 @@ anything. So reading is done here: each offset is checked, and so is the work.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import flatbuffers
 
 # Objects may be shared, so that a small file can unfold into a huge one. This much more
 # than the file's own size is followed from one root, and nothing beyond: a few hundred
@@ -141,6 +143,12 @@ class Table:
 
 
 Builder = Any  # flatbuffers.Builder, which is untyped
+#: From where something is in a flatbuffer to its place as a builder counts.
+Place = Callable[[int], int]
+
+#: TFLite wants a buffer's data at a multiple of so many bytes (`force_align` in its
+#: schema).
+ALIGNMENT = 16
 
 
 def add_table(
@@ -183,3 +191,34 @@ def add_content(builder: Builder, content: bytes, alignment: int) -> int:
     """Adds a vector of bytes, the first at a multiple of ``alignment`` in the end."""
     builder.Prep(alignment, len(content))
     return int(builder.CreateByteVector(content))
+
+
+def with_new_root(
+    model: bytes, root: Table, changed: Callable[[Builder, Place], Mapping[int, int]]
+) -> bytes:
+    """Puts a new root before a ``.tflite``, which stays as it is behind it.
+
+    Flatbuffers are built from the end, and refer only forward. So the model, as it is,
+    can be the end, and a new root refers to all that the old root did.
+
+    Args:
+        model: The bytes of the ``.tflite``.
+        root: Its root.
+        changed: Adds what is new; returns slot to place of what the new root has
+            instead, or besides.
+
+    Returns:
+        The bytes of the new ``.tflite``.
+    """
+    builder = flatbuffers.Builder(len(model) + 4096)
+    end = model + bytes(-len(model) % ALIGNMENT)
+    add_content(builder, end, ALIGNMENT)
+
+    def old(position: int) -> int:
+        return len(end) - position
+
+    targets = {slot: old(root.target(slot)) for slot in root.slots() if slot}
+    targets |= changed(builder, old)
+    version = root.number(0, "I")
+    builder.Finish(add_table(builder, targets, words={0: version}), b"TFL3")
+    return bytes(builder.Output())

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import keras
 
-from kdlite.lite.calibration import identifier
+from kdlite.lite.names import identifier
 from kdlite.lite.tflite_file import Op, TFLiteFile
 
 
@@ -80,10 +80,37 @@ def layers_of(content: TFLiteFile, model: keras.Model) -> dict[Op, tuple[str, ..
             if (layer := _layer(path, names))
         ]
         if not layers and op.subgraph == 0 and op.outputs:
-            layer = last.get(outputs.get(op.outputs[0], ""), "")
+            layer = last.get(identifier(outputs.get(op.outputs[0], "")), "")
             layers = [layer] if layer else []
         found[op] = tuple(dict.fromkeys(layers))
     return found
+
+
+def check_layer_names(model: keras.Model) -> None:
+    """Refuses names that TensorFlow takes in no graph.
+
+    Args:
+        model: A Keras model.
+
+    Raises:
+        ValueError: If its name, or that of a layer, has other characters.
+
+    Example:
+        >>> check_layer_names(keras.Sequential([keras.layers.ReLU(name="50%")]))
+        Traceback (most recent call last):
+        ...
+        ValueError: Layers must have names that TensorFlow takes: letters a to z, ...
+    """
+    for layer in model._flatten_layers():
+        odd = re.search(r"[^A-Za-z0-9_.\\/>-]", layer.name)
+        if odd and not isinstance(layer, keras.layers.InputLayer):
+            raise ValueError(
+                "Layers must have names that TensorFlow takes: letters a to z, digits, "
+                "and `_`, `-`, `.`. Received: "
+                f"{'model' if layer is model else 'layer'} {layer.name!r} with "
+                f"{odd[0]!r}. Fix: build it with another `name`, and copy the weights: "
+                "new.set_weights(model.get_weights())."
+            )
 
 
 def matching(patterns: Mapping[str, str], model: keras.Model) -> dict[str, str]:
@@ -125,8 +152,9 @@ def matching(patterns: Mapping[str, str], model: keras.Model) -> dict[str, str]:
 
 def _layer(path: str, names: Collection[str]) -> str:
     """Returns the innermost layer of the scopes of a tensor."""
-    plain = {identifier(part): part for name in names for part in name.split("/")}
-    scopes = [_plain(identifier(part), plain) for part in path.split("/")]
+    parts = {part for name in names for part in name.split("/")}
+    plain = {identifier(part): part for part in parts} | {part: part for part in parts}
+    scopes = [_plain(part, plain) for part in path.split("/")]
     known = [scope for scope in scopes if scope]
     for start in range(len(known)):
         for end in range(len(known), start, -1):
@@ -137,5 +165,8 @@ def _layer(path: str, names: Collection[str]) -> str:
 
 def _plain(scope: str, plain: Mapping[str, str]) -> str:
     """Returns the layer of a scope, which has a number more than the layer's name."""
-    without = re.sub(r"_\d+$", "", scope)
-    return plain.get(without) or plain.get(scope) or ""
+    for form in (scope, identifier(scope)):
+        without = re.sub(r"_\d+$", "", form)
+        if layer := plain.get(without) or plain.get(form):
+            return layer
+    return ""

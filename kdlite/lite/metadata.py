@@ -22,11 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flatbuffers
 import numpy as np
 
 from kdlite.lite import associated_files
-from kdlite.lite.flatbuffer import Table, add_content, add_table, add_vector
+from kdlite.lite.flatbuffer import (
+    ALIGNMENT,
+    Builder,
+    Place,
+    Table,
+    add_content,
+    add_table,
+    add_vector,
+    with_new_root,
+)
 from kdlite.lite.metadata_schema import (
     MIN_PARSER_VERSION,
     PROVENANCE_FILE,
@@ -46,8 +54,6 @@ _ENTRY = "TFLITE_METADATA"
 _LAST_MODEL_SLOT = 9
 # In the provenance, of all that is before the archive.
 _SEAL = "sha256_before_archive"
-# TFLite wants a buffer's data at a multiple of 16 bytes (`force_align` in its schema).
-_ALIGNMENT = 16
 
 
 def read_metadata(file: str | os.PathLike[str] | bytes) -> Metadata:
@@ -295,15 +301,15 @@ def _graphs(root: Table) -> list[_Graph]:
     for number, subgraph in enumerate(subgraphs[: max(numbers, default=0) + 1]):
         tensors = subgraph.tables(0)
         its = [table for table in signatures if table.number(4, "I") == number]
-        # Signatures keep the names that Keras gave; a tensor's own is the converter's.
-        names = {
-            entry.number(1, "I"): entry.string(0)
-            for signature in its
-            for entry in [*signature.tables(0), *signature.tables(1)]
-        }
         # An inner graph, of a loop, has nothing to be said of.
         inputs, outputs = (
-            _edges(subgraph.integers(slot), tensors, names) if its or not number else []
+            _edges(
+                subgraph.integers(slot),
+                tensors,
+                [entry for signature in its for entry in signature.tables(slot - 1)],
+            )
+            if its or not number
+            else []
             for slot in (1, 2)
         )
         name = its[0].string(2) if several and its else ""
@@ -312,16 +318,21 @@ def _graphs(root: Table) -> list[_Graph]:
 
 
 def _edges(
-    indices: Sequence[int], tensors: Sequence[Table], names: Mapping[int, str]
+    indices: Sequence[int], tensors: Sequence[Table], entries: Sequence[Table]
 ) -> list[_Tensor]:
     if not all(0 <= index < len(tensors) for index in indices):
         raise ValueError("a tensor is named that is not there")
-    return [
-        _Tensor(
-            names.get(index) or tensors[index].string(3), tensors[index].integers(0)
-        )
-        for index in indices
-    ]
+    # Signatures keep the names that Keras gave; a tensor's own is the converter's. Two
+    # outputs may be one tensor.
+    names: dict[int, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry.number(1, "I"), []).append(entry.string(0))
+    edges = []
+    for index in indices:
+        its = names.get(index) or [""]
+        name = (its.pop(0) if len(its) > 1 else its[0]) or tensors[index].string(3)
+        edges.append(_Tensor(name, tensors[index].integers(0)))
+    return edges
 
 
 def _check_unlabelled(model: bytes, root: Table) -> None:
@@ -451,26 +462,15 @@ def _per_channel(
 
 
 def _splice(model: bytes, root: Table, about: bytes) -> bytes:
-    """Puts a new root before the model, with the metadata as one buffer more.
+    """Puts the metadata in, as one buffer more that a new root knows."""
 
-    Flatbuffers are built from the end, and refer only forward. So the model, as it is,
-    can be the end, and a new root refers to all that the old root did.
-    """
-    builder = flatbuffers.Builder(len(model) + len(about) + 4096)
-    end = model + bytes(-len(model) % _ALIGNMENT)
-    add_content(builder, end, _ALIGNMENT)
+    def with_metadata(builder: Builder, old: Place) -> dict[int, int]:
+        content = add_content(builder, about, ALIGNMENT)
+        buffers = [old(table.position) for table in root.tables(4)]
+        entries = [old(table.position) for table in root.tables(6)]
+        name = builder.CreateString(_ENTRY)
+        entries.append(add_table(builder, {0: name}, words={1: len(buffers)}))
+        buffers.append(add_table(builder, {0: content}))
+        return {4: add_vector(builder, buffers), 6: add_vector(builder, entries)}
 
-    def old(position: int) -> int:
-        return len(end) - position
-
-    content = add_content(builder, about, _ALIGNMENT)
-    buffers = [old(table.position) for table in root.tables(4)]
-    entries = [old(table.position) for table in root.tables(6)]
-    name = builder.CreateString(_ENTRY)
-    entries.append(add_table(builder, {0: name}, words={1: len(buffers)}))
-    buffers.append(add_table(builder, {0: content}))
-    targets = {slot: old(root.target(slot)) for slot in root.slots() if slot}
-    targets |= {4: add_vector(builder, buffers), 6: add_vector(builder, entries)}
-    version = root.number(0, "I")
-    builder.Finish(add_table(builder, targets, words={0: version}), b"TFL3")
-    return bytes(builder.Output())
+    return with_new_root(model, root, with_metadata)

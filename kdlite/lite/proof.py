@@ -37,7 +37,7 @@ from kdlite.lite.calibration import (
 from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.labels import Labels, check_counts, check_texts, class_count
 from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
-from kdlite.lite.layer_names import layers_of
+from kdlite.lite.layer_names import check_layer_names, layers_of
 from kdlite.lite.mixed import smallest_set
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
@@ -165,6 +165,8 @@ class Proof:
                 ".student."
             )
         check_texts(labels)
+        if isinstance(model, keras.Model):
+            check_layer_names(model)
         serving = serve(model, mean=mean, std=std, input_range=input_range)
         specs = serving.input_specs
         self.model, self.serving = model, serving
@@ -213,7 +215,7 @@ class Proof:
         known = specs
         for found in filter(None, (samples, compared)):
             known = with_shapes(known, found)
-        _check_shapes_known(known)
+        _check_shapes_known(known, demands.dynamic_shape)
         self.image_range = serving.image_range
         if self.image_range is None and compared is not None:
             self.image_range = observed_range(compared, known)
@@ -384,8 +386,15 @@ def _not_run(file: str, content: TFLiteFile) -> VerificationReport:
     )
 
 
-def _check_shapes_known(specs: Sequence[InputSpec]) -> None:
+def _check_shapes_known(specs: Sequence[InputSpec], stay_open: bool) -> None:
     for spec in specs:
+        if None in spec.shape and stay_open:
+            raise ValueError(
+                "Where lengths stay open, there must be samples of some length to "
+                f"compare on. Received: dynamic_shape=True for input {spec.name!r} of "
+                f"{spec.shape}, and no samples. Fix: pass `verify_data`; the file "
+                "takes other lengths all the same."
+            )
         if None in spec.shape:
             raise ValueError(
                 "The shape of every input must be known, but for the batch: on a phone "

@@ -21,8 +21,9 @@ import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
-from kdlite.copies import layer_again
-from kdlite.lite.calibration import InputSpec, identifier
+from kdlite.copies import layer_again, settle
+from kdlite.lite.calibration import InputSpec
+from kdlite.lite.names import check_names, graph_names, output_names
 
 Tensor = Any
 Range = tuple[float, float]
@@ -66,6 +67,8 @@ def serve(
     """
     _check_model(model)
     specs = _input_specs(model)
+    if getattr(model, "outputs", None):
+        _by_name(model, _outputs_of(model))
     images = _images(specs)
     if not images and (mean, std, input_range) != (None, None, None):
         raise ValueError(
@@ -177,13 +180,12 @@ class ServingModel(keras.Model):
         where that is known, so that 8-bit pixels are the integer input as they are.
         """
         rounding = {}
+        inside = graph_names(spec.name for spec in self.input_specs)
         for spec in self.input_specs:
-            low_high = spec.low_high
+            low_high, name = spec.low_high, inside[spec.name]
             if not self.quantize_aware:
                 if round_inputs and low_high is not None and spec.dtype == "float32":
-                    rounding[spec.name] = [
-                        _fake_quant(low_high, f"{spec.name}_rounded")
-                    ]
+                    rounding[spec.name] = [_fake_quant(low_high, f"{name}_rounded")]
             elif spec.name in self._affine:
                 # The model rounds its input, which is behind the normalisation: that
                 # would be computed in float, were it not rounded as well.
@@ -191,10 +193,10 @@ class ServingModel(keras.Model):
                 scaled = np.multiply.outer(low_high, self._affine[spec.name][0])
                 bits = trained_bits(self.model)[1]
                 rounding[spec.name] = [
-                    _fake_quant(low_high, f"{spec.name}_rounded", bits),
+                    _fake_quant(low_high, f"{name}_rounded", bits),
                     _fake_quant(
                         (float(scaled.min()), float(scaled.max())),
-                        f"{spec.name}_scaled_rounded",
+                        f"{name}_scaled_rounded",
                         bits,
                     ),
                 ]
@@ -207,10 +209,12 @@ class ServingModel(keras.Model):
 
     def _trained_range(self, name: str) -> Range | None:
         """The range of an input that was found in training, before normalisation."""
-        for layer in for_export(self.model).layers:
+        model = for_export(self.model)
+        tensors = dict(zip(_input_names(model), model.inputs, strict=True))
+        for layer in model.layers:
             if not isinstance(layer, FakeQuant) or layer.fixed_range is None:
                 continue
-            if identifier(layer.input.name) == name:
+            if layer.input is tensors[name]:
                 scale, offset = self._affine.get(name, (np.ones(1), np.zeros(1)))
                 raw = np.subtract.outer(layer.fixed_range, offset) / scale
                 return float(raw.min()), float(raw.max())
@@ -222,7 +226,7 @@ class ServingModel(keras.Model):
         specs: Sequence[InputSpec],
         batch_size: int = 1,
     ) -> dict[str, tuple[int, ...]]:
-        """Writes a SavedModel with one signature of fixed batch, by name.
+        """Writes a SavedModel with one signature of fixed batch, by `graph_names`.
 
         Args:
             folder: Where to.
@@ -234,10 +238,19 @@ class ServingModel(keras.Model):
         """
         # Not by `self(inputs)`, which would put its name before every tensor's. And not
         # kept in the module, where saving would trace it again.
-        run = tf.function(lambda **inputs: self.call(inputs)).get_concrete_function(
+        inside = graph_names(spec.name for spec in specs)
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def by_graph_name(**inputs: Tensor) -> dict[str, Tensor]:
+            outputs = self.call({name: inputs[key] for name, key in inside.items()})
+            shapes.update((name, tuple(x.shape[1:])) for name, x in outputs.items())
+            keys = graph_names(outputs)
+            return {keys[name]: x for name, x in outputs.items()}
+
+        run = tf.function(by_graph_name).get_concrete_function(
             **{
-                spec.name: tf.TensorSpec(
-                    (batch_size, *spec.shape), spec.dtype, name=spec.name
+                inside[spec.name]: tf.TensorSpec(
+                    (batch_size, *spec.shape), spec.dtype, name=inside[spec.name]
                 )
                 for spec in specs
             }
@@ -247,9 +260,7 @@ class ServingModel(keras.Model):
         module.state = list(run.graph.variables)
         with _no_notices():
             tf.saved_model.save(module, os.fspath(folder), signatures=run)
-        return {
-            name: tuple(spec.shape[1:]) for name, spec in run.structured_outputs.items()
-        }
+        return shapes
 
 
 @contextlib.contextmanager
@@ -267,8 +278,8 @@ def _no_notices() -> Iterator[None]:
 def as_float32(model: keras.Model) -> keras.Model:
     """Returns a float32 clone of a model in mixed precision; others as they are.
 
-    Inputs of dtype uint8 become float32 too, of the same values: a cast would be left
-    to float operations.
+    Inputs of dtype uint8 become float32 too, of the same values, where the model makes
+    floats of them: a cast would be left to float operations.
 
     Args:
         model: Any built model.
@@ -286,22 +297,27 @@ def as_float32(model: keras.Model) -> keras.Model:
         >>> as_float32(model).compute_dtype
         'float32'
     """
-    if not _half_layers(model) and not any(
-        tensor.dtype == "uint8" for tensor in getattr(model, "inputs", None) or []
-    ):
+    widened = [
+        x
+        for x in getattr(model, "inputs", None) or []
+        if _file_dtype(model, x) != x.dtype
+    ]
+    if not widened and not _half_layers(model):
         return model
     if not isinstance(model, (keras.Sequential, _FUNCTIONAL)):
         return _subclass_as_float32(model)
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
 
-    def plain(layer: keras.Layer) -> keras.Layer:
+    def plain(layer: keras.Operation) -> keras.Operation:
         clone = layer_again(layer, _float32_config)
-        pairs.append((clone, layer))
+        # Of `keras.ops` and operators, such as `a + b`, there is nothing to copy.
+        if isinstance(layer, keras.Layer):
+            pairs.append((clone, layer))
         return clone
 
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(
-            batch_shape=x.shape, dtype=_file_dtype(x.dtype), name=x.name
+            batch_shape=x.shape, dtype=_file_dtype(model, x), name=x.name
         ),
         _inputs_of(model),
     )
@@ -310,6 +326,7 @@ def as_float32(model: keras.Model) -> keras.Model:
     )
     for new, old in pairs:
         new.set_weights(old.get_weights())
+    settle(clone)
     return clone
 
 
@@ -344,11 +361,16 @@ def _subclass_as_float32(model: keras.Model) -> keras.Model:
 
 
 def _half_layers(model: keras.Model) -> list[str]:
-    return [
-        layer.name
-        for layer in model._flatten_layers()
-        if layer.compute_dtype in _HALF or layer.variable_dtype in _HALF
-    ]
+    """Returns the names of layers and operations that are not of float32."""
+    found = []
+    for layer in model._flatten_layers():
+        if layer.compute_dtype in _HALF or layer.variable_dtype in _HALF:
+            found.append(layer.name)
+        for op in getattr(layer, "operations", ()):
+            made = [x.dtype for node in op._inbound_nodes for x in node.outputs]
+            if not isinstance(op, keras.Layer) and not set(_HALF).isdisjoint(made):
+                found.append(op.name)
+    return found
 
 
 def _float32_config(config: Any) -> Any:
@@ -369,8 +391,25 @@ def _is_half(policy: Any) -> bool:
     return isinstance(policy, str) and policy.removeprefix("mixed_") in _HALF
 
 
-def _file_dtype(dtype: str) -> str:
-    return "float32" if dtype in (*_HALF, "uint8") else dtype
+def _file_dtype(model: keras.Model, x: Tensor) -> str:
+    """Returns what an input is of in the file."""
+    if x.dtype in _HALF or (x.dtype == "uint8" and _becomes_float(model, x)):
+        return "float32"
+    return str(x.dtype)
+
+
+def _becomes_float(model: keras.Model, x: Tensor) -> bool:
+    """Whether all that takes an input makes floats of it.
+
+    Operations compute with bytes as bytes: 200 + 100 is 44.
+    """
+    return all(
+        isinstance(op, keras.Layer)
+        or (type(op).__name__ == "Cast" and "float" in op.dtype)
+        for op in getattr(model, "operations", ())
+        for node in op._inbound_nodes
+        if any(taken is x for taken in node.input_tensors)
+    )
 
 
 def _check_model(model: Any) -> None:
@@ -395,10 +434,18 @@ def _check_model(model: Any) -> None:
 
 
 def _input_specs(model: keras.Model) -> list[InputSpec]:
+    pixels = set()
     if getattr(model, "inputs", None):
+        names = _input_names(model)
+        check_names("inputs", names)
+        pixels = {
+            name
+            for name, x in zip(names, model.inputs, strict=True)
+            if x.dtype == "uint8"
+        }
         listed = [
-            (x.name, tuple(x.shape[1:]), x.dtype)
-            for x in keras.tree.flatten(model.inputs)
+            (name, tuple(x.shape[1:]), _file_dtype(model, x))
+            for name, x in zip(names, model.inputs, strict=True)
         ]
     else:
         shape: Any = (model.get_build_config() or {}).get("input_shape")
@@ -417,14 +464,24 @@ def _input_specs(model: keras.Model) -> list[InputSpec]:
                 "give it the ids."
             )
     return [
-        InputSpec(
-            identifier(name),
-            shape,
-            _file_dtype(dtype),
-            (0.0, 255.0) if dtype == "uint8" else None,
-        )
+        InputSpec(name, shape, dtype, (0.0, 255.0) if name in pixels else None)
         for name, shape, dtype in listed
     ]
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    """Returns the names of the inputs as `fit()` and `predict()` take them.
+
+    Of a mapping these are its keys, whatever the tensors in it are called.
+    """
+    return [
+        path[0] if len(path) == 1 and isinstance(path[0], str) else x.name
+        for path, x in keras.tree.flatten_with_path(_inputs_of(model))
+    ]
+
+
+def _outputs_of(model: keras.Model) -> Any:
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
 
 
 def _inputs_of(model: keras.Model) -> Any:
@@ -505,16 +562,12 @@ def _by_name(model: keras.Model, outputs: Any) -> dict[str, Tensor]:
         layers = [model.layers[-1].name]
     else:
         layers = getattr(model, "output_names", None) or []
-    named: dict[str, Tensor] = {}
+    paths, tensors = [], []
     for index, (path, tensor) in enumerate(keras.tree.flatten_with_path(outputs)):
-        if any(isinstance(key, str) for key in path):
-            base = "_".join(map(str, path))
-        else:
-            base = layers[index] if layers else f"output_{index}"
-        name = base = identifier(base)
-        count = 0
-        while name in named:
-            count += 1
-            name = f"{base}_{count}"
-        named[name] = tensor
-    return named
+        if not any(isinstance(key, str) for key in path):
+            path = (layers[index] if layers else f"output_{index}",)
+        paths.append(tuple(map(str, path)))
+        tensors.append(tensor)
+    names = output_names(paths)
+    check_names("outputs", names)
+    return dict(zip(names, tensors, strict=True))

@@ -13,12 +13,10 @@ from typing import Any, TypeVar
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
-from kdlite.lite.flatbuffer import add_content, add_table, add_vector
+from kdlite.lite.flatbuffer import ALIGNMENT, add_content, add_table, add_vector
 
 _IDENTIFIER = b"TFL3"
 _VERSION = 3
-# TFLite wants a buffer's data at a multiple of 16 bytes (`force_align` in its schema).
-_ALIGNMENT = 16
 _SIZE_BYTES = 4096
 
 T = TypeVar("T")
@@ -117,7 +115,7 @@ def _packed(model: Any, contents: list[bytes]) -> bytes:
     buffers = [
         add_table(
             builder,
-            {0: add_content(builder, content, _ALIGNMENT)} if content else {},
+            {0: add_content(builder, content, ALIGNMENT)} if content else {},
         )
         for content in contents
     ]

@@ -20,6 +20,7 @@ from kdlite.lite.calibration import (
 from kdlite.lite.isolated_runs import Outputs, Run, isolated_runs
 from kdlite.lite.labels import class_count
 from kdlite.lite.metadata import changed_since_written, read_metadata
+from kdlite.lite.names import by_name
 from kdlite.lite.outliers import outliers
 from kdlite.lite.output_report import OutputReport, check_target, compare
 from kdlite.lite.serving import ServingModel, serve
@@ -252,11 +253,13 @@ def _normalisation(file: bytes, signature: str | None) -> dict[str, Any]:
 def _matched(side: str, names: Sequence[str], tensors: Sequence[Any]) -> dict[str, str]:
     """Returns the file's name for each of the model's inputs or outputs.
 
-    By name; where each has just one, that one, as files made elsewhere name it.
+    By name; where each has just one, that one, as files made elsewhere name it. There
+    must be as many in both: one input of a file cannot stand for two of the model.
     """
     of_file = [tensor.name for tensor in tensors]
-    if set(of_file) == set(names):
-        return {name: name for name in names}
+    found = by_name(names, of_file)
+    if len(found) == len(set(of_file)) == len(of_file) == len(names):
+        return found
     if len(of_file) == len(names) == 1:
         return {names[0]: of_file[0]}
     raise ValueError(
