@@ -91,6 +91,23 @@ def test_a_file_of_unknown_range_has_none() -> None:
     assert golden_vectors(converted(classifier()), None) is None
 
 
+@pytest.mark.parametrize(("bright", "vectors"), [(0.9, 0), (0.46, 4)])
+def test_what_is_no_number_is_no_vector(
+    tmp_path: Path, bright: float, vectors: int
+) -> None:
+    image = keras.Input((8, 8, 1), name="image")
+    mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.ops.log(mean - bright)))
+    means = golden_pixels((8, 8, 1), 8).mean((1, 2, 3)) / 255
+    assert int(np.cumprod(means > bright).sum()) == vectors
+    path, pixels = tmp_path / "m.tflite", np.full((4, 8, 8, 1), 250, np.float32)
+    kdlite.export(
+        model, path, verify_data=pixels, labels=["a", "b", "c"], input_range=(0, 255)
+    )
+    golden = kdlite.read_metadata(path).provenance["golden"]
+    assert (golden["count"] if golden else 0) == vectors
+
+
 def test_an_exported_file_has_them_inside(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     images = np.random.default_rng(0).integers(0, 256, (120, 6, 6, 3))

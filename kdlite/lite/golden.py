@@ -76,8 +76,8 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
     Returns:
         The outputs by name as real values, with the quantization step that each moves
         in (None for one that is computed in float), for as many vectors and outputs as
-        there is room for; None for a file that does not take a single image of known
-        range, or whose outputs are all too large.
+        there is room for, up to the first that is no finite number; None for a file that
+        does not take a single image of known range, or has no such outputs.
 
     Raises:
         ValueError: If LiteRT cannot run the file.
@@ -108,12 +108,20 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
     if not names:
         return None
     outputs = {name: values for name, values in run(count).items() if name in names}
+    # Pixels that are like no image of the model's may have no result: a logarithm.
+    finite = np.all(
+        [np.isfinite(values).reshape(count, -1).all(1) for values in outputs.values()],
+        axis=0,
+    )
+    count = int(np.cumprod(finite).sum())
+    if not count:
+        return None
     return {
         "pattern": _PATTERN,
         "count": count,
         "outputs": {
             # Nine digits are enough for any float32.
-            name: [[float(f"{v:.9g}") for v in np.ravel(row)] for row in values]
+            name: [[float(f"{v:.9g}") for v in np.ravel(row)] for row in values[:count]]
             for name, values in outputs.items()
         },
         "steps": {name: model.content.step(name) for name in outputs},
