@@ -76,8 +76,8 @@ def golden_vectors(blob: bytes, image_range: Range | None) -> dict[str, Any] | N
     Returns:
         The outputs by name as real values, with the quantization step that each moves
         in (None for one that is computed in float), for as many vectors and outputs as
-        there is room for, up to the first that is no finite number; None for a file that
-        does not take a single image of known range, or has no such outputs.
+        there is room for, up to the first that is not finite; None for a file that does
+        not take a single image of known range, or has no such outputs.
 
     Raises:
         ValueError: If LiteRT cannot run the file.
