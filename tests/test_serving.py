@@ -75,6 +75,11 @@ def test_bytes_that_a_model_computes_with_stay_bytes() -> None:
 
     dtype, values = given(keras.ops.cast(inputs, "float32") + 100)
     assert dtype == "float32" and values.tolist() == [[300, 103, 200]]
+    dtype, values = given(inputs / 100 - inputs * 0.5)
+    assert dtype == "float32"
+    np.testing.assert_allclose(values, [[-98, -1.47, -49]], rtol=1e-6)
+    dtype, values = given(keras.ops.one_hot(inputs, 201))
+    assert dtype == "uint8" and values.argmax(-1).tolist() == [[200, 3, 100]]
     dtype, values = given(keras.ops.cast(inputs + inputs, "float32"))
     assert dtype == "uint8" and values.tolist() == [[144, 6, 200]]
     dtype, values = given(keras.ops.cast(keras.ops.cast(inputs, "int8"), "float32"))

@@ -29,6 +29,9 @@ Tensor = Any
 Range = tuple[float, float]
 
 _HALF = ("float16", "bfloat16", "float64")
+# Operations that make floats of integers before they compute, if they give floats: not
+# those that take integers as places, such as `keras.ops.one_hot`.
+_PROMOTING = ("Cast", "Divide", "TrueDivide", "Multiply", "Add", "Subtract")
 
 
 def serve(
@@ -405,7 +408,10 @@ def _becomes_float(model: keras.Model, x: Tensor) -> bool:
     """
     return all(
         isinstance(op, keras.Layer)
-        or (type(op).__name__ == "Cast" and "float" in op.dtype)
+        or (
+            type(op).__name__ in _PROMOTING
+            and all("float" in made.dtype for made in node.outputs)
+        )
         for op in getattr(model, "operations", ())
         for node in op._inbound_nodes
         if any(taken is x for taken in node.input_tensors)
