@@ -305,6 +305,92 @@ def test_what_cannot_be_searched(
         )
 
 
+def dying(*behind: keras.layers.Layer) -> keras.Model:
+    """A net with a ReLU whose inputs are all below 0."""
+    keras.utils.set_random_seed(0)
+    low = keras.initializers.Constant(-100.0)
+    return keras.Sequential(
+        [
+            keras.Input((8,), name="x"),
+            layers.Dense(4, name="first"),
+            layers.Dense(4, activation="relu", bias_initializer=low, name="dead"),
+            *behind,
+        ],
+        name="net",
+    )
+
+
+VALUES = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "engine", "out"),
+    [
+        ("int8", "tflite", r"overrides=\{'dead': 'float32'\}"),
+        ("int8", "aeq", r"overrides=\{'dead': 'float16'\}"),
+        ("int16x8", "tflite", "quantization='dynamic'"),
+    ],
+)
+@pytest.mark.parametrize("behind", [0, 2])
+def test_a_layer_of_one_value_is_named_with_a_way_out(
+    tmp_path, quantization, engine, out, behind
+) -> None:
+    model = dying(*[layers.Dense(3, name=f"last{n}") for n in range(behind)])
+    path, given = tmp_path / "m.tflite", {"calibration_data": VALUES}
+    told = r" \(and behind it 'last0', 'last1'\)" * (behind > 0)
+    with pytest.raises(
+        ConversionError,
+        match=f"model='net', of which layer 'dead'{told} gives one value .*{out}.*XNN"
+        if quantization == "int8"
+        else f"layer 'dead'{told} gives one value .*{out}. LiteRT cannot run the file",
+    ):
+        export(model, path, quantization, engine=engine, **given)
+    assert not path.exists()
+    if quantization == "int8":
+        kind = "float16" if engine == "aeq" else "float32"
+        kept = {"overrides": {"dead": kind}}
+        assert export(model, path, "int8", engine=engine, **given, **kept)
+        found = export(
+            model, path, "int8", engine=engine, **given, auto_mixed=True, overwrite=True
+        )
+        assert found.overrides == kept["overrides"]
+
+
+def with_function(function, name: str, last: bool) -> keras.Model:
+    inputs = keras.Input((8,), name="x")
+    x = layers.Lambda(function, name=name)(layers.Dense(8, name="first")(inputs))
+    return keras.Model(inputs, x if last else layers.Dense(2)(x), name="net")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_16_bits_have_no_kernel_for_is_named_by_its_layer(tmp_path, last) -> None:
+    model = with_function(lambda t: keras.ops.top_k(t, 2)[0], "best", last)
+    with pytest.raises(
+        ConversionError,
+        match=r"16 bits.*Without one: TOPK_V2 \(layer 'best'\). Use .*'dynamic'",
+    ):
+        export(model, tmp_path / "m.tflite", "int16x8", calibration_data=VALUES)
+
+
+@pytest.mark.parametrize("quantization", ["float32", "dynamic", "int8"])
+def test_what_is_not_built_in_is_named_by_its_layer(tmp_path, quantization) -> None:
+    model = with_function(lambda t: keras.ops.argmax(t, axis=-1), "index", True)
+    given = {"calibration_data": VALUES} if quantization == "int8" else {}
+    with pytest.raises(
+        ConversionError, match=r"Not built in: BitwiseAnd \(layer 'index'\). Replace"
+    ) as caught:
+        export(model, tmp_path / "m.tflite", quantization, **given)
+    assert caught.value.ops == ("BitwiseAnd",)
+
+
+def test_what_makes_an_output_and_is_no_layer_is_named_by_the_output(tmp_path) -> None:
+    inputs = keras.Input((8,), name="x")
+    sign = keras.ops.sign(layers.Dense(4, name="first")(inputs))
+    model = keras.Model(inputs, {"side": sign})
+    with pytest.raises(ConversionError, match="SIGN .which makes output 'side'."):
+        export(model, tmp_path / "m.tflite", "int8", calibration_data=VALUES)
+
+
 def test_operations_of_tensorflow_only_if_allowed(tmp_path) -> None:
     inputs = keras.Input((4,), name="x")
     model = keras.Model(inputs, keras.ops.argmax(inputs, axis=-1), name="net")

@@ -96,7 +96,9 @@ def it_is_a_constant(graph) -> None:
 def test_edges_that_have_no_place(files, edit, text) -> None:
     model = TFLiteModel(edited(files["None"], edit))
     x = np.zeros(model.inputs[0].shape)
-    with pytest.raises(ValueError, match=f"one that LiteRT can run.*{text}.*Look at"):
+    with pytest.raises(
+        ValueError, match=f"one that LiteRT can run.*{text}.*Convert its"
+    ):
         model.predict(x)
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ _SERVERS = ForkServers(("tensorflow", "kdlite.lite._converter"), without=("keras
 
 
 class ConversionError(RuntimeError):
-    """The converter made no file, or not the one that was asked for."""
+    """The converter made no file, or not the one that was asked for.
+
+    Attributes:
+        ops: The operations that it makes no file of, if it named any.
+    """
+
+    def __init__(self, text: str, ops: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.ops = tuple(ops)
 
 
 Samples = dict[str, Any]
@@ -232,7 +241,15 @@ class Converter:
                 "Every operation must be a built-in one of TFLite, as apps without "
                 f"Select TF ops can run no other. {received} Not built in: "
                 f"{', '.join(foreign)}. Replace the layers that use them, compute them "
-                "outside the model, or pass allow_select_tf_ops=True."
+                "outside the model, or pass allow_select_tf_ops=True.",
+                foreign,
+            )
+        if wide := _without_16_bits(ended.error):
+            raise ConversionError(
+                "With activations of 16 bits, every operation needs a kernel for them. "
+                f"{received} Without one: {', '.join(wide)}. Use quantization='int8' "
+                "or 'dynamic', replace the layers, or compute them outside the model.",
+                wide,
             )
         how = (
             "must make a file, and raised an error" if ended.returncode >= 0 else ended
@@ -248,3 +265,9 @@ def _foreign_ops(reason: str) -> list[str]:
     found = re.search(r"(?:Flex|Custom) ops: ([\w, .]+)", reason)
     names = found[1].split(",") if found else re.findall(r"'tf\.(\w+)' op is", reason)
     return sorted({name.strip().removeprefix("Flex") for name in names})
+
+
+def _without_16_bits(reason: str) -> list[str]:
+    return sorted(
+        set(re.findall(r"16x8-bit not yet supported for op: '(\w+)'", reason))
+    )

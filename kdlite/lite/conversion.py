@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,8 +112,39 @@ class Conversion:
         Raises:
             ConversionError: If the converter makes none.
         """
-        if not kept:
-            return self._run(self.settings, {})
+        try:
+            return self._run(self.settings, self._kept_tensors(kept) if kept else {})
+        except ConversionError as err:
+            if not err.ops:
+                raise
+            layers = self._named(err.ops)
+            named = (
+                f"{op} (layer {', '.join(map(repr, layers[op]))})" if layers[op] else op
+                for op in err.ops
+            )
+            text = str(err).replace(
+                f": {', '.join(err.ops)}.", f": {', '.join(named)}."
+            )
+            raise ConversionError(text, err.ops) from err
+
+    def _named(self, ops: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Returns by operation the layers that it comes from, if that can be told."""
+        found: dict[str, tuple[str, ...]] = dict.fromkeys(ops, ())
+        settings = replace(self._plain(), select_tf_ops=True)
+        try:
+            content = inspect(self._run(settings, {}))
+        except (ConversionError, ValueError):
+            return found
+        outputs = {tensor.index: tensor.name for tensor in content.outputs}
+        for op, layers in layers_of(content, self._serving.model).items():
+            name = op.name.removeprefix("Flex")
+            if name in found:
+                made = [outputs[index] for index in op.outputs if index in outputs]
+                told = layers[:1] or made[:1]
+                found[name] = tuple(dict.fromkeys((*found[name], *told)))
+        return found
+
+    def _kept_tensors(self, kept: Mapping[str, str]) -> dict[str, str]:
         # By tensor, as converters know nothing of layers.
         keep: dict[str, str] = {}
         by_op = layers_of(inspect(self.floats()), self._serving.model)
@@ -123,7 +154,11 @@ class Conversion:
                 # Of these words, the more exact. Without weights an operation has none
                 # to make float16, and has to be told to stay in float.
                 keep[op.tensor] = max(kinds) if _has_weights(op) else "float32"
-        return self._run(self.settings, keep)
+        return keep
+
+    def _plain(self) -> Settings:
+        plain = RECIPES["float32"]
+        return replace(self.settings, recipe=plain, engine="tflite", io="float32")
 
     def floats(self) -> bytes:
         """Returns the model in float32, which has the same tensors under equal names.
@@ -132,11 +167,7 @@ class Conversion:
             ConversionError: If the converter makes none.
         """
         if not self._floats:
-            plain = RECIPES["float32"]
-            settings = replace(
-                self.settings, recipe=plain, engine="tflite", io="float32"
-            )
-            self._floats = self._run(settings, {})
+            self._floats = self._run(self._plain(), {})
         return self._floats
 
     def _run(self, settings: Settings, keep: Mapping[str, str]) -> bytes:

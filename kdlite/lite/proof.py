@@ -64,6 +64,8 @@ Array = np.ndarray[Any, Any]
 _RANDOM_SAMPLES = 64
 # How many a model is run on that no file could be made of.
 _FEW = 4
+# Converters give a range of one value a step of 1e-8 and less.
+_NO_STEP = 1e-7
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,7 @@ class Proof:
             tried: dict[tuple[str, ...], Proven] = {}
 
             def holds(layers: Sequence[str]) -> bool:
-                kind = "float16" if self._settings.engine == "aeq" else "float32"
-                kept = {**self._asked, **dict.fromkeys(layers, kind)}
+                kept = self._with(self._asked, layers)
                 tried[tuple(layers)], wrong = self._attempt(conversion, kept)
                 return not wrong
 
@@ -343,6 +344,31 @@ class Proof:
             origin["calibration_fingerprint"] = data_fingerprint(dict(self._measured))
         return origin
 
+    def _with(self, kept: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]:
+        kind = "float16" if self._settings.engine == "aeq" else "float32"
+        return {**kept, **dict.fromkeys(layers, kind)}
+
+    def _dead(self, layers: Sequence[str], err: ValueError) -> str:
+        """Says that layers have one value, of which LiteRT can run no file."""
+        name, recipe = self.serving.name, self._settings.recipe
+        others = ", ".join(map(repr, layers[1:]))
+        behind = f" (and behind it {others})" if others else ""
+        words = str(err).partition("LiteRT says: ")[2] or str(err)
+        mixed = self._settings.engine == "aeq" or recipe.activation_bits == 8
+        return (
+            f"{recipe.name} needs values that differ, as a range of one value has no "
+            f"steps. Received: model={name!r}, of which layer {layers[0]!r}{behind} "
+            "gives one value for all samples of `calibration_data`. Take it out or "
+            "train it again, as a ReLU whose inputs are all below 0 is dead; give "
+            "samples for which it is not constant; or "
+            + (
+                f"keep it in float: overrides={self._with({}, layers[:1])!r}."
+                if mixed
+                else "use quantization='dynamic'."
+            )
+            + f" LiteRT cannot run the file: {words}"
+        )
+
     def _attempt(
         self, conversion: Conversion, kept: Mapping[str, str]
     ) -> tuple[Proven, list[str]]:
@@ -360,9 +386,7 @@ class Proof:
                 for layer in layers[op][:1]
             ]
             if self._settings.recipe.integer and left:
-                return self._attempt(
-                    conversion, {**kept, **dict.fromkeys(left, "float16")}
-                )
+                return self._attempt(conversion, self._with(kept, left))
         _check_content(
             self.serving, self._settings, self._specs, content, demands.float_ops, kept
         )
@@ -370,7 +394,16 @@ class Proof:
         if content.flex_ops:
             return Proven(blob, content, _not_run(demands.file, content), kept), []
         # By its final name, under which it is not in place yet.
-        report = verify(blob, self.serving, self.samples)
+        try:
+            report = verify(blob, self.serving, self.samples)
+        except ValueError as err:
+            dead = _constant_layers(content, self.serving.model)
+            if not (self._settings.recipe.integer and dead):
+                raise
+            more = [layer for layer in dead if layer not in kept]
+            if demands.auto_mixed and more:
+                return self._attempt(conversion, self._with(kept, more[:1]))
+            raise ConversionError(self._dead(dead, err)) from err
         report = replace(report, file=demands.file, tolerances=(self.tolerance,))
         return Proven(blob, content, report, kept), self.problems(report)
 
@@ -415,12 +448,17 @@ def _check_content(
     name, recipe, io = serving.name, settings.recipe, settings.io
     layers = layers_of(content, serving.model)
 
+    made = {tensor.index: tensor.name for tensor in content.outputs}
+
+    def text(op: Op) -> str:
+        if layers[op]:
+            return f"{op.name} (layer {layers[op][0]!r})"
+        if op.subgraph == 0 and op.outputs and op.outputs[0] in made:
+            return f"{op.name} (which makes output {made[op.outputs[0]]!r})"
+        return str(op)
+
     def listed(ops: Iterable[Op]) -> str:
-        texts = {
-            f"{op.name} (layer {layers[op][0]!r})" if layers[op] else str(op)
-            for op in ops
-        }
-        return ", ".join(sorted(texts))
+        return ", ".join(sorted(set(map(text, ops))))
 
     if content.flex_ops and not settings.select_tf_ops:
         raise ConversionError(
@@ -467,6 +505,21 @@ def _check_content(
                 f"{tensor.dtype} for {tensor.name!r} of model={name!r}. Use "
                 "io='float32'."
             )
+
+
+def _constant_layers(content: TFLiteFile, model: keras.Model) -> list[str]:
+    """Returns the layers whose range was one value, in the order that they run."""
+    layers = layers_of(content, model)
+    return list(
+        dict.fromkeys(
+            layers[op][0]
+            for op in content.ops
+            if op.subgraph == 0
+            and op.outputs
+            and layers[op]
+            and (content.tensors[op.outputs[0]].scale or 1.0) < _NO_STEP
+        )
+    )
 
 
 def _left_in_float(

@@ -267,8 +267,13 @@ class TFLiteModel:
     def _cannot_run(self, err: Exception) -> ValueError:
         return ValueError(
             "A .tflite must be one that LiteRT can run. Received: "
-            f"{self._name}, of which LiteRT says: {_first_line(err)} Look at "
-            "kdlite.inspect(file).custom_ops."
+            f"{self._name}, of which LiteRT says: {_first_line(err)} "
+            + (
+                "Look at kdlite.inspect(file).custom_ops."
+                if self.content.custom_ops
+                else "Convert its model again, with other data or in float32, to find "
+                "the operation."
+            )
         )
 
     def _run(self, arrays: Mapping[str, Array], verbose: str | int = 0) -> list[Array]:
