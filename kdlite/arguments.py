@@ -23,7 +23,7 @@ examples:
   kdlite inspect out/student_int8.tflite
   kdlite COMMAND --help
 
-Exit codes: 0 done, 1 a gate or check failed, 2 wrong use, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a gate or check failed, 2 wrong use, 130 Ctrl-C.
 Completion by tab: kdlite completion --help."""
 
 

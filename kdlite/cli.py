@@ -1,7 +1,7 @@
 """The command line: `kdlite COMMAND`, each a thin dress over one public function.
 
 Results go to stdout (`--json` for machines), everything else to stderr. Exit codes:
-0 done, 1 a gate or a check failed, 2 wrong use, 130 stopped by Ctrl-C.
+0 done, 1 a gate or a check failed, 2 wrong use, 130 Ctrl-C.
 """
 
 from __future__ import annotations
