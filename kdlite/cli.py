@@ -41,7 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(root)
-    args = root.parse_args(argv)
+    try:
+        args = root.parse_args(argv)
+    except OSError as err:  # of --version: nowhere to print it
+        _leave_stdout()
+        if isinstance(err, BrokenPipeError):
+            return 0
+        print(f"kdlite: {_in_its_words(err)}", file=sys.stderr)
+        return 2
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if args.verbose else logging.WARNING,
@@ -117,11 +124,15 @@ def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as err:
-        # Python tries again at its end, and must not fail then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         if not isinstance(err, BrokenPipeError):
             raise
         # Else whoever reads has seen enough, as `head` has.
+
+
+def _leave_stdout() -> None:
+    """Python prints what is left again at its end, and must not fail then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _after_a_stop(args: argparse.Namespace) -> str:

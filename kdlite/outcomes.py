@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from kdlite.batches import samples_at_once
 from kdlite.gates import Gates
+from kdlite.in_place import put_in_place
 from kdlite.lite.runtime import TFLiteModel
 from kdlite.reporting.comparison import Comparison, Contender, Role, contend
 from kdlite.reporting.costs import INFERENCES, Cost, file_costs, model_cost
@@ -248,12 +250,15 @@ class Curve(keras.callbacks.Callback):
         """Adds the epoch's figures."""
         seconds = time.perf_counter() - self._started
         row = {"epoch": epoch, "seconds": seconds, **(logs or {})}
-        # Closed after each row, unlike by CSVLogger: a kill loses none.
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if not file.tell():
+        # Whole after each row, unlike by CSVLogger: neither a kill nor a full disk
+        # leaves half a row, which nobody could read when training goes on.
+        written = self._path.read_bytes() if self._path.exists() else b""
+        with io.StringIO(newline="") as text:
+            writer = csv.DictWriter(text, row)
+            if not written:
                 writer.writeheader()
             writer.writerow(row)
+            put_in_place(self._path, written + text.getvalue().encode(), True)
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
@@ -286,7 +291,8 @@ def _history(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 def store_energy(path: Path, used: EnergyUse) -> None:
     """Keeps what a training took beside its learning curve."""
-    path.with_suffix(".energy.json").write_text(json.dumps(used.to_dict()))
+    told = json.dumps(used.to_dict()).encode()
+    put_in_place(path.with_suffix(".energy.json"), told, overwrite=True)
 
 
 def _training(folder: Path, name: str) -> EnergyUse | None:

@@ -100,7 +100,7 @@ def test_a_busy_computer_and_energy_that_was_not_measured_are_told(comparison) -
     )
     card = run_section(replace(comparison, contenders=contenders, notes={}), "student")
     assert "- Take the latencies" in card and "had 31 % of a processor" in card
-    assert "\n\nNot measured. With country=... (three" in card
+    assert "\n\nNot measured. With country= or --country (three" in card
     assert [table[0][1] for table in tables_of(card)][-1] == "verdict"
 
 

@@ -699,6 +699,20 @@ def test_files_say_what_pixels_become(tmp_path) -> None:
     np.testing.assert_allclose(predict_file(path, pixels), expected, atol=1e-5)
 
 
+def test_versions_that_cannot_be_printed_are_told_in_a_sentence() -> None:
+    command = [sys.executable, "-m", "kdlite", "--version"]
+    told = {"stderr": subprocess.PIPE, "text": True, "timeout": 300}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, **told)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "kdlite: There must be room for the files" in done.stderr
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `head` does
+    done = subprocess.run(command, stdout=theirs, **told)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_result_that_cannot_be_printed_is_told_in_a_sentence(tflite) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

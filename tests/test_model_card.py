@@ -134,7 +134,7 @@ def test_what_is_not_known_is_said(bare) -> None:
         "m.tflite", bare, VerificationReport("m", 1, 0, (), (), ""), rule=""
     )
     assert card.count("not stated") == 3  # what it does, author, licence
-    assert "Not stated (`intended_use=` of `kdlite.export` states it)." in card
+    assert "Not stated (`intended_use=`, or `--intended-use`, states it)." in card
     assert "Not measured: `kdlite.export` was given no labels" in card
     assert "was not run against its Keras model" in card
 

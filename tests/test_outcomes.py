@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -19,6 +21,28 @@ def curve(path, rows) -> None:
 def test_learning_curve_keeps_the_last_of_a_repeated_epoch(tmp_path) -> None:
     curve(tmp_path / "c.csv", ((0, 3.0), (1, 9.0), (1, 2.0)))
     assert outcomes.read_curve(tmp_path / "c.csv") == {"loss": [3.0, 2.0]}
+
+
+@pytest.mark.parametrize("full_at", ["row", "energy"])
+def test_a_full_disk_leaves_what_can_be_gone_on_with(
+    tmp_path, monkeypatch, full_at
+) -> None:
+    curve(tmp_path / "student.csv", ((0, 3.0),))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            if full_at == "row":
+                curve(tmp_path / "student.csv", ((1, 2.0),))
+            else:
+                outcomes.store_energy(tmp_path / "student", EnergyUse(3.0))
+    assert [file.name for file in tmp_path.iterdir()] == ["student.csv"]
+    curve(tmp_path / "student.csv", ((1, 1.0),))
+    assert outcomes.read_curve(tmp_path / "student.csv") == {"loss": [3.0, 1.0]}
+    assert outcomes._training(tmp_path, "student").kwh is None
 
 
 def test_training_time_is_that_of_all_epochs(tmp_path) -> None:

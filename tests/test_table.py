@@ -57,7 +57,9 @@ def test_table_says_what_was_gained_and_lost(figures) -> None:
     assert "4,640,000" in text and "1.40 M" in text
     # 4,640,000 / 64,000, 2.0 / 0.05, 94.3 - 91.9 and 92.0 - 91.0.
     assert "72 times smaller and 40 times faster" in text
-    assert "2.40 points below it" in text
+    assert "2.40 points below it in the mean of 2 seeds" in text
+    alone = table({**figures, "seeds": [{"seed": 0}]})
+    assert "2.40 points below it\n" in alone
     assert "+1.00 points over the same student" in text
     assert "2 seeds" in text and "measured on 90 test samples" in text
     # All rows of the table proper are aligned.

@@ -142,11 +142,12 @@ def model_card(
         f"# {escaped(about.name or name)}",
         escaped(about.description)
         or f"What it does is {_UNKNOWN} "
-        '(`kdlite.export(..., description="...")` states it).',
+        "(`description=`, or `--description`, states it).",
         table(("", ""), _glance(name, report)),
         "## Intended use",
         closed(intended_use.strip())
-        or f"{_UNKNOWN.capitalize()} (`intended_use=` of `kdlite.export` states it).",
+        or f"{_UNKNOWN.capitalize()} (`intended_use=`, or `--intended-use`, states "
+        "it).",
         "## Input",
         table(
             ("name", "dtype", "shape", "values"),
@@ -188,7 +189,7 @@ def _glance(name: str, report: FileReport) -> list[tuple[str, str]]:
         ("author", about.author or _UNKNOWN),
         ("licence", about.license or _UNKNOWN),
         ("computes in", computes),
-        ("parameters in the file", f"{content.parameters:,}"),
+        ("numbers in its kernels and biases", f"{content.parameters:,}"),
         ("multiply-accumulates", f"{content.macs_text} a run"),
         ("memory for tensors", f"{report.arena_bytes:,} bytes"),
         (
@@ -348,9 +349,9 @@ def _origin(name: str, blob: bytes, report: FileReport) -> list[str]:
     if any(output.labels for output in report.metadata.all_outputs):
         call.append("labels=[...]")
     return [
-        "From the same model, with the same versions and data, this gives the same "
-        "bytes:",
-        f"```python\n{', '.join(call)}, ...)\n```",
+        "From the same model, with the same versions, data and further words, as on "
+        "licence and author, this gives the same bytes:",
+        f"```python\n{', '.join(call)})\n```",
         table(("", ""), rows),
     ]
 

@@ -210,8 +210,9 @@ def energy(comparison: Comparison) -> tuple[Rows | None, list[str]]:
             rows.append(cells)
     if not rows:
         return None, [
-            "Not measured. With country=... (three letters, where the electricity "
-            'comes from) and pip install "kdlite[energy]", CodeCarbon estimates both.'
+            "Not measured. With country= or --country (three letters, where the "
+            'electricity comes from) and pip install "kdlite[energy]", CodeCarbon '
+            "estimates both."
         ]
     header = [
         "",

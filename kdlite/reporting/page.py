@@ -101,7 +101,8 @@ def summary(comparison: Comparison) -> str:
     parts = [about.name]
     if value is not None:
         unit = " %" if metric.share else ""
-        parts[0] += f": {metric.title} {metric.told(value)}{unit}"
+        mean = f" in the mean of {about.seeds} seeds" if about.seeds > 1 else ""
+        parts[0] += f": {metric.title} {metric.told(value)}{unit}{mean}"
         if teachers and teachers[0] is not about:
             theirs = teachers[0].mean(task.name, task.headline)
             if theirs is not None:

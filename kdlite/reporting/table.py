@@ -95,6 +95,8 @@ def _number(figures: Mapping[str, Any], key: str, form: Any) -> str:
 def _ratios(report: RunReport) -> list[str]:
     teacher, int8 = report["teacher"], report["tflite"]["int8"]
     lines = []
+    seeds = len(report["seeds"])
+    mean = f" in the mean of {seeds} seeds" if seeds > 1 else ""
     lost = 100 * (teacher["top1"] - int8["top1"])
     if teacher.get("bytes"):
         lines.append(
@@ -102,14 +104,13 @@ def _ratios(report: RunReport) -> list[str]:
             f"{times(teacher['latency_ms'] / int8['latency_ms'], 'fast')} than the "
             "teacher's float file (LiteRT on this computer"
             f"{', which was busy' if int8.get('busy') else ''}; a phone differs), "
-            f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} it"
+            f"{abs(lost):.2f} points {'below' if lost >= 0 else 'above'} it{mean}"
         )
     if report.get("baseline"):
         gain = 100 * (report["student"]["top1"] - report["baseline"]["top1"])
         lines.append(
             f"the teacher's part: {gain:+.2f} points over the same student trained "
-            f"without it at the same budget ({len(report['seeds'])} seed"
-            f"{'s' if len(report['seeds']) > 1 else ''})"
+            f"without it at the same budget ({seeds} seed{'s' if seeds > 1 else ''})"
         )
     on = report["settings"]["measured_on"]
     count = report["settings"]["samples"][on]
