@@ -320,17 +320,52 @@ def check_settings(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=20_000, help="to train on")
-    parser.add_argument("--epochs", type=int, default=6, help="of the float student")
-    parser.add_argument("--short", type=int, default=2, help="epochs of a compression")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True, help="folder to go on in")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=20_000,
+        help="training images (default %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=6,
+        help="of the float student (default %(default)s)",
+    )
+    parser.add_argument(
+        "--short",
+        type=int,
+        default=2,
+        help="epochs of each compression that trains (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of each row (default %(default)s)",
+    )
     # The best of 3e-4, 1e-3 and 3e-3 on validation samples.
-    parser.add_argument("--qat-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--qat-rate",
+        type=float,
+        default=1e-3,
+        help="learning rate of quantization-aware training (default %(default)s)",
+    )
     # The best of three for 75 % on validation samples: 87.2 with 1e-3 and a ramp of
     # 0.75, and with one of 0.5 88.6 with 3e-3, 89.2 with 1e-2.
-    parser.add_argument("--prune-rate", type=float, default=1e-2)
-    parser.add_argument("--ramp", type=float, default=0.5, help="as kdlite.tfmot.prune")
+    parser.add_argument(
+        "--prune-rate",
+        type=float,
+        default=1e-2,
+        help="learning rate of pruning (default %(default)s)",
+    )
+    parser.add_argument(
+        "--ramp",
+        type=float,
+        default=0.5,
+        help="part of pruning in which zeros become more (default %(default)s)",
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     check_settings(args)

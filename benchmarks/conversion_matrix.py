@@ -1,14 +1,14 @@
 """Every kind of model times every recipe: verified, or refused with a way out.
 
-    python benchmarks/conversion_matrix.py [--only lstm] [--columns float32 int8]
+    python benchmarks/conversion_matrix.py [--only lstm] [--columns float32 ...]
         [--work matrix.json] [--again] [--write]
 
-Each cell is one `kdlite.export` of a small model of `zoo.py`. A cell is done when its
-file has passed, or when the refusal names a layer or an operation and what to do. What
-is done is kept in `--work`, so that a run can go on; `--again` runs anew what ended
-badly. `--write` puts the table into
-docs/conversion.md. Any other end (a crash, a wrong file, a cell without a way out) is
-an error of this command.
+Each cell is one `kdlite.export` of a small model of `zoo.py`. A cell is done
+when its file has passed, or when the refusal names a layer or an operation and
+what to do. What is done is kept in `--work`, so that a run can go on; `--again`
+runs anew what ended badly. `--write` puts the table into docs/conversion.md.
+Any other end (a crash, a wrong file, a cell without a way out) is an error of
+this command.
 """
 
 from __future__ import annotations
@@ -142,13 +142,36 @@ def table(done: dict[str, Any], columns: Sequence[str] = tuple(COLUMNS)) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="models whose name has this")
-    parser.add_argument("--columns", nargs="*", default=list(COLUMNS))
-    parser.add_argument("--by-column", action="store_true", help="one after the other")
-    parser.add_argument("--work", type=Path, default=Path("matrix.json"))
-    parser.add_argument("--again", action="store_true", help="what ended badly")
-    parser.add_argument("--write", action="store_true")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default="", help="models whose name has this (default: all)"
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="*",
+        default=list(COLUMNS),
+        metavar="COLUMN",
+        help="recipes by their names in the table (default: all)",
+    )
+    parser.add_argument(
+        "--by-column",
+        action="store_true",
+        help="one column after the other, not one model",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("matrix.json"),
+        help="file that keeps what is done (default %(default)s)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="run anew what ended badly"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into docs/conversion.md"
+    )
     args = parser.parse_args()
     from zoo import ZOO
 

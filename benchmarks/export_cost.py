@@ -219,9 +219,28 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
-    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=RECIPES)
-    parser.add_argument("--work", type=Path, default=Path("export_cost.json"))
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        choices=MODELS,
+        default=MODELS,
+        metavar="MODEL",
+        help=f"of {', '.join(MODELS)} (default: all)",
+    )
+    parser.add_argument(
+        "--recipes",
+        nargs="*",
+        choices=RECIPES,
+        default=RECIPES,
+        metavar="RECIPE",
+        help=f"of {', '.join(RECIPES)} (default: all)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("export_cost.json"),
+        help="file that keeps what is done (default %(default)s)",
+    )
     args = parser.parse_args()
     done = json.loads(args.work.read_text()) if args.work.exists() else {}
     for name in args.models:

@@ -85,10 +85,31 @@ def top1(model: keras.Model, data: tuple[np.ndarray, np.ndarray]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="folder to keep the soft labels in")
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        default=[0.01, 0.1],
+        metavar="SHARE",
+        help="of the labels that are known (default 0.01 0.1)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=3,
+        help="over all images; those with few take as many steps (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of each student (default %(default)s)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder to keep the soft labels in (default: a temporary one)",
+    )
     args = parser.parse_args()
     import keras
 

@@ -234,9 +234,19 @@ def _damaged(count: int, done: int, work: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["models", "files"])
-    parser.add_argument("--count", type=int)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument(
+        "what",
+        choices=["models", "files"],
+        help="random models to export, or damaged files to read",
+    )
+    parser.add_argument(
+        "--count", type=int, help="cases (default: 1000 models, 10000 files)"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="file that keeps what is done (default: fuzz_{models,files}.jsonl)",
+    )
     args = parser.parse_args()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     work = args.work or Path(f"fuzz_{args.what}.jsonl")

@@ -38,16 +38,60 @@ def augmentation(name: str) -> Callable[[Any, Any], Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--augment", choices=AUGMENTATIONS, default="erase")
-    parser.add_argument("--width", type=float, default=1.2)
-    parser.add_argument("--learning-rate", type=float, default=6e-3)
-    parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--hard-loss-weight", type=float, default=0.5)
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write, or to go on in"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of student and baseline (default %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=30,
+        help="of student and baseline (default %(default)s)",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=4,
+        help="augmented views of each image (default %(default)s)",
+    )
+    parser.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="erase",
+        help="of the views; all flip (default %(default)s)",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=1.2,
+        help="factor on the channels of the demo's student (default %(default)s)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=6e-3,
+        help="at its highest (default %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=2.0,
+        help="of the soft labels (default %(default)s)",
+    )
+    parser.add_argument(
+        "--hard-loss-weight",
+        type=float,
+        default=0.5,
+        help="of the labels; the teacher has the rest to 1 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew where there are results"
+    )
     args = parser.parse_args()
     from kdlite.demo.models import build_student
     from kdlite.demo.teacher import load_teacher

@@ -289,15 +289,50 @@ def fit(model: keras.Model, train: Any, epochs: int, backup: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to go on in")
-    parser.add_argument("--dataset", choices=["mnist", "fashion"], default="mnist")
-    parser.add_argument("--teacher-epochs", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=40, help="of the students")
-    parser.add_argument("--images", type=int, help="of the training set: a short run")
-    parser.add_argument("--omit", type=int, default=3, help="the class to leave out")
-    parser.add_argument("--omitted-only", action="store_true")
-    parser.add_argument("--hard-loss-weight", type=float, default=0.1)
-    parser.add_argument("--soft-loss-weight", type=float, default=0.9)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dataset",
+        choices=["mnist", "fashion"],
+        default="mnist",
+        help="images of digits or of clothes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--teacher-epochs",
+        type=int,
+        default=60,
+        help="of the teacher (default %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=40, help="of the students (default %(default)s)"
+    )
+    parser.add_argument(
+        "--images", type=int, help="of the training set, for a short run (default: all)"
+    )
+    parser.add_argument(
+        "--omit",
+        type=int,
+        default=3,
+        help="the class to leave out (default %(default)s)",
+    )
+    parser.add_argument(
+        "--omitted-only",
+        action="store_true",
+        help="only the experiment without that class",
+    )
+    parser.add_argument(
+        "--hard-loss-weight",
+        type=float,
+        default=0.1,
+        help="of the labels (default %(default)s)",
+    )
+    parser.add_argument(
+        "--soft-loss-weight",
+        type=float,
+        default=0.9,
+        help="of the teacher (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights and order (default %(default)s)"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     Bench(args).run()

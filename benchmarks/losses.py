@@ -1,17 +1,18 @@
 """Which loss teaches best: every kind, at equal budget, on Fashion-MNIST.
 
-    python benchmarks/losses.py --work losses [--samples 10000] [--views 4] [--seeds 5]
-    python benchmarks/losses.py --work losses --only DIST NKD   # a part, beside others
+    python benchmarks/losses.py --work losses [--samples N] [--views 4] ...
+    python benchmarks/losses.py --work losses --only DIST NKD  # beside others
 
-The demo's student learns from `--samples` training images in `--views` augmented views,
-each seen once: the same images in the same order and from the same initial weights for
-every method of a seed. The weight of each loss is chosen on validation data, with a
-seed that is not reported; the last step is measured on the test set. Results are kept
-in `--work`, a line each, so a run that was stopped goes on, and several processes with
-an `--only` each share it; without it, what is missing is trained and the table printed.
+The demo's student learns from `--samples` training images in `--views`
+augmented views, each seen once: the same images in the same order and from the
+same initial weights for every method of a seed. The weight of each loss is
+chosen on validation data, with a seed that is not reported; the last step is
+measured on the test set. Results are kept in `--work`, a line each, so a run
+that was stopped goes on, and several processes with an `--only` each share it;
+without it, what is missing is trained and the table printed.
 
-A method "separates" from plain training where the 95 % confidence interval of its mean
-gain (paired by seed, Student's t) leaves out zero.
+A method "separates" from plain training where the 95 % confidence interval of
+its mean gain (paired by seed, Student's t) leaves out zero.
 """
 
 from __future__ import annotations
@@ -315,11 +316,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=5, help="2 at least")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="parts of names")
+    parser.add_argument("--work", type=Path, required=True, help="folder to go on in")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=10_000,
+        help="training images (default %(default)s)",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=4,
+        help="augmented views of each image (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        help="trainings of each method, 2 at least (default %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        help="methods whose name has one of these parts (default: all)",
+    )
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error(f"--seeds is at least 2, for a spread. Received: {args.seeds}.")

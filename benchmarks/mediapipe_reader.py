@@ -3,14 +3,16 @@
     python benchmarks/mediapipe_reader.py [--work FOLDER] [--mediapipe 1.2.3]
 
 MediaPipe cannot be installed beside TensorFlow 2.21, so this makes a virtual
-environment of its own in the work folder (by pip from the index that it is set to, some
-200 MB), exports classifiers of RGB images, loads each there with `ImageClassifier`, and
-compares categories, their order and their scores with what LiteRT makes of the same
-pixels. MediaPipe takes preprocessing, labels and score meaning from the metadata alone:
-nothing but the file's path and the pixels is handed over.
+environment of its own in the work folder (by pip from the index that it is set
+to, some 200 MB), exports classifiers of RGB images, loads each there with
+`ImageClassifier`, and compares categories, their order and their scores with
+what LiteRT makes of the same pixels. MediaPipe takes preprocessing, labels and
+score meaning from the metadata alone: nothing but the file's path and the
+pixels is handed over.
 
-MediaPipe loads system libraries that a bare machine lacks; on Debian and Ubuntu:
-`apt install libegl1 libgles2 libgl1`. Exits with 1 if any file is read wrongly.
+MediaPipe loads system libraries that a bare machine lacks; on Debian and
+Ubuntu: `apt install libegl1 libgles2 libgl1`. Exits with 1 if any file is read
+wrongly.
 """
 
 from __future__ import annotations
@@ -171,8 +173,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("mediapipe"))
-    parser.add_argument("--mediapipe", default="1.2.3", help="its version")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("mediapipe"),
+        help="folder for the environment and the files (default %(default)s)",
+    )
+    parser.add_argument(
+        "--mediapipe", default="1.2.3", help="its version (default %(default)s)"
+    )
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:

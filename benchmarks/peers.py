@@ -374,13 +374,39 @@ def cases(work: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
-    parser.add_argument("--work", type=Path, default=Path("peers"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--short", type=int, default=2, help="epochs of QAT")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        metavar="TABLE",
+        help=f"of {', '.join(TABLES)} (default: all)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("peers"),
+        help="folder that keeps what is done (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of quality and int8 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=10_000,
+        help="training images of both (default %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="of both (default %(default)s)"
+    )
+    parser.add_argument(
+        "--short", type=int, default=2, help="epochs of QAT (default %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds of export (default %(default)s)"
+    )
     args = parser.parse_args()
     chosen = args.tables or TABLES
     if unknown := set(chosen) - set(TABLES):

@@ -134,11 +134,32 @@ def build(samples: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "build", "read"])
-    parser.add_argument("--samples", type=int, nargs="+")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--top-k", type=int)
+    parser.add_argument(
+        "what",
+        choices=["memory", "build", "read"],
+        metavar="{memory,build}",
+        help="resident memory by number of samples, or the time of labelling",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        help="numbers of samples (default: 100000 1000000 10000000 for memory); "
+        "build takes one (default: 10000)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="of build (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="in which memory stores labels (default %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        help="classes that memory stores of each sample (default: all)",
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "memory":

@@ -2,10 +2,11 @@
 
     python benchmarks/startup.py [--rounds 10]
 
-Each case is a process of its own; they take turns, so that a busy moment of the machine
-hits all alike. Figures are medians over the rounds, ratios and differences to Keras
-those within a round, with the least and the largest. CPU seconds, user and system,
-are what the processes took; on a busy machine they took longer by the clock.
+Each case is a process of its own; they take turns, so that a busy moment of the
+machine hits all alike. Figures are medians over the rounds, ratios and
+differences to Keras those within a round, with the least and the largest. CPU
+seconds, user and system, are what the processes took; on a busy machine they
+took longer by the clock.
 """
 
 from __future__ import annotations
@@ -53,8 +54,15 @@ def spread(values: np.ndarray, form: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=10,
+        help="processes of each case (default %(default)s)",
+    )
     rounds = parser.parse_args().rounds
     for arguments in CASES.values():
         measured(arguments)  # files come into the system's cache

@@ -97,8 +97,18 @@ def variants(steps: int) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=30,
+        help="measurements of each variant (default %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        help="batches of a measurement (default %(default)s)",
+    )
     args = parser.parse_args()
     runs = variants(args.steps)
     for run in runs.values():  # traces, and warms the caches

@@ -392,19 +392,69 @@ def spread(values: Array) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to go on in")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--share", type=float, default=0.1, help="of the data")
-    parser.add_argument("--images", type=int, help="of the training set: a short run")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of updates")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of all")
     parser.add_argument(
-        "--gate", type=float, default=0.5, help="points to lose, on validation data"
+        "--seeds",
+        type=int,
+        default=3,
+        help="trainings of each method (default %(default)s)",
     )
-    parser.add_argument("--difference-weight", type=float, default=1.0)
-    parser.add_argument("--uncertain", type=float, default=0.25)
-    parser.add_argument("--scenario", choices=SCENARIOS, action="append")
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=10,
+        help="over the images that a method has (default %(default)s)",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.1,
+        help="of the data and the compute that an update has (default %(default)s)",
+    )
+    parser.add_argument(
+        "--images", type=int, help="of the training set, for a short run (default: all)"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=2e-3,
+        help="of updates (default %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="of all soft targets (default %(default)s)",
+    )
+    parser.add_argument(
+        "--gate",
+        type=float,
+        default=0.5,
+        help="points that an update may lose on validation data (default %(default)s)",
+    )
+    parser.add_argument(
+        "--difference-weight",
+        type=float,
+        default=1.0,
+        help="weight of what the two teachers differ in (default %(default)s)",
+    )
+    parser.add_argument(
+        "--uncertain",
+        type=float,
+        default=0.25,
+        help="part of the replay in which the teacher is unsure (default %(default)s)",
+    )
+    parser.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        action="append",
+        help="may be given again (default: both)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="the images that figures are of (default %(default)s)",
+    )
     args = parser.parse_args()
     bench = Bench(args)
     for scenario in args.scenario or SCENARIOS:

@@ -15,12 +15,25 @@ COMMANDS = [path for path, text in SOURCES.items() if "__main__" in text]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_help_names_the_options_before_anything_slow_is_loaded(path, tmp_path) -> None:
-    done = run_light(tmp_path, "--help", program=(str(path),), without=SLOW)
+def test_help_says_each_option_before_anything_slow_is_loaded(path, tmp_path) -> None:
+    done = run_light(
+        tmp_path, "--help", program=(str(path),), without=SLOW, COLUMNS="80"
+    )
     assert done.returncode == 0, done.stderr or done.returncode
     options = re.findall(r'add_argument\(\s*"(--[\w-]+)"(?!.*SUPPRESS)', SOURCES[path])
     assert options
     assert [option for option in options if option not in done.stdout] == []
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+    usage, _, listed = re.split(
+        r"^(positional arguments|options):\n", done.stdout, maxsplit=1, flags=re.M
+    )
+    # An entry begins with two blanks; its words come after two more, or a line below.
+    for entry in re.split(r"^  (?=\S)", listed, flags=re.M)[1:]:
+        named, *words = re.split(r"\s{2,}", entry.strip(), maxsplit=1)
+        assert words, f"{named} has no help"
+        name, *value = named.split(" ", 1)
+        if value and f"[{name} " in usage:
+            assert "(default" in words[0], f"{named} does not say its default"
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
