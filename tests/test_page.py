@@ -18,6 +18,8 @@ from kdlite.reporting.comparison import Comparison
 from kdlite.reporting.examples import picture, text_of
 from kdlite.reporting.markup import PAGE
 from kdlite.reporting.page import page, summary
+from kdlite.reporting.plots import Plots
+from kdlite.reporting.sections import curves
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -148,6 +150,40 @@ def test_a_busy_computer_is_told_beside_the_speed(comparison, text) -> None:
     assert "40 times faster, by a busy computer" in summary(busy)
     assert "these runs had 31 % of a processor" in page(busy)
     assert "busy" not in text
+
+
+def curves_told(comparison, student: dict, **others: dict) -> list[str]:
+    """What is said below each plot of learning curves."""
+    history = {"student": student, **others}
+    told = curves(replace(comparison, history=history), Plots(list(history)))
+    return re.findall("<figcaption>(.*?)</figcaption>", told)
+
+
+def test_a_curve_that_is_another_one_is_told_and_not_drawn_again(comparison) -> None:
+    nan = float("nan")
+    student = {
+        "val_loss": [2.0, nan, 1.0],
+        "val_hard_loss": [2.0, nan, 1.0],
+        "loss": [2.0, 1.5, 1.0],
+        "hard_loss": [2.0, 1.5, 1.1],
+    }
+    drawn = ["loss: student from 2 to 1.", "hard loss: student from 2 to 1.1."]
+    first = "val loss: student from 2 to 1"
+    equal = "; equal to val hard loss."
+    assert curves_told(comparison, student) == [first + equal, *drawn]
+    # One has a curve more there: the plot still has the one that would be repeated.
+    more = {"val_loss": [3.0, 2.0]}
+    assert curves_told(comparison, student, other=more) == [
+        f"{first}; other from 3 to 2{equal}",
+        *drawn,
+    ]
+    # Another's curve is news.
+    news = {"val_loss": [3.0, 2.0], "val_hard_loss": [3.0, 2.1]}
+    assert curves_told(comparison, student, other=news) == [
+        f"{first}; other from 3 to 2.",
+        *drawn,
+        "val hard loss: student from 2 to 1; other from 3 to 2.1.",
+    ]
 
 
 # --- samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,18 +104,36 @@ def curves(comparison: Comparison, plots: Plots) -> str:
     order = sorted(
         told, key=lambda key: (first.get(key, 3) if "loss" in key else 0, key)
     )
+    # What is drawn, with what would repeat it: often one loss is all of another.
+    repeats: dict[str, list[str]] = {}
+    for key in order:
+        same = (drawn for drawn in repeats if _is_in(told[key], told[drawn]))
+        repeats.setdefault(next(same, key), []).append(key)
     figures = []
-    for key in order[:_CURVES]:
+    for key, (_, *equal) in list(repeats.items())[:_CURVES]:
         title = key.replace("_", " ")
-        ends = "; ".join(f"{name} {_ends(v)}" for name, v in told[key].items())
-        drawn = plots.lines(told[key], "epoch", title, f"{title}: {ends}")
-        figures.append(figure(drawn, f"{title}: {ends}."))
+        words = f"{title}: "
+        words += "; ".join(f"{name} {_ends(v)}" for name, v in told[key].items())
+        if equal:
+            words += f"; equal to {', '.join(equal).replace('_', ' ')}"
+        svg = plots.lines(told[key], "epoch", title, words)
+        figures.append(figure(svg, f"{words}."))
     if not figures:
         return ""
     # What a caller gives may be of any seed.
     of = paragraph(f"Of {comparison.shown}.") if comparison.run else ""
     return section(
         "How it learned", of if comparison.shown else "", figures_in_a_row(figures)
+    )
+
+
+def _is_in(
+    curves: Mapping[str, Sequence[float]], others: Mapping[str, Sequence[float]]
+) -> bool:
+    """Whether each curve is, figure for figure, that of the same model among others."""
+    return all(
+        name in others and np.array_equal(values, others[name], equal_nan=True)
+        for name, values in curves.items()
     )
 
 
