@@ -355,6 +355,23 @@ def test_weights_of_4_bits(kinds, tmp_path) -> None:
     assert needed_runtime(found).runs_on("2.16.1")
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_sums_of_4_bits_are_rounded_as_their_kernel_does(groups, tmp_path) -> None:
+    # Sums are small, so that one in twenty lies half-way between two levels: up, or for
+    # groups, of which there is the plain kernel alone, away from 0. Without a ReLU half
+    # of them are negative; what is one level off there is more behind other layers.
+    keras.utils.set_random_seed(1)
+    student = keras.Sequential([keras.Input(IMAGE), conv(groups=groups)()])
+    x = np.random.default_rng(0).normal(size=(64, *IMAGE)).astype("float32")
+    qat = quantize_aware(student, "int4")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int4")
+    (values, scale, _) = run_lite(content, x)[0][0]
+    off = np.abs(values - qat(x, training=False).numpy()) / scale
+    assert values.min() < -10 * scale
+    assert np.mean(off > 0.5) < 1e-3
+
+
 def one_of(layer, shape=IMAGE, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), layer])
 

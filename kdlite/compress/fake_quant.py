@@ -293,23 +293,27 @@ def learned_rounding(
     return step * (scaled + ops.stop_gradient(ops.round(scaled) - scaled))
 
 
-def rounded_once(values: Tensor, unit: Tensor, step: Tensor) -> Tensor:
+def rounded_once(
+    values: Tensor, unit: Tensor, step: Tensor, half_away: bool = False
+) -> Tensor:
     """Rounds sums as TFLite's kernels do before they round them to levels.
 
     A kernel multiplies an integer sum with the mantissa of `unit / step`, in `[1/2,
-    1)`, rounds, and divides by a power of two, half up.
+    1)`, rounds, and divides by a power of two: half up, or half away from 0.
 
     Args:
         values: Sums.
         unit: What 1 in the sum stands for: a number, or one for each channel.
         step: How wide a level is that they are rounded to next.
+        half_away: Whether the kernel is the plain one, which has no other for groups.
 
     Returns:
         Values that lie between two levels more often than the sums do.
     """
     finer = ops.power(2.0, ops.floor(ops.log2(unit / step)) + 1.0)
     finer = ops.minimum(finer, 1.0) * step
-    rounded = (ops.round(values / finer) + _TIE) * finer
+    tie = _TIE * ops.sign(values) if half_away else _TIE
+    rounded = (ops.round(values / finer) + tie) * finer
     return values + ops.stop_gradient(rounded - values)
 
 

@@ -200,7 +200,8 @@ class FoldedLayer(keras.layers.Layer):
         outputs = outputs + ops.where(steps > 0.0, rounded - bias, 0.0)
         if output_step is None:
             return outputs
-        return rounded_once(outputs, known, output_step)
+        grouped = getattr(self.layer, "groups", 1) > 1
+        return rounded_once(outputs, known, output_step, half_away=grouped)
 
     def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         layer = self.layer
