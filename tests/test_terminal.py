@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -104,7 +105,8 @@ def stopped(command, ready, **options) -> str:
         process.press_ctrl_c()
         assert process.end() == 130, process.shown
         assert process.leaves_nothing_running()
-    assert "Traceback" not in process.shown
+    # Of kdlite's code; what TensorFlow was at it may show of its own.
+    assert not re.search(r'File "[^"]*kdlite/[a-z_/]+\.py"', process.shown)
     return process.shown
 
 

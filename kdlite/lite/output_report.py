@@ -149,7 +149,7 @@ class OutputReport:
         if self.step and 0 < self.varies and self.follows_db < _FEW_DB:
             lines.append(
                 f"  of what the samples differ by ({self.varies:.3g}), "
-                f"{self.follows_db:.1f} dB are left"
+                f"{self.follows_db:z.1f} dB are left"
             )
         if self.keras_metric is not None and self.file_metric is not None:
             lines.append(

@@ -241,7 +241,7 @@ def unfollowed(output: OutputReport) -> str:
         >>> import numpy as np
         >>> years = np.random.default_rng(0).normal(2000.0, 3.0, (64, 1))
         >>> unfollowed(compare("y", np.full((64, 1), 1998.0), years, step=7.9))
-        "output 'y' varies by 2.49 over 64 samples, and of that 0.0 dB are left, not 3"
+        "output 'y' varies by 2.74 over 64 samples, and of that 0.0 dB are left, not 3"
     """
     floor = max(_VARIES_SHARE * output.largest_value, _FLOAT_FLOOR)
     if (
@@ -252,7 +252,7 @@ def unfollowed(output: OutputReport) -> str:
         return ""
     return (
         f"output {output.name!r} varies by {output.varies:.3g} over {output.samples} "
-        f"samples, and of that {output.follows_db:.1f} dB are left, not "
+        f"samples, and of that {output.follows_db:z.1f} dB are left, not "
         f"{_LEAST_FOLLOWED_DB:g}"
     )
 
