@@ -21,7 +21,8 @@ def converted(
 ) -> bytes:
     """Converts a model, to a file with TensorFlow's names.
 
-    `integer`: it is an error if an operation stays in float; "qat": its ranges are in the model.
+    `integer`: it is an error if an operation stays in float. "qat": its ranges are in
+    the model.
     """
     serving = serve(model)
     specs = serving.input_specs
