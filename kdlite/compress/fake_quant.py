@@ -6,6 +6,7 @@ quantization-aware model is made of `FoldedLayer`s.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -21,6 +22,9 @@ Tensor = Any
 _DEAD_RANGE = 1e-5
 # So many steps take a value that is just between two levels to one of them.
 _TIE = 1e-3
+# With 16 bits float32 has no less; and of what is on finer levels, a part of one.
+_TIE_OF_16_BITS = 2.0**-7
+_TIE_OF_SUMS = 2.0**-3
 # TFLite's int16 has its zero in the middle.
 _SYMMETRIC_BITS = 16
 
@@ -170,17 +174,22 @@ class FakeQuant(keras.layers.Layer):
             self._measure(inputs, site)
         lowest, highest = self._range()
         if unit is not None:
-            inputs = rounded_once(inputs, unit / mean_of, self._step())
+            step = self._step()
+            inputs = rounded_once(inputs, unit, step, mean_of, half_away=True)
         if half_away:
             middle = lowest + 2.0 ** (self.bits - 1) * self._step()
             away = ops.sign(inputs - ops.stop_gradient(middle))
-            inputs = inputs + _TIE * self._step() * away
-        outputs = keras.quantizers.fake_quant_with_min_max_vars(
-            inputs,
-            ops.stop_gradient(lowest),
-            ops.stop_gradient(highest),
-            num_bits=self.bits,
-        )
+            tie = _TIE_OF_16_BITS if self.bits == _SYMMETRIC_BITS else _TIE
+            inputs = inputs + tie * self._step() * away
+        if self.bits == _SYMMETRIC_BITS and self.sites:
+            outputs = self._on_levels(inputs, lowest, highest)
+        else:
+            outputs = keras.quantizers.fake_quant_with_min_max_vars(
+                inputs,
+                ops.stop_gradient(lowest),
+                ops.stop_gradient(highest),
+                num_bits=self.bits,
+            )
         if self.learned:
             learning = learned_rounding(inputs, lowest, highest, 2**self.bits - 1)
             outputs = learning + ops.stop_gradient(outputs - learning)
@@ -197,6 +206,16 @@ class FakeQuant(keras.layers.Layer):
     def _step(self) -> Tensor:
         lowest, highest = self._range()
         return ops.stop_gradient(highest - lowest) / (2**self.bits - 1)
+
+    def _on_levels(self, inputs: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+        """Rounds to 16 bits, counting from zero.
+
+        TensorFlow counts from the lowest level, where float32 has 8 bits of 24 left for
+        what is between two levels, and so takes one value in 250 to the wrong one.
+        """
+        values = ops.clip(inputs, ops.stop_gradient(lowest), ops.stop_gradient(highest))
+        rounded = ops.floor(values / self._step() + 0.5) * self._step()
+        return values + ops.stop_gradient(rounded - values)
 
     def _measure(self, inputs: Tensor, site: int | None) -> None:
         inputs = ops.stop_gradient(inputs)
@@ -294,25 +313,32 @@ def learned_rounding(
 
 
 def rounded_once(
-    values: Tensor, unit: Tensor, step: Tensor, half_away: bool = False
+    values: Tensor,
+    unit: Tensor,
+    step: Tensor,
+    mean_of: int = 1,
+    half_away: bool = False,
 ) -> Tensor:
     """Rounds sums as TFLite's kernels do before they round them to levels.
 
     A kernel multiplies an integer sum with the mantissa of `unit / step`, in `[1/2,
-    1)`, rounds, and divides by a power of two: half up, or half away from 0.
+    1)`, rounds, and divides by a power of two: half up, or half away from 0. That of a
+    mean of `n` has the mantissa times `2^floor(log2 n) / n`, and divides by that more.
 
     Args:
-        values: Sums.
+        values: Sums, or means.
         unit: What 1 in the sum stands for: a number, or one for each channel.
         step: How wide a level is that they are rounded to next.
-        half_away: Whether the kernel is the plain one, which has no other for groups.
+        mean_of: How many values each is a mean of.
+        half_away: Whether the kernel is the plain one, which has no other for groups
+            and for means.
 
     Returns:
         Values that lie between two levels more often than the sums do.
     """
-    finer = ops.power(2.0, ops.floor(ops.log2(unit / step)) + 1.0)
-    finer = ops.minimum(finer, 1.0) * step
-    tie = _TIE * ops.sign(values) if half_away else _TIE
+    power = ops.floor(ops.log2(unit / step)) + 1.0 - math.floor(math.log2(mean_of))
+    finer = ops.minimum(ops.power(2.0, power), 1.0) * step
+    tie = _TIE_OF_SUMS * ops.sign(values) if half_away else _TIE_OF_SUMS
     rounded = (ops.round(values / finer) + tie) * finer
     return values + ops.stop_gradient(rounded - values)
 

@@ -337,8 +337,8 @@ class IntegerGraph:
             return inputs[0]
         if function is keras.activations.silu:
             # There is no such operation: it is a sigmoid and a product.
-            gate = layers.Activation("sigmoid")
-            gated = self._emit("head", gate, f"{name}_sigmoid", inputs, shape)
+            gate = keras.activations.sigmoid
+            gated = self._activation(f"{name}_sigmoid", gate, inputs, shape)
             product = layers.Multiply()
             return self._emit("value", product, name, [*inputs, gated], shape)
         if function is keras.activations.hard_silu and self._bits == 16:

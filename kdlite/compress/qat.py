@@ -26,6 +26,7 @@ from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
 from kdlite.compress.stand_ins import stand_in
+from kdlite.compress.tables import LookedUp
 
 Tensor = Any
 
@@ -209,7 +210,7 @@ def is_quantize_aware(model: keras.Model) -> bool:
         False
     """
     return any(
-        isinstance(layer, FoldedLayer)
+        isinstance(layer, (FoldedLayer, LookedUp))
         or (isinstance(layer, FakeQuant) and layer.sites > 0)
         for layer in model._flatten_layers()
     )

@@ -15,6 +15,7 @@ from kdlite.compress.folded_layer import EIGHT_BITS, FoldedLayer
 from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
+from kdlite.compress.tables import LookedUp, function_name
 
 Tensor = Any
 
@@ -184,6 +185,10 @@ class RoundedModel:
         moved = op.kind in self._moving
         if op.kind == "kernel":
             outputs = self._folded_layer(op)(inputs[0], **self._steps(op, inputs[0]))
+        elif self._recipe.activation_bits == 16 and function_name(op.layer):
+            before = self._quantizers[self._group[op.inputs[0]]]
+            step = before(inputs[0], site=None, step=True)
+            outputs = self._looked_up(op)(inputs[0], input_step=step)
         else:
             unrounded = moved or op.output in self._unrounded
             layer = self._copy(op, unrounded and op.output in self._graph.outputs)
@@ -220,6 +225,11 @@ class RoundedModel:
             self._copies[id(op.layer)] = copy
         return copy
 
+    def _looked_up(self, op: Op) -> LookedUp:
+        unrounded = op.output in self._unrounded
+        name = self._name(op.name, unrounded and op.output in self._graph.outputs)
+        return LookedUp(clone(op.layer), exact_in_training=unrounded, name=name)
+
     def _folded_layer(self, op: Op) -> FoldedLayer:
         if id(op.layer) not in self._folded:
             self._folded[id(op.layer)] = FoldedLayer(
@@ -239,7 +249,9 @@ class RoundedModel:
         wide = self._recipe.activation_bits == 16
         before = self._quantizers[self._group[op.inputs[0]]]
         steps = {"input_step": before(value, site=None, step=True)}
-        if not wide and self._kernel_bits(op.layer) == 8:
+        # TFLite's dense kernel has had all bits of a scale since 2.16 (which has 15).
+        dense = isinstance(op.layer, keras.layers.Dense)
+        if self._kernel_bits(op.layer) == 8 and (dense or not wide):
             return steps
         end = self._graph.sole_user(op.output) if self._in_next(op) else None
         end = end or op

@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.tables import function_name
 
 Tensor = Any
 
@@ -150,8 +151,5 @@ def stand_in(layer: keras.Layer) -> keras.Layer | None:
         # In a model of 16 bits what it gives is rounded, as a sum is.
         rounding = layer._outbound_nodes[0].operation.frozen()
         return PaddedSum(layer.axis, rounding, name=layer.name)
-    function = getattr(layer, "activation", None)
-    name = "softmax" if isinstance(layer, keras.layers.Softmax) else None
-    if isinstance(layer, keras.layers.Activation):
-        name = getattr(function, "__name__", "")
-    return StandIn(name, name=layer.name) if name in SLOPES else None
+    name = function_name(layer)
+    return None if name is None else StandIn(name, name=layer.name)
