@@ -96,7 +96,7 @@ def run_lite(content, *inputs):
         for k, x in enumerate(sample):
             scale, zero = details[f"in_{k}"]["quantization"]
             dtype = details[f"in_{k}"]["dtype"]
-            q = np.floor(x[None] / np.float32(scale) + 0.5) + zero
+            q = np.rint(x[None] * (np.float32(1.0) / np.float32(scale))) + zero
             limits = np.iinfo(dtype)
             feed[f"in_{k}"] = np.clip(q, limits.min, limits.max).astype(dtype)
         samples.append(runner(**feed))

@@ -22,9 +22,9 @@ Tensor = Any
 _DEAD_RANGE = 1e-5
 # So many steps take a value that is just between two levels to one of them.
 _TIE = 1e-3
-# With 16 bits float32 has no less; and of what is on finer levels, a part of one.
+# With 16 bits float32 has no less, and for means a part of their finer levels.
 _TIE_OF_16_BITS = 2.0**-7
-_TIE_OF_SUMS = 2.0**-3
+_TIE_OF_MEANS = 2.0**-3
 # TFLite's int16 has its zero in the middle.
 _SYMMETRIC_BITS = 16
 
@@ -204,8 +204,10 @@ class FakeQuant(keras.layers.Layer):
         return keras.KerasTensor(() if step else inputs.shape, self.compute_dtype)
 
     def _step(self) -> Tensor:
-        lowest, highest = self._range()
-        return ops.stop_gradient(highest - lowest) / (2**self.bits - 1)
+        # As the converter does it: one bit less would make other levels of the highest.
+        lowest, highest = (ops.cast(end, "float64") for end in self._range())
+        step = (highest - lowest) / (2**self.bits - 1)
+        return ops.cast(ops.stop_gradient(step), "float32")
 
     def _on_levels(self, inputs: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
         """Rounds to 16 bits, counting from zero.
@@ -214,7 +216,8 @@ class FakeQuant(keras.layers.Layer):
         what is between two levels, and so takes one value in 250 to the wrong one.
         """
         values = ops.clip(inputs, ops.stop_gradient(lowest), ops.stop_gradient(highest))
-        rounded = ops.floor(values / self._step() + 0.5) * self._step()
+        # TFLite's QUANTIZE, too, multiplies by the reciprocal, and takes ties to even.
+        rounded = ops.round(values * (1.0 / self._step())) * self._step()
         return values + ops.stop_gradient(rounded - values)
 
     def _measure(self, inputs: Tensor, site: int | None) -> None:
@@ -338,7 +341,8 @@ def rounded_once(
     """
     power = ops.floor(ops.log2(unit / step)) + 1.0 - math.floor(math.log2(mean_of))
     finer = ops.minimum(ops.power(2.0, power), 1.0) * step
-    tie = _TIE_OF_SUMS * ops.sign(values) if half_away else _TIE_OF_SUMS
+    tie = _TIE if mean_of == 1 else _TIE_OF_MEANS
+    tie = tie * ops.sign(values) if half_away else tie
     rounded = (ops.round(values / finer) + tie) * finer
     return values + ops.stop_gradient(rounded - values)
 

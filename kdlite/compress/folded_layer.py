@@ -171,8 +171,11 @@ class FoldedLayer(keras.layers.Layer):
             outputs = self.batch_norm(outputs, training=of_batch)
         if input_step is None or (of_batch and self.batch_norm is not None):
             return outputs
-        integers = self._as_integers(outputs, kernel, input_step, output_step)
-        return ops.where(self.rounding, integers, outputs)
+        followed = self._as_integers(outputs, kernel, input_step, output_step)
+        if not training and self.bits == 8 and output_step is not None:
+            integers = self._in_integers(inputs, kernel, input_step, output_step)
+            followed = outputs + ops.stop_gradient(integers - outputs)
+        return ops.where(self.rounding, followed, outputs)
 
     def _as_integers(
         self,
@@ -182,14 +185,11 @@ class FoldedLayer(keras.layers.Layer):
         output_step: Tensor | None,
     ) -> Tensor:
         """Returns the outputs with the bias and the scale of the integer operation."""
-        kernel = ops.stop_gradient(kernel)
-        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes())
-        shifted = ops.sum(kernel * self._by_input(self._shift()), self._reduced_axes())
-        affine = self._affine(ops.reshape(shifted, (-1,)), ops.convert_to_tensor)
-        factor, bias = map(ops.stop_gradient, affine)
-        steps = ops.reshape(largest, (-1,)) / _highest(self.bits)
-        steps = steps * ops.abs(factor) * input_step
+        _, bias, steps = self._of_channels(kernel, ops.convert_to_tensor)
+        steps = steps * input_step
         if self.bits == 8 and output_step is not None:
+            if isinstance(self.layer, keras.layers.Dense):
+                return outputs
             return outputs * _in_15_bits(steps / output_step)
         # As a channel of 8 bits has it, whose steps are 127/7 times as fine, and then
         # in these (`kdlite.lite.stored_types`).
@@ -202,6 +202,46 @@ class FoldedLayer(keras.layers.Layer):
             return outputs
         grouped = getattr(self.layer, "groups", 1) > 1
         return rounded_once(outputs, known, output_step, half_away=grouped)
+
+    def _in_integers(
+        self, inputs: Tensor, kernel: Tensor, input_step: Tensor, output_step: Tensor
+    ) -> Tensor:
+        """Returns the outputs of the operation of 16 bits, on their levels.
+
+        Its sums have more bits than float32; float64 holds them, and they are exact.
+        """
+
+        def wide(values: Tensor) -> Tensor:
+            return ops.cast(values, "float64")
+
+        factor, bias, steps = self._of_channels(wide(kernel), wide)
+        # The file has them in float32.
+        steps = wide(ops.cast(steps, "float32")) * wide(input_step)
+        steps = ops.where(steps > 0.0, steps, wide(output_step))
+        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
+        largest = ops.where(largest > 0.0, largest, 1.0)
+        weights = wide(ops.round(kernel / largest * _highest(8)))
+        levels = wide(ops.round((inputs - self._shift()) / input_step))
+        sums = self._apply(levels, weights) * ops.sign(factor)
+        sums = sums + ops.round(bias / steps)
+        scale = steps / wide(output_step)
+        # The kernel of a Dense keeps all bits of the scale, since after TFLite 2.16.
+        if not isinstance(self.layer, keras.layers.Dense):
+            scale = scale * _in_15_bits(scale)
+        outputs = ops.floor(sums * scale + 0.5) * wide(output_step)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _of_channels(
+        self, kernel: Tensor, read: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns factor and bias of each channel, and the step of its weights."""
+        kernel = ops.stop_gradient(kernel)
+        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes())
+        shifted = ops.sum(kernel * self._by_input(self._shift()), self._reduced_axes())
+        affine = self._affine(ops.reshape(shifted, (-1,)), read)
+        factor, bias = (ops.stop_gradient(read(values)) for values in affine)
+        steps = ops.reshape(largest, (-1,)) / _highest(self.bits)
+        return factor, bias, steps * ops.abs(factor)
 
     def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         layer = self.layer

@@ -249,9 +249,7 @@ class RoundedModel:
         wide = self._recipe.activation_bits == 16
         before = self._quantizers[self._group[op.inputs[0]]]
         steps = {"input_step": before(value, site=None, step=True)}
-        # TFLite's dense kernel has had all bits of a scale since 2.16 (which has 15).
-        dense = isinstance(op.layer, keras.layers.Dense)
-        if self._kernel_bits(op.layer) == 8 and (dense or not wide):
+        if not wide and self._kernel_bits(op.layer) == 8:
             return steps
         end = self._graph.sole_user(op.output) if self._in_next(op) else None
         end = end or op
