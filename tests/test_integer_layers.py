@@ -347,6 +347,102 @@ def test_weights_of_4_bits(kinds, tmp_path) -> None:
     assert needed_runtime(found).runs_on("2.16.1")
 
 
+def of_one(shape, function):
+    """A model of what a function makes of one input."""
+
+    def make():
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, function(inputs))
+
+    return make
+
+
+def of_inputs(function, *shapes):
+    def make():
+        inputs = [keras.Input(shape) for shape in shapes]
+        return keras.Model(inputs, function(inputs))
+
+    return make
+
+
+def relu6(x):
+    return layers.ReLU(6.0)(x)
+
+
+def flat(x):
+    return layers.Flatten()(x)
+
+
+def used_and_cut(x):
+    x = layers.Conv2D(4, 1)(x)
+    return [x, relu6(x), layers.ReLU()(x)]
+
+
+def used_and_softened(x):
+    x = layers.Softmax()(x)
+    return [x, layers.Dense(4)(x)]
+
+
+# Where the operations of a file are other than a layer says: what the converter makes
+# of a layer depends on what is before it, and on shapes.
+POSITIONS = {
+    "relu6_first": of_one(IMAGE, relu6),
+    "relu6_behind_gate": of_one(IMAGE, lambda x: relu6(ops.sigmoid(x))),
+    "relu6_behind_pooling": of_one(
+        IMAGE, lambda x: relu6(layers.AveragePooling2D(2)(x))
+    ),
+    "relu6_behind_flatten": of_one(IMAGE, lambda x: relu6(flat(x))),
+    "relu6_behind_concatenation": of_one(
+        IMAGE, lambda x: relu6(layers.Concatenate()([x, layers.Conv2D(4, 1)(x)]))
+    ),
+    "relu6_of_sequence": of_one(SEQUENCE, relu6),
+    "relu6_beside_others": of_one(IMAGE, used_and_cut),
+    "relu6_of_five_axes": of_one(
+        IMAGE, lambda x: relu6(layers.Reshape((8, 8, 2, 2))(x))
+    ),
+    "norm_of_five_axes": of_one(
+        IMAGE, lambda x: layers.BatchNormalization()(layers.Reshape((4, 2, 8, 4))(x))
+    ),
+    "softmax_within": of_one(VECTOR, used_and_softened),
+    "sum_of_vectors": of_inputs(layers.Add(), VECTOR, VECTOR),
+    "mean_of_vectors": of_inputs(layers.Average(), VECTOR, VECTOR, VECTOR),
+    "operator_of_vectors": of_inputs(lambda x: x[0] + x[1], VECTOR, VECTOR),
+    "sum_with_channels": of_inputs(layers.Add(), IMAGE, (1, 1, 4)),
+    "sum_with_places": of_inputs(layers.Add(), (8, 8, 1), IMAGE),
+    # Here Keras adds along another axis where the batch is 1.
+    "sum_with_column": of_inputs(layers.Add(), (4, 4), (4, 1)),
+    "mean_with_number": of_inputs(layers.Average(), VECTOR, (1,)),
+    "doubled_vector": of_one(IMAGE, lambda x: flat(x) + flat(x)),
+    "squared_vector": of_one(IMAGE, lambda x: (lambda y: y * y)(flat(x))),
+    "doubled_sequence": of_one(
+        SEQUENCE, lambda x: (lambda y: y + y)(layers.Conv1D(4, 3)(x))
+    ),
+    "squared_sequence": of_one(
+        SEQUENCE, lambda x: (lambda y: y * y)(layers.AveragePooling1D(2)(x))
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_a_layer_is_the_same_in_every_position(recipe, tmp_path) -> None:
+    keras.utils.set_random_seed(SEED)
+    rng = np.random.default_rng(SEED)
+    inputs, outputs = [], []
+    for make in POSITIONS.values():
+        student = make()
+        randomize(student, rng)
+        taken = [keras.Input(x.shape[1:]) for x in student.inputs]
+        inputs += taken
+        outputs += keras.tree.flatten(student(taken if len(taken) > 1 else taken[0]))
+    # Wide enough for a ReLU6 to cut something off.
+    x = [rng.normal(0, 3, (32, *t.shape[1:])).astype("float32") for t in inputs]
+    qat = quantize_aware(keras.Model(inputs, outputs), recipe)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    assert "float32" not in operations(content)[1]
+    assert_same_within_one_step(qat, content, *x)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_sums_of_4_bits_are_rounded_as_their_kernel_does(groups, tmp_path) -> None:
     # Sums are small, so that one in twenty lies half-way between two levels: up, or for
@@ -386,6 +482,14 @@ def one_of(layer, shape=IMAGE, dtype="float32"):
             r"from \(8, 8\) to \(5, 5\), which.*1/1024. Double",
         ),
         (
+            lambda: one_of(layers.Resizing(4, 8, pad_to_aspect_ratio=True)),
+            "pad_to_aspect_ratio=True.*Pad with ZeroPadding2D before it",
+        ),
+        (
+            of_one((None, 4), lambda x: layers.Concatenate(1, name="c")([x, x])),
+            "layer 'c' along axis 1, which is open.*Give the input a size",
+        ),
+        (
             lambda: KINDS["concatenated_gates"][0](),
             "with 16-bit activations so have softmax, sigmoid and tanh. Rec",
         ),
@@ -421,6 +525,25 @@ def test_an_interpolation_that_is_none_of_tflites() -> None:
         [keras.Input(IMAGE), layers.Resizing(4, 4, "lanczos3", name="size")]
     )
     with pytest.raises(ValueError, match="'size' cannot.*'lanczos3'. Use 'bilinear'"):
+        quantize_aware(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Conv2DTranspose(4, 3, dilation_rate=2, name="up"), IMAGE),
+        (layers.Conv1DTranspose(4, 3, dilation_rate=2, name="up"), SEQUENCE),
+    ],
+)
+def test_transposed_convolutions_are_not_dilated(layer, shape) -> None:
+    with pytest.raises(ValueError, match="'up' cannot.*dilation_rate=.*TFLite has not"):
+        quantize_aware(one_of(layer, shape))
+
+
+def test_five_open_axes_are_no_image() -> None:
+    inputs = keras.Input((None, 2, 2, 4))
+    model = keras.Model(inputs, layers.Rescaling(2.0, 1.0, name="scaled")(inputs))
+    with pytest.raises(ValueError, match="layer 'scaled' with shape.*input a size"):
         quantize_aware(model)
 
 
@@ -470,6 +593,15 @@ def test_other_products_and_masks(layer, text) -> None:
     model = keras.Sequential([keras.Input(shape, dtype=dtype), layer])
     with pytest.raises(ValueError, match=text):
         quantize_aware(model)
+
+
+def test_a_relu6_behind_a_product_of_16_bits(tmp_path, rng) -> None:
+    student = of_one(IMAGE, lambda x: relu6(x * x))()
+    x = rng.normal(0, 3, (32, *IMAGE)).astype("float32")
+    qat = quantize_aware(student, "int16x8")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+    assert_same_within_one_step(qat, content, x)
 
 
 # --- layers that are left in float

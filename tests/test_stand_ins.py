@@ -30,11 +30,11 @@ def test_slopes_tell_functions_apart_in_float32() -> None:
         (layers.Activation("sigmoid"), "sigmoid"),
         (layers.Activation("tanh"), "tanh"),
         (layers.Activation("relu"), None),
-        (layers.Add(), None),
     ],
 )
 def test_what_needs_one(layer, name) -> None:
-    found = stand_in(layer)
+    found = stand_in(layer, 16)
+    assert stand_in(layer, 8) is None
     assert (found and found.stands_for) == name
     if found:
         assert isinstance(found, StandIn) and found.name == layer.name
@@ -42,6 +42,18 @@ def test_what_needs_one(layer, name) -> None:
         values = found(np.linspace(-4, 4, 9, dtype="float32")[None]).numpy()[0]
         assert (np.diff(values) >= 0).all()
         assert values.min() >= -1 and values.max() < 1
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((1, 3), (1, 3)), ((1, 3, 3), (1, 3, 1)), ((1, 4, 4, 2), (1, 1, 4, 1))],
+)
+def test_a_sum_is_along_its_own_axes(shapes, rng) -> None:
+    first, second = (rng.normal(size=shape).astype("float32") for shape in shapes)
+    for bits in (8, 16):
+        total = stand_in(layers.Add(name="total"), bits)
+        assert total.name == "total"
+        np.testing.assert_array_equal(total([first, second]), first + second)
 
 
 def test_a_concatenation_is_a_sum(rng) -> None:

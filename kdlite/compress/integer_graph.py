@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,10 @@ from kdlite.compress.integer_layers import (
 # Integer operations whose output must have the scale of their inputs. "pass" is any
 # layer that only moves or drops values; "clip" is a ReLU after one of these.
 ONE_RANGE = ("pass", "concatenate", "average", "largest", "clip")
+
+# Integer operations that have a ReLU built in; and what becomes one of them.
+WITH_RELU = ("kernel", "add")
+_BEFORE_RELU = (*WITH_RELU, "affine", "batch_norm")
 
 # A rescaled byte rounded to a range of 256 values can lie halfway between two levels,
 # all of them at once, and there float and integer arithmetic round to different sides.
@@ -128,6 +133,9 @@ class IntegerGraph:
         self.outputs = self._read(graph, _matching(in_float, graph))
         self._fuse_affine()
         self._fuse_batch_norm()
+        self._part_twins()
+        if bits == 16:
+            self._lead_relu6()
         self._replace_affine()
         self._find_clips()
         self._check_shared()
@@ -207,6 +215,9 @@ class IntegerGraph:
                 return self._emit("affine", layer, name, inputs, shape, **affine)
             case layers.Activation:
                 return self._activation(name, layer.activation, inputs, shape)
+            case layers.Softmax:
+                fixed = fixed_range(keras.activations.softmax, self._bits)
+                return self._emit("head", layer, name, inputs, shape, fixed=fixed)
             case layers.Add:
                 return self._chain("add", layer, inputs, shape)
             case layers.Multiply:
@@ -218,6 +229,13 @@ class IntegerGraph:
                 summed = self._chain("add", total, inputs, shape)
                 mean = {"scale": np.float64(1.0 / len(inputs)), "offset": 0.0}
                 return self._emit("affine", layer, name, [summed], shape, **mean)
+            case layers.Concatenate if self._bits == 16 and shape[layer.axis] is None:
+                raise ValueError(
+                    "A concatenation of 16 bits is of parts whose lengths are known. "
+                    f"Received: layer {name!r} along axis {layer.axis}, which is open "
+                    f"in its output {shape}. Give the input a size, or use "
+                    "recipe='int8'."
+                )
             case layers.UpSampling2D if self._bits == 16:
                 # Repeating is no operation of 16 bits, and resizing is.
                 same = layers.Resizing(*shape[1:3], layer.interpolation)
@@ -382,8 +400,30 @@ class IntegerGraph:
                 *(tuple(n or 1 for n in self._shapes[x]) for x in (total, other))
             )
             between = shape if last else (shape[0], *broadcast[1:])
-            total = self._emit(kind, layer, name, [total, other], between)
+            pair = [total, other]
+            if kind == "add" and self._bits == 16 and not self._alike(pair):
+                total = self._broadcast_sum(name, pair, between)
+            else:
+                total = self._emit(kind, layer, name, pair, between)
         return total
+
+    def _alike(self, pair: list[int]) -> bool:
+        first, second = (self._shapes[x] for x in pair)
+        return first[1:] == second[1:]
+
+    def _broadcast_sum(self, name: str, pair: list[int], shape: Shape) -> int:
+        """Reads a sum as a difference, of which TFLite has 16 bits for all shapes."""
+        larger, smaller = pair
+        if np.prod([n or 1 for n in self._shapes[larger]]) < np.prod(
+            [n or 1 for n in self._shapes[smaller]]
+        ):
+            larger, smaller = smaller, larger
+        minus = {"scale": np.float64(-1.0), "offset": np.float64(0.0)}
+        negative = self._emit(
+            "affine", None, f"{name}_minus", [smaller], self._shapes[smaller], **minus
+        )
+        pair = [larger, negative]
+        return self._emit("value", layers.Subtract(), name, pair, shape)
 
     # Fusing
 
@@ -422,6 +462,45 @@ class IntegerGraph:
                 kernel.name, kernel.output = op.name, op.output
                 self.ops.remove(op)
 
+    def _part_twins(self) -> None:
+        """Puts an affine that changes nothing before one of two equal inputs.
+
+        From `f(reshape(x), reshape(x))` the converter makes `reshape(f(x, x))`, which
+        it gives the range of `x`. Operations on sequences are reshaped as well.
+        """
+        sources: dict[int, int] = {}
+        parted: list[Op] = []
+        for op in self.ops:
+            if isinstance(op.layer, layers.Flatten | layers.Reshape):
+                sources[op.output] = sources.get(op.inputs[0], op.inputs[0])
+            if op.kind in ("add", "value") and len(op.inputs) == 2:
+                first, x = op.inputs
+                source = sources.get(x, x)
+                reshaped = x in sources or len(self._shapes[x]) != 4
+                if reshaped and source == sources.get(first, first):
+                    same = self._tensor(self._shapes[x])
+                    parted.append(Op("affine", f"{op.name}_in", [x], same, None))
+                    op.inputs = [first, same]
+            parted.append(op)
+        self.ops = parted
+
+    def _lead_relu6(self) -> None:
+        """Puts an affine that changes nothing before each ReLU6 that stands alone.
+
+        TFLite has one of 16 bits as a part of other operations only.
+        """
+        kinds = {op.output: op.kind for op in self.ops}
+        led: list[Op] = []
+        for op in self.ops:
+            if op.kind == "relu" and op.layer.max_value is not None:
+                (x,) = op.inputs
+                if self.sole_user(x) is not op or kinds.get(x) not in _BEFORE_RELU:
+                    same = self._tensor(self._shapes[x])
+                    led.append(Op("affine", f"{op.name}_in", [x], same, None))
+                    op.inputs = [same]
+            led.append(op)
+        self.ops = led
+
     def _replace_affine(self) -> None:
         """Makes a depthwise convolution of each affine that nothing absorbed.
 
@@ -439,10 +518,10 @@ class IntegerGraph:
                 np.broadcast_to(x, shape[-1:]) for x in (op.scale, op.offset)
             )
             self.weights.append((kernel, [scale.reshape(1, 1, -1, 1), offset]))
-            image = (*(1,) * (4 - len(shape)), *shape[1:])
             before, after = op.inputs, op.output
-            if len(shape) < 4:
-                reshape = layers.Reshape(image)
+            if len(shape) != 4:
+                image = _as_image(op.name, shape)
+                reshape = layers.Reshape(image[1:])
                 name = f"{op.name}_in"
                 before = [self._emit("pass", reshape, name, before, image)]
                 after = self._tensor(image)
@@ -458,9 +537,9 @@ class IntegerGraph:
                     margin=_RESCALED_MARGIN if op.kind == "affine" else 0.0,
                 )
             )
-            if len(shape) < 4:
+            if len(shape) != 4:
                 self.ops[-1].name = f"{op.name}_image"
-                reshape = layers.Reshape(shape[1:])
+                reshape = layers.Reshape([-1 if n is None else n for n in shape[1:]])
                 self.ops.append(Op("pass", op.name, [after], op.output, reshape))
 
     def _find_clips(self) -> None:
@@ -528,6 +607,18 @@ def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:
             )
         found |= fitting
     return found
+
+
+def _as_image(name: str, shape: Shape) -> Shape:
+    """Returns the shape that a tensor of other axes has as an image, -1 if open."""
+    places, channels = shape[1:-1], shape[-1]
+    if None in places and len(shape) > 4:
+        raise ValueError(
+            "What is scaled must have at most four axes, or known sizes. Received: "
+            f"layer {name!r} with shape {shape}. Give the input a size."
+        )
+    width = -1 if None in places else math.prod(n or 1 for n in places)
+    return (shape[0], 1, width, channels)
 
 
 def _keeps_affine(op: Op, affine: Op) -> bool:

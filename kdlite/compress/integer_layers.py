@@ -318,6 +318,10 @@ def _problem(layer: Any) -> str | None:
         layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
     ):
         return f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+    if isinstance(layer, layers.Conv1DTranspose | layers.Conv2DTranspose) and (
+        set(np.atleast_1d(layer.dilation_rate)) != {1}
+    ):
+        return f"dilation_rate={layer.dilation_rate}, which TFLite has not. Use 1"
     if isinstance(layer, layers.RandomCrop) and layer.input.shape != layer.output.shape:
         return (
             f"images of {layer.input.shape[1:3]} and crops of {layer.output.shape[1:3]}"
@@ -348,6 +352,11 @@ def _problem_of_16_bits(layer: Any) -> str | None:
         return "16-bit activations, which TFLite does not have for GELU. Use 'silu'"
     if isinstance(layer, layers.Softmax) and layer.axis not in (-1, _rank(layer) - 1):
         return f"axis={layer.axis}. Use the last axis"
+    if getattr(layer, "pad_to_aspect_ratio", False):
+        return (
+            "pad_to_aspect_ratio=True and 16-bit activations, of which TFLite does not "
+            "put in what is padded. Pad with ZeroPadding2D before it"
+        )
     if isinstance(layer, layers.UpSampling2D | layers.Resizing):
         before, after = (tensor.shape[1:3] for tensor in (layer.input, layer.output))
         if None in before or None in after:

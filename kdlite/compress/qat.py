@@ -299,12 +299,12 @@ def for_export(model: keras.Model) -> keras.Model:
             f"{unset[0]!r}. Train it with `fit()` for one batch at least."
         )
     weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
-    wide = trained_bits(model)[1] == 16
+    bits = trained_bits(model)[1]
 
     def plain(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, FakeQuant):
             return layer.frozen()
-        if wide and (standing := stand_in(layer)):
+        if standing := stand_in(layer, bits):
             return standing
         if isinstance(layer, FoldedLayer):
             copy, values = layer.plain()

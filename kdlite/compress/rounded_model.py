@@ -12,7 +12,7 @@ import numpy as np
 
 from kdlite.compress.fake_quant import FakeQuant, InFloat
 from kdlite.compress.folded_layer import EIGHT_BITS, FoldedLayer
-from kdlite.compress.integer_graph import ONE_RANGE, IntegerGraph, Op
+from kdlite.compress.integer_graph import ONE_RANGE, WITH_RELU, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.tables import LookedUp, function_name
@@ -22,8 +22,6 @@ Tensor = Any
 # The mean reaches over some 20 batches: it follows the weights, and even a short
 # training forgets the ranges of its first batch.
 _MOMENTUM = 0.95
-# Integer operations that have a ReLU built in.
-_WITH_RELU = ("kernel", "add")
 _AVERAGES = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 # Softmax and sigmoid: a loss must not see a probability rounded to zero.
 _HEAD = "head"
@@ -139,7 +137,7 @@ class RoundedModel:
     def _in_next(self, op: Op) -> bool:
         """Whether the ReLU that follows is part of the same integer operation."""
         user = self._graph.sole_user(op.output)
-        return op.kind in _WITH_RELU and user is not None and user.kind == "relu"
+        return op.kind in WITH_RELU and user is not None and user.kind == "relu"
 
     def build(self, name: str) -> keras.Model:
         """Returns the quantization-aware model, with the student's weights."""

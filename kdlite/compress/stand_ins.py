@@ -5,13 +5,15 @@ definition, and refuses to quantize them where activations have 16 bits, though 
 has these operations. A leaky ReLU of the same shape and ranges stands in for each while
 the model is converted; its slope says for which, and the finished file gets the
 operation itself (`kdlite.lite.stored_types`). Concatenations of 16 bits it refuses as
-well: they are sums of padded tensors. And what runtimes do not have, dense layers of 4
-bits, are convolutions.
+well: they are sums of padded tensors. What runtimes do not have, dense layers of 4
+bits, are convolutions. And sums of any bits are those of TensorFlow, not of Keras.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any
 
 import keras
@@ -96,6 +98,30 @@ class PaddedSum(keras.layers.Layer):
         return total
 
 
+class Sum(keras.layers.Add):
+    """A sum along the axes of its tensors.
+
+    Where the batch is 1, as in files, Keras takes a tensor of one axis longer than 1
+    for the bias of another: along the last axis, or the first that is as long, which
+    need not be its own. And of 16 bits the converter has no bias but a kernel's.
+
+    Args:
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: List of tensors whose shapes broadcast.
+
+    Example:
+        >>> column = keras.ops.convert_to_tensor([[[1.0], [2.0]]])
+        >>> Sum()([keras.ops.zeros((1, 2, 2)), column]).numpy().tolist()
+        [[[1.0, 1.0], [2.0, 2.0]]]
+    """
+
+    def _merge_function(self, inputs: list[Tensor]) -> Tensor:
+        # Python's operator is TensorFlow's own.
+        return functools.reduce(operator.add, inputs)
+
+
 class PointwiseDense(keras.layers.Layer):
     """A dense layer as a convolution of one place.
 
@@ -134,19 +160,24 @@ class PointwiseDense(keras.layers.Layer):
         return outputs + self.bias
 
 
-def stand_in(layer: keras.Layer) -> keras.Layer | None:
+def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
     """Returns what stands in for a layer, or None if it needs nothing.
 
     Args:
-        layer: A layer of a model of 16-bit activations.
+        layer: A layer of a quantization-aware model.
+        bits: Bits of its activations, 8 or 16.
 
     Returns:
         The new layer, of the same name.
 
     Example:
-        >>> stand_in(keras.layers.Softmax()).stands_for
+        >>> stand_in(keras.layers.Softmax(), 16).stands_for
         'softmax'
     """
+    if isinstance(layer, keras.layers.Add):
+        return Sum(name=layer.name)
+    if bits == 8:
+        return None
     if isinstance(layer, keras.layers.Concatenate):
         # In a model of 16 bits what it gives is rounded, as a sum is.
         rounding = layer._outbound_nodes[0].operation.frozen()
