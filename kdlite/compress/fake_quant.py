@@ -6,7 +6,6 @@ quantization-aware model is made of `FoldedLayer`s.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -22,9 +21,8 @@ Tensor = Any
 _DEAD_RANGE = 1e-5
 # So many steps take a value that is just between two levels to one of them.
 _TIE = 1e-3
-# With 16 bits float32 has no less, and for means a part of their finer levels.
+# With 16 bits float32 has no less.
 _TIE_OF_16_BITS = 2.0**-7
-_TIE_OF_MEANS = 2.0**-3
 # TFLite's int16 has its zero in the middle.
 _SYMMETRIC_BITS = 16
 
@@ -70,9 +68,6 @@ class FakeQuant(keras.layers.Layer):
         inputs: Tensor of any shape.
         site: Which site the tensor is, or `None` to use the range without measuring.
         step: Whether to return how wide a step is, a number, in place of the values.
-        mean_of: How many values of the width `unit` each is a mean of, if it is to be
-            rounded twice, as TFLite's mean of 16 bits is.
-        unit: See `mean_of`.
         half_away: Whether values between two levels go away from the integer 0, as
             TFLite's average pooling has it, and not up.
         training: Whether to measure.
@@ -161,21 +156,16 @@ class FakeQuant(keras.layers.Layer):
         site: int | None = 0,
         step: bool = False,
         half_away: bool = False,
-        mean_of: int = 1,
-        unit: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor:
         """Rounds `inputs`."""
         if step:
-            return self._step()
+            return self._exact_step()
         inputs = ops.cast(inputs, self.compute_dtype)
         measured = bool(training and self.trainable and self.sites and site is not None)
         if measured:
             self._measure(inputs, site)
         lowest, highest = self._range()
-        if unit is not None:
-            step = self._step()
-            inputs = rounded_once(inputs, unit, step, mean_of, half_away=True)
         if half_away:
             middle = lowest + 2.0 ** (self.bits - 1) * self._step()
             away = ops.sign(inputs - ops.stop_gradient(middle))
@@ -201,13 +191,17 @@ class FakeQuant(keras.layers.Layer):
         self, inputs: Tensor, *args: Any, step: bool = False, **kwargs: Any
     ) -> keras.KerasTensor:
         """Returns what `call` does without a trace of it, which takes far longer."""
-        return keras.KerasTensor(() if step else inputs.shape, self.compute_dtype)
+        if step:
+            return keras.KerasTensor((), "float64")
+        return keras.KerasTensor(inputs.shape, self.compute_dtype)
 
     def _step(self) -> Tensor:
-        # As the converter does it: one bit less would make other levels of the highest.
+        return ops.cast(self._exact_step(), "float32")
+
+    def _exact_step(self) -> Tensor:
+        """Returns the step as the converter has it, before it is a float32."""
         lowest, highest = (ops.cast(end, "float64") for end in self._range())
-        step = (highest - lowest) / (2**self.bits - 1)
-        return ops.cast(ops.stop_gradient(step), "float32")
+        return ops.stop_gradient(highest - lowest) / (2**self.bits - 1)
 
     def _on_levels(self, inputs: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
         """Rounds to 16 bits, counting from zero.
@@ -316,33 +310,25 @@ def learned_rounding(
 
 
 def rounded_once(
-    values: Tensor,
-    unit: Tensor,
-    step: Tensor,
-    mean_of: int = 1,
-    half_away: bool = False,
+    values: Tensor, unit: Tensor, step: Tensor, half_away: bool = False
 ) -> Tensor:
     """Rounds sums as TFLite's kernels do before they round them to levels.
 
     A kernel multiplies an integer sum with the mantissa of `unit / step`, in `[1/2,
-    1)`, rounds, and divides by a power of two: half up, or half away from 0. That of a
-    mean of `n` has the mantissa times `2^floor(log2 n) / n`, and divides by that more.
+    1)`, rounds, and divides by a power of two: half up, or half away from 0.
 
     Args:
-        values: Sums, or means.
+        values: Sums.
         unit: What 1 in the sum stands for: a number, or one for each channel.
         step: How wide a level is that they are rounded to next.
-        mean_of: How many values each is a mean of.
-        half_away: Whether the kernel is the plain one, which has no other for groups
-            and for means.
+        half_away: Whether the kernel is the plain one, which has no other for groups.
 
     Returns:
         Values that lie between two levels more often than the sums do.
     """
-    power = ops.floor(ops.log2(unit / step)) + 1.0 - math.floor(math.log2(mean_of))
-    finer = ops.minimum(ops.power(2.0, power), 1.0) * step
-    tie = _TIE if mean_of == 1 else _TIE_OF_MEANS
-    tie = tie * ops.sign(values) if half_away else tie
+    finer = ops.power(2.0, ops.floor(ops.log2(unit / step)) + 1.0)
+    finer = ops.minimum(finer, 1.0) * step
+    tie = _TIE * ops.sign(values) if half_away else _TIE
     rounded = (ops.round(values / finer) + tie) * finer
     return values + ops.stop_gradient(rounded - values)
 

@@ -71,12 +71,14 @@ class FoldedLayer(keras.layers.Layer):
     `S_c = input_step * s_c` (with the factor of batch normalization). That moves a sum
     by a thousandth of a level, and so one value in a thousand to another one, which in
     deep networks makes others of the values behind it. With 4 bits the sum is rounded
-    twice besides, as TFLite's kernels do; with 16-bit activations, whose biases have 64
-    bits, it is scaled by the 15 bits that they keep of `S_c / output_step`.
+    twice besides, as TFLite's kernels do. With 16-bit activations, whose biases have 64
+    bits, it is scaled by the 15 bits that convolutions keep of `S_c / output_step`; and
+    in inference the sum is that of the integers, in float64.
 
     Call arguments:
         inputs: What `layer` takes, before the rescaling.
-        input_step: How wide a step of `inputs` is, if the operation is to be followed.
+        input_step: How wide a step of `inputs` is, float64, if the operation is to be
+            followed.
         output_step: How wide a step of the output is; with 4 bits, and with 16-bit
             activations.
         training: Whether batch normalization uses the batch's statistics.
@@ -109,7 +111,8 @@ class FoldedLayer(keras.layers.Layer):
         learned: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Steps are float64, and stay it.
+        super().__init__(autocast=False, **kwargs)
         if not isinstance(layer, KERNELS):
             raise TypeError(
                 "`layer` must be a convolution or Dense. Received: "
@@ -155,6 +158,7 @@ class FoldedLayer(keras.layers.Layer):
         training: bool | None = None,
     ) -> Tensor:
         """Applies the layer, and batch normalization."""
+        inputs = ops.cast(inputs, self.compute_dtype)
         kernel = self._scaled_kernel()
         if training:
             self.rounding.assign(True)
@@ -171,9 +175,13 @@ class FoldedLayer(keras.layers.Layer):
             outputs = self.batch_norm(outputs, training=of_batch)
         if input_step is None or (of_batch and self.batch_norm is not None):
             return outputs
+        exact = input_step, output_step
+        input_step = ops.cast(input_step, "float32")
+        if output_step is not None:
+            output_step = ops.cast(output_step, "float32")
         followed = self._as_integers(outputs, kernel, input_step, output_step)
         if not training and self.bits == 8 and output_step is not None:
-            integers = self._in_integers(inputs, kernel, input_step, output_step)
+            integers = self._in_integers(inputs, kernel, *exact)
             followed = outputs + ops.stop_gradient(integers - outputs)
         return ops.where(self.rounding, followed, outputs)
 
@@ -215,21 +223,31 @@ class FoldedLayer(keras.layers.Layer):
             return ops.cast(values, "float64")
 
         factor, bias, steps = self._of_channels(wide(kernel), wide)
-        # The file has them in float32.
+        # The kernel is float32, and in the file so are its steps; but not when the bias
+        # is rounded to those of the sum.
+        steps = wide(ops.cast(steps * _highest(8), "float32")) / _highest(8)
+        steps = ops.where(steps > 0.0, steps, wide(output_step) / wide(input_step))
+        bias = ops.round(wide(ops.cast(bias, "float32")) / (steps * wide(input_step)))
+        input_step, output_step = (
+            ops.cast(step, "float32") for step in (input_step, output_step)
+        )
         steps = wide(ops.cast(steps, "float32")) * wide(input_step)
-        steps = ops.where(steps > 0.0, steps, wide(output_step))
         largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
         largest = ops.where(largest > 0.0, largest, 1.0)
         weights = wide(ops.round(kernel / largest * _highest(8)))
         levels = wide(ops.round((inputs - self._shift()) / input_step))
-        sums = self._apply(levels, weights) * ops.sign(factor)
-        sums = sums + ops.round(bias / steps)
+        sums = self._apply(levels, weights) * ops.sign(factor) + bias
         scale = steps / wide(output_step)
-        # The kernel of a Dense keeps all bits of the scale, since after TFLite 2.16.
-        if not isinstance(self.layer, keras.layers.Dense):
-            scale = scale * _in_15_bits(scale)
-        outputs = ops.floor(sums * scale + 0.5) * wide(output_step)
-        return ops.cast(outputs, self.compute_dtype)
+        if isinstance(self.layer, keras.layers.Dense):
+            # It keeps all bits of the scale, since after TFLite 2.16. Without a bias,
+            # as the converter leaves zeros out, the sum has 32 bits, and two roundings.
+            power = ops.power(wide(2.0), ops.floor(ops.log2(scale)) + 1.0)
+            once = ops.floor(sums * scale / power + 0.5) * power
+            scaled = ops.where(ops.any(bias != 0.0), sums * scale, once)
+        else:
+            scaled = sums * scale * _in_15_bits(scale)
+        outputs = ops.floor(scaled + 0.5)
+        return ops.cast(outputs * wide(output_step), self.compute_dtype)
 
     def _of_channels(
         self, kernel: Tensor, read: Callable[[Tensor], Tensor]
@@ -332,6 +350,12 @@ class FoldedLayer(keras.layers.Layer):
         if norm.center:
             bias = bias + read(norm.beta)
         return factor, bias
+
+    def dead_channels(self) -> list[int]:
+        """Returns the channels that are constant: without a weight, but with a bias."""
+        kernel, bias = self.folded()
+        largest = np.abs(kernel).max(axis=self._reduced_axes()).reshape(-1)
+        return np.flatnonzero((largest == 0.0) & (bias != 0.0)).tolist()
 
     def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:
         """Returns the one layer this becomes at export, and its weights."""

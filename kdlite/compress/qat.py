@@ -26,14 +26,14 @@ from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
 from kdlite.compress.stand_ins import stand_in
-from kdlite.compress.tables import LookedUp
+from kdlite.compress.wide_operations import In16Bits
 
 Tensor = Any
 
 # Of weights and activations: what TFLite has kernels for.
 _BITS = ((8, 8), (8, 16), (4, 8))
 _RANGES = ("ema", "learned")
-_FOLLOWING = ("input_step", "output_step", "half_away", "mean_of", "unit")
+_FOLLOWING = ("input_step", "input_steps", "output_step", "half_away")
 
 
 def quantize_aware(
@@ -210,7 +210,7 @@ def is_quantize_aware(model: keras.Model) -> bool:
         False
     """
     return any(
-        isinstance(layer, (FoldedLayer, LookedUp))
+        isinstance(layer, (FoldedLayer, In16Bits))
         or (isinstance(layer, FakeQuant) and layer.sites > 0)
         for layer in model._flatten_layers()
     )
@@ -283,8 +283,9 @@ def for_export(model: keras.Model) -> keras.Model:
         A Functional model with the same inputs and outputs.
 
     Raises:
-        ValueError: If the model is not quantization-aware, or a range was never
-            measured because it was not trained.
+        ValueError: If the model is not quantization-aware, a range was never measured
+            because it was not trained, or with 16-bit activations a channel has a bias
+            and no weight.
     """
     _require_quantize_aware(model)
     unset = [
@@ -300,6 +301,8 @@ def for_export(model: keras.Model) -> keras.Model:
         )
     weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
     bits = trained_bits(model)[1]
+    if bits == 16:
+        _require_weights(model)
 
     def plain(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, FakeQuant):
@@ -308,7 +311,7 @@ def for_export(model: keras.Model) -> keras.Model:
             return standing
         if isinstance(layer, FoldedLayer):
             copy, values = layer.plain()
-        elif isinstance(layer, InFloat):
+        elif isinstance(layer, (InFloat, In16Bits)):
             copy, values = clone(layer.layer, name=layer.name), layer.get_weights()
         else:
             copy, values = clone(layer, name=layer.name), layer.get_weights()
@@ -346,6 +349,22 @@ def _require_quantize_aware(model: keras.Model) -> None:
             "`model` must be quantization-aware. Received: "
             f"model={model.name!r}. Make it with `kdlite.quantize_aware(student)`."
         )
+
+
+def _require_weights(model: keras.Model) -> None:
+    """Raises ValueError for channels whose bias the converter would cut off.
+
+    It gives them steps of almost nothing, and the bias 32 bits of these.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, FoldedLayer) and (dead := layer.dead_channels()):
+            name = layer.name.removesuffix("_float")
+            raise ValueError(
+                "With 16-bit activations each channel that has a bias must have a "
+                f"weight that is not 0. Received: channels {dead[:8]} of layer "
+                f"{name!r}. Take them out, leave the layer in float, "
+                f"overrides={{{name!r}: 'float32'}}, or use recipe='int8'."
+            )
 
 
 def _input_ranges(

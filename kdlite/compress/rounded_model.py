@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from kdlite.compress.folded_layer import EIGHT_BITS, FoldedLayer
 from kdlite.compress.integer_graph import ONE_RANGE, WITH_RELU, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
-from kdlite.compress.tables import LookedUp, function_name
+from kdlite.compress.wide_operations import In16Bits, has_operation, table_name
 
 Tensor = Any
 
@@ -25,6 +24,7 @@ _MOMENTUM = 0.95
 _AVERAGES = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 # Softmax and sigmoid: a loss must not see a probability rounded to zero.
 _HEAD = "head"
+_STEP_OF_TABLES = 2.0**-15
 
 
 class RoundedModel:
@@ -183,10 +183,8 @@ class RoundedModel:
         moved = op.kind in self._moving
         if op.kind == "kernel":
             outputs = self._folded_layer(op)(inputs[0], **self._steps(op, inputs[0]))
-        elif self._recipe.activation_bits == 16 and function_name(op.layer):
-            before = self._quantizers[self._group[op.inputs[0]]]
-            step = before(inputs[0], site=None, step=True)
-            outputs = self._looked_up(op)(inputs[0], input_step=step)
+        elif self._is_followed(op, inputs):
+            outputs = self._in_16_bits(op, inputs)
         else:
             unrounded = moved or op.output in self._unrounded
             layer = self._copy(op, unrounded and op.output in self._graph.outputs)
@@ -196,12 +194,6 @@ class RoundedModel:
         following: dict[str, Any] = {}
         if isinstance(op.layer, _AVERAGES):
             following["half_away"] = True
-        elif op.kind == "mean" and self._recipe.activation_bits == 16:
-            before = self._quantizers[self._group[op.inputs[0]]]
-            places = inputs[0].shape[1:-1]
-            if None not in places:
-                following["mean_of"] = math.prod(places)
-                following["unit"] = before(inputs[0], site=None, step=True)
         return self._round(op.output, outputs, op.name, **following)
 
     def _call_float(self, op: Op, values: Mapping[int, Tensor]) -> Tensor:
@@ -223,10 +215,30 @@ class RoundedModel:
             self._copies[id(op.layer)] = copy
         return copy
 
-    def _looked_up(self, op: Op) -> LookedUp:
-        unrounded = op.output in self._unrounded
+    def _is_followed(self, op: Op, inputs: list[Tensor]) -> bool:
+        """Whether an operation is computed on levels of 16 bits."""
+        wide = self._recipe.activation_bits == 16 and has_operation(op.layer)
+        # A mean of an open number of places has no one rounding; a ReLU that is part of
+        # the operation before it has none of its own.
+        closed = op.kind != "mean" or None not in inputs[0].shape[1:-1]
+        return (
+            wide
+            and closed
+            and all(self._group[x] in self._quantizers for x in op.inputs)
+        )
+
+    def _in_16_bits(self, op: Op, inputs: list[Tensor]) -> Tensor:
+        unrounded, table = op.output in self._unrounded, table_name(op.layer)
         name = self._name(op.name, unrounded and op.output in self._graph.outputs)
-        return LookedUp(clone(op.layer), exact_in_training=unrounded, name=name)
+        exact = unrounded or not table
+        layer = In16Bits(clone(op.layer), exact_in_training=exact, name=name)
+        steps = [
+            self._quantizers[self._group[x]](value, site=None, step=True)
+            for x, value in zip(op.inputs, inputs, strict=True)
+        ]
+        output_step = _STEP_OF_TABLES if table else self._output_step(op, inputs[0])
+        values = inputs if len(inputs) > 1 else inputs[0]
+        return layer(values, input_steps=steps, output_step=output_step)
 
     def _folded_layer(self, op: Op) -> FoldedLayer:
         if id(op.layer) not in self._folded:
@@ -249,10 +261,13 @@ class RoundedModel:
         steps = {"input_step": before(value, site=None, step=True)}
         if not wide and self._kernel_bits(op.layer) == 8:
             return steps
+        return {**steps, "output_step": self._output_step(op, value)}
+
+    def _output_step(self, op: Op, value: Tensor) -> Tensor:
         end = self._graph.sole_user(op.output) if self._in_next(op) else None
         end = end or op
         after = self._quantizer(end.output, end.name)
-        return {**steps, "output_step": after(value, site=None, step=True)}
+        return after(value, site=None, step=True)
 
     def _kernel_bits(self, layer: keras.Layer) -> int:
         return 8 if isinstance(layer, EIGHT_BITS) else self._recipe.weight_bits

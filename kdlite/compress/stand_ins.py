@@ -20,7 +20,7 @@ import keras
 from keras import ops
 
 from kdlite.compress.fake_quant import FakeQuant
-from kdlite.compress.tables import function_name
+from kdlite.compress.wide_operations import In16Bits, table_name
 
 Tensor = Any
 
@@ -174,7 +174,8 @@ def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
         >>> stand_in(keras.layers.Softmax(), 16).stands_for
         'softmax'
     """
-    if isinstance(layer, keras.layers.Add):
+    inner = layer.layer if isinstance(layer, In16Bits) else layer
+    if isinstance(inner, keras.layers.Add):
         return Sum(name=layer.name)
     if bits == 8:
         return None
@@ -182,5 +183,5 @@ def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
         # In a model of 16 bits what it gives is rounded, as a sum is.
         rounding = layer._outbound_nodes[0].operation.frozen()
         return PaddedSum(layer.axis, rounding, name=layer.name)
-    name = function_name(layer)
+    name = table_name(layer)
     return None if name is None else StandIn(name, name=layer.name)

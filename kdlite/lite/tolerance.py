@@ -15,9 +15,9 @@ _FLOAT_SHARE = 1e-4
 _FLOAT_FLOOR = 1e-6
 _WITHIN_ONE_STEP = 0.99
 _RMS_STEPS = 2.0
-# Of the 65536 that 16 bits have: sigmoid, tanh and softmax interpolate between some 256
-# points. Every input of 16 bits was tried: tanh is off by up to 3 steps.
-_STEPS_OF_TABLES = 2.0
+# Of the 65536 that 16 bits have: processors and releases round a few values to another
+# level, and each layer of a very deep net makes more of it.
+_STEPS_OF_16_BITS = 2.0
 # Below it the error is more than half of what the values vary, in squares: of less than
 # so many samples nobody knows how they vary; and float arithmetic moves a value, too.
 _LEAST_FOLLOWED_DB = 3.0
@@ -75,8 +75,8 @@ class Tolerance:
             {'within_one_step': 0.99}
         """
         if self.trained:
-            tables = self.recipe.activation_bits == 16
-            rms = {"rms_steps": _STEPS_OF_TABLES} if tables else {}
+            wide = self.recipe.activation_bits == 16
+            rms = {"rms_steps": _STEPS_OF_16_BITS} if wide else {}
             return {"within_one_step": _WITHIN_ONE_STEP, **rms}
         if self.recipe.least_snr_db is None:
             return {"largest_share": _FLOAT_SHARE}
@@ -120,8 +120,8 @@ def problems(
     - The model was trained with the very steps: 99 % of the values within one step; of
       an output that was left in float, and has none, as any other. Of fewer than 100
       values one may be two steps off, which no share of 99 % has room for. With
-      activations of 16 bits an error (root mean square) of two steps will do: what
-      TFLite looks up in tables there is off by up to four of them.
+      activations of 16 bits an error (root mean square) of two steps will do, as
+      processors and releases round a few of the 65,536 levels otherwise.
     - Else: an error (root mean square) of at most two steps of the output, or of
       `recipe.least_snr_db` below how much the output varies, whichever is more. A
       single value does not vary: its magnitude stands for that. Two steps will not do
@@ -166,7 +166,7 @@ def rule(recipe: Recipe, trained: bool = False) -> str:
             f"no NaN, and {_WITHIN_ONE_STEP:.0%} of the values of each quantized "
             "output within one step of the model's"
             + (
-                f", or an error (root mean square) of {_STEPS_OF_TABLES:g} of 65,536."
+                f", or an error (root mean square) of {_STEPS_OF_16_BITS:g} of 65,536."
                 if recipe.activation_bits == 16
                 else "."
             )
@@ -194,8 +194,8 @@ def _problem(output: OutputReport, recipe: Recipe, trained: bool) -> str:
     if lost := _lost(output):
         return lost
     if trained and output.step is not None:
-        tables = recipe.activation_bits == 16
-        if tables and output.rms_difference <= _STEPS_OF_TABLES * output.step:
+        wide = recipe.activation_bits == 16
+        if wide and output.rms_difference <= _STEPS_OF_16_BITS * output.step:
             return ""
         if output.within_one_step < _WITHIN_ONE_STEP and not _one_alone(output):
             return (

@@ -1,4 +1,4 @@
-"""Sigmoid, tanh and softmax of 16 bits: the Keras layer gives what LiteRT gives."""
+"""Operations of 16 bits: the Keras layers give what LiteRT gives, to the bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from quantizing import assert_same_within_one_step, calibrate, convert, run_lite
+from quantizing import calibrate, convert, randomize, run_lite
 
 from kdlite.compress.qat import for_export, quantize_aware
-from kdlite.compress.tables import LookedUp
+from kdlite.compress.wide_operations import In16Bits
 
 LEVELS = np.arange(-(2**15), 2**15)
 # From an input that is all but constant to one that is far beyond the table, and in
@@ -68,8 +68,10 @@ def test_a_loss_sees_no_probability_that_is_rounded_to_zero() -> None:
     rounded = qat(x, training=False)
     assert np.min(rounded) > 1e-5
     # Losses read the logits in evaluation as well.
-    table = LookedUp(layers.Softmax())
-    np.testing.assert_array_equal(table(x, input_step=2.0**-10)._keras_logits, x)
+    table = In16Bits(layers.Softmax())
+    np.testing.assert_array_equal(
+        table(x, input_steps=[2.0**-10], output_step=2.0**-15)._keras_logits, x
+    )
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -81,7 +83,7 @@ def test_its_gradient_is_that_of_the_function(jit_compile, rng) -> None:
         layers.Activation("sigmoid"),
         layers.Softmax(),
     ):
-        table = LookedUp(layer)
+        table = In16Bits(layer)
 
         @tf.function(jit_compile=jit_compile)
         def slopes(call, **step):
@@ -90,7 +92,7 @@ def test_its_gradient_is_that_of_the_function(jit_compile, rng) -> None:
                 y = call(x, **step)
             return y, tape.gradient(y, x, output_gradients=weights)
 
-        y, found = slopes(table, input_step=1 / 128)
+        y, found = slopes(table, input_steps=[1 / 128], output_step=2.0**-15)
         exact, expected = slopes(layer)
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(y, exact, atol=4 * 2.0**-15)
@@ -107,36 +109,101 @@ def test_saved_and_loaded(tmp_path, rng) -> None:
     qat.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(again(x), qat(x))
-    table = LookedUp(layers.Softmax(), exact_in_training=True)
-    assert LookedUp.from_config(table.get_config()).exact_in_training
+    table = In16Bits(layers.Softmax(), exact_in_training=True)
+    assert In16Bits.from_config(table.get_config()).exact_in_training
 
 
 def test_other_functions_have_no_table() -> None:
-    with pytest.raises(ValueError, match="must be one of sigmoid, tanh, softmax.*ReLU"):
-        LookedUp(layers.ReLU())
+    with pytest.raises(ValueError, match="sigmoid, tanh, softmax, Multiply.*Maximum"):
+        In16Bits(layers.Maximum())
 
 
-# What TFLite rounds in ways of its own: twice, and half away from zero.
-MEANS = {
-    "mean_of_4": ((4, 8), layers.GlobalAveragePooling1D),
-    "mean_of_5": ((5, 8), layers.GlobalAveragePooling1D),
-    "mean_of_6": ((2, 3, 8), layers.GlobalAveragePooling2D),
-    "mean_of_49": ((7, 7, 8), layers.GlobalAveragePooling2D),
-    "pooling_of_2": ((6, 8), lambda: layers.AveragePooling1D(2)),
-    "pooling_of_4": ((6, 6, 8), lambda: layers.AveragePooling2D(2)),
-    "pooling_of_9": ((6, 6, 8), lambda: layers.AveragePooling2D(3)),
+def of_two(layer):
+    pair = [keras.Input((6, 6, 8)), keras.Input((6, 6, 8))]
+    return keras.Model(pair, layer(pair))
+
+
+def of_one(shape, layer):
+    return keras.Sequential([keras.Input(shape), layer])
+
+
+def deep(activation):
+    """What is one level off in the first layer, is several behind the last."""
+    inputs = x = keras.Input((8, 8, 3))
+    for _ in range(5):
+        x = layers.Conv2D(16, 3, padding="same", activation=activation)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, use_bias=activation == "tanh")(x))
+
+
+ROUNDED = {
+    "product": lambda: of_two(layers.Multiply()),
+    "sum": lambda: of_two(layers.Add()),
+    "difference": lambda: of_two(layers.Subtract()),
+    "relu": lambda: of_one((6, 6, 8), layers.ReLU()),
+    "leaky_relu": lambda: of_one((6, 6, 8), layers.LeakyReLU(0.2)),
+    "mean_of_4": lambda: of_one((4, 8), layers.GlobalAveragePooling1D()),
+    "mean_of_5": lambda: of_one((5, 8), layers.GlobalAveragePooling1D()),
+    "mean_of_49": lambda: of_one((7, 7, 8), layers.GlobalAveragePooling2D()),
+    "mean_kept": lambda: of_one(
+        (2, 3, 8), layers.GlobalAveragePooling2D(keepdims=True)
+    ),
+    "pooling_of_2": lambda: of_one((6, 8), layers.AveragePooling1D(2)),
+    "pooling_of_4": lambda: of_one((6, 6, 8), layers.AveragePooling2D(2)),
+    "pooling_of_9": lambda: of_one((6, 6, 8), layers.AveragePooling2D(3)),
+    "dense": lambda: of_one((16,), layers.Dense(8)),
+    "dense_without_bias": lambda: of_one((16,), layers.Dense(8, use_bias=False)),
+    "conv": lambda: of_one((6, 6, 8), layers.Conv2D(8, 3)),
+    "depthwise": lambda: of_one((6, 6, 8), layers.DepthwiseConv2D(3)),
+    "transposed": lambda: of_one((6, 6, 8), layers.Conv2DTranspose(8, 3)),
+    "deep_tanh": lambda: deep("tanh"),
+    "deep_silu": lambda: deep("silu"),
 }
 
 
-@pytest.mark.parametrize("kind", MEANS)
-def test_means_of_16_bits(kind, rng, tmp_path) -> None:
-    shape, make = MEANS[kind]
-    model = keras.Sequential([keras.Input(shape), make()])
-    x = rng.normal(size=(64, *shape)).astype("float32")
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_rounded_as_their_kernels_do(kind, rng, tmp_path) -> None:
+    model = ROUNDED[kind]()
+    randomize(model, rng)
+    x = [rng.normal(size=(64, *t.shape[1:])).astype("float32") for t in model.inputs]
+    qat = quantize_aware(model, "int16x8")
+    calibrate(qat, x if len(x) > 1 else x[0])
+    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+    rounded = qat(x if len(x) > 1 else x[0], training=False).numpy()
+    ((values, scale, _),), _ = run_lite(content, *x)
+    off = np.abs(values - rounded) / scale
+    # All, but that sums of 16 bits are rounded once on some processors.
+    assert np.mean(off > 0.5) < 1e-3
+    assert off.max() < 1.5
+
+
+DEAD = {
+    "conv": (layers.Conv2D(6, 3), np.s_[..., 1]),
+    "depthwise": (layers.DepthwiseConv2D(3), np.s_[:, :, 1]),
+    "transposed": (layers.Conv2DTranspose(6, 3), np.s_[:, :, 1, :]),
+    "dense": (layers.Dense(6), np.s_[..., 1]),
+}
+
+
+@pytest.mark.parametrize("kind", DEAD)
+def test_a_channel_without_weights_is_refused(kind, rng) -> None:
+    made, channel = DEAD[kind]
+    layer = type(made).from_config({**made.get_config(), "name": "dead"})
+    model = keras.Sequential([keras.Input((6, 6, 8)), layer])
+    kernel, bias = layer.get_weights()
+    kernel[channel] = 0.0
+    layer.set_weights([kernel, bias + 0.5])
+    x = rng.normal(size=(8, 6, 6, 8)).astype("float32")
+    for recipe in ("int8", "int16x8"):
+        qat = quantize_aware(model, recipe)
+        calibrate(qat, x)
+        if recipe == "int8":
+            for_export(qat)
+            continue
+        with pytest.raises(ValueError, match=r"channels \[1\] of layer 'dead'.*int8"):
+            for_export(qat)
+    # Without a bias nothing is cut off.
+    layer.set_weights([kernel, 0.0 * bias])
     qat = quantize_aware(model, "int16x8")
     calibrate(qat, x)
-    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
-    rounded = assert_same_within_one_step(qat, content, x)[0].numpy()
-    ((values, scale, _),), _ = run_lite(content, x)
-    off = np.abs(values - rounded) / scale
-    assert np.mean(off > 0.5) < 0.02
+    for_export(qat)

@@ -1,0 +1,391 @@
+"""Operations of 16 bits: what TFLite's kernels give, to the bit.
+
+They do not compute sigmoid, tanh and softmax: they go straight from one entry of a
+table to the next, of 256 or 512, which is off by up to 3 steps of 1/32768. Products,
+sums and means are rounded twice or more on the way. A model that computed the functions
+themselves would not be the file's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+Tensor = Any
+
+# A sigmoid is 1/24 from one entry to the next, from 0 on; beyond the last it is 1.
+_ENTRIES_OF_ONE = 24
+_LAST = 255
+# exp(x) and 1 / (1 + x) have 512 entries over the 65,536 levels of 16 bits.
+_STRETCHES = 512
+# Below it softmax takes the exponential to be that of this.
+_LOWEST = -10.0
+_HIGHEST_LEVEL = 2**15 - 1
+
+
+@keras.saving.register_keras_serializable(package="kdlite")
+class In16Bits(layers.Wrapper):
+    """A layer with the values of TFLite's 16-bit operation, on the levels of its steps.
+
+    The gradient is that of the layer itself (straight-through). Values beyond the
+    65,536 levels of `input_steps` are none of an integer tensor, as before a range has
+    been measured: then it is the layer.
+
+    Args:
+        layer: What `has_operation` says yes to.
+        exact_in_training: Whether training has the layer itself: a loss must not see a
+            probability that is rounded to zero, and a level more or less is no matter.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor on the levels of 16 bits, or what `layer` takes of them.
+        input_steps: How wide a step of each is, numbers.
+        output_step: How wide a step of the output is. Sigmoid, tanh and softmax have
+            1/32768, whatever it is.
+        training: Whether the model is training.
+
+    Raises:
+        ValueError: If `layer` is none of these.
+
+    Example:
+        >>> tanh = In16Bits(keras.layers.Activation("tanh"))
+        >>> x = np.array([-4096.0, 0.0, 4096.0], "float32") / 8192
+        >>> y = tanh(x, input_steps=[1 / 8192], output_step=1 / 32768)
+        >>> (y.numpy() * 32768).tolist()
+        [-15144.0, 0.0, 15144.0]
+
+    Reference:
+        TFLite's reference operations, such as `LogisticInt16` and `SoftmaxInt16`, found
+        again from what they give for each of the 65,536 inputs.
+    """
+
+    def __init__(
+        self, layer: keras.Layer, exact_in_training: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(layer, **kwargs)
+        self.exact_in_training = exact_in_training
+        found = _operation(layer)
+        if found is None:
+            raise ValueError(
+                "`layer` must be an operation that 16 bits have a rounding of their "
+                f"own for: {', '.join(_TABLES)}, {_names()}. Received: layer={layer!r}."
+                " Other layers are called as they are."
+            )
+        self._operation = found
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layer."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        self.built = True
+
+    def call(
+        self,
+        inputs: Any,
+        input_steps: list[Tensor],
+        output_step: Tensor,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Computes what the operation does."""
+        exact = self.layer(inputs)
+        if training and self.exact_in_training:
+            return exact
+        values = [ops.stop_gradient(x) for x in keras.tree.flatten(inputs)]
+        inside, levels, steps = True, [], []
+        for x, step in zip(values, input_steps, strict=True):
+            level = ops.round(x / step)
+            inside = ops.logical_and(inside, ops.all(ops.abs(level) <= 2.0**15))
+            level = ops.clip(level, -(2**15), _HIGHEST_LEVEL)
+            levels.append(ops.cast(level, "int64"))
+            steps.append(_wide(ops.cast(step, "float32")))
+        step = _wide(ops.cast(output_step, "float32"))
+        found = _wide(self._operation(self.layer, levels, steps, step)) * step
+        found = ops.cast(found, "float32")
+        outputs = exact + ops.stop_gradient(ops.where(inside, found - exact, 0.0))
+        if (logits := getattr(exact, "_keras_logits", None)) is not None:
+            # Where losses read them, as behind Keras's own softmax and sigmoid.
+            outputs._keras_logits = logits
+        return outputs
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, **kwargs: Any
+    ) -> keras.KerasTensor:
+        """Returns what `call` does without a trace of it, which takes far longer."""
+        return self.layer.compute_output_spec(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, the inner layer serialized."""
+        return {**super().get_config(), "exact_in_training": self.exact_in_training}
+
+
+def table_name(layer: keras.Layer) -> str | None:
+    """Returns which of the functions with tables a layer is.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        "sigmoid", "tanh" or "softmax"; None if it is none of them.
+
+    Example:
+        >>> table_name(keras.layers.Softmax())
+        'softmax'
+    """
+    if isinstance(layer, In16Bits):
+        return table_name(layer.layer)
+    if isinstance(layer, layers.Softmax):
+        return "softmax"
+    if isinstance(layer, layers.Activation):
+        name = getattr(layer.activation, "__name__", "")
+        return name if name in _TABLES else None
+    return None
+
+
+def has_operation(layer: Any) -> bool:
+    """Whether `In16Bits` has the operation of a layer.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        True for sigmoid, tanh, softmax, products, sums and differences of two tensors,
+        ReLU, LeakyReLU and global means.
+
+    Example:
+        >>> [has_operation(kind()) for kind in (layers.Multiply, layers.Maximum)]
+        [True, False]
+    """
+    return _operation(layer) is not None
+
+
+# Tables
+
+
+def _sigmoid(levels: Tensor, scale: Tensor) -> Tensor:
+    """Returns the levels of a sigmoid, int64, of int64 levels of a scale."""
+    places = _places(levels, scale)
+    found = _between(ops.abs(places), 9, highest=_HIGHEST_LEVEL << 10)
+    # What is left are 10 bits, and 1 is 2^25.
+    found = ops.where(places >= 0, found + 512, (1 << 25) - found + 511)
+    return ops.right_shift(found, 10)
+
+
+def _tanh(levels: Tensor, scale: Tensor) -> Tensor:
+    # tanh(x) is 2 sigmoid(2 x) - 1.
+    places = _places(levels, scale)
+    found = _between(ops.abs(places), 8, highest=(2**16 - 1) << 8)
+    found = found - (1 << 23)
+    return ops.right_shift(ops.where(places >= 0, found + 128, 127 - found), 8)
+
+
+def _softmax(levels: Tensor, scale: Tensor) -> Tensor:
+    below = levels - ops.max(levels, axis=-1, keepdims=True)
+    places = _scaled(below, scale * (2**16 - 1) / -_LOWEST) + _HIGHEST_LEVEL
+    exponentials = _looked_up(ops.maximum(places, -(2**15)), _EXPONENTIAL)
+    total = ops.sum(exponentials, axis=-1, keepdims=True)
+    # The total is brought to 1 + x, with x from 0 to 1 in 65,536 steps.
+    bits = _floor_log2(_wide(total))
+    brought = ops.right_shift(ops.left_shift(total, 30 - bits) + (1 << 13), 14)
+    places = ops.minimum(brought - (3 << 15), _HIGHEST_LEVEL)
+    product = exponentials * _looked_up(places, _RECIPROCAL)
+    return ops.minimum(_shifted(product, bits), _HIGHEST_LEVEL)
+
+
+_TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "softmax": _softmax,
+}
+
+
+def _places(levels: Tensor, scale: Tensor) -> Tensor:
+    """Returns where in the table of a sigmoid inputs are, in parts of 2^-9."""
+    scale = scale * _ENTRIES_OF_ONE * 2**9
+    # Doubled until it fills 15 bits, of which the rest is dropped.
+    shift = ops.floor(ops.log2(_HIGHEST_LEVEL / 2 / scale)) + 1.0
+    shift = ops.clip(shift, 0.0, 31.0)
+    factor = ops.cast(scale * ops.power(_wide(2.0), shift), "int64")
+    return _shifted(levels * factor, ops.cast(shift, "int64"))
+
+
+def _between(places: Tensor, bits: int, highest: int) -> Tensor:
+    """Goes straight between entries of the sigmoid, 1 being 2^(16 + bits)."""
+    entry = ops.right_shift(places, bits)
+    part = places - ops.left_shift(entry, bits)
+    before = ops.minimum(entry, _LAST - 1)
+    low, high = ops.take(_SIGMOID, before), ops.take(_SIGMOID, before + 1)
+    found = ops.left_shift(low, bits) + part * (high - low)
+    return ops.where(entry >= _LAST, highest, found)
+
+
+def _looked_up(levels: Tensor, table: np.ndarray) -> Tensor:
+    """Goes straight between entries of one of the tables for all 16 bits."""
+    entry = ops.right_shift(levels, 7)
+    part = levels - ops.left_shift(entry, 7)
+    before = entry + _STRETCHES // 2
+    low, high = ops.take(table, before), ops.take(table, before + 1)
+    return low + ops.right_shift((high - low) * part + 64, 7)
+
+
+def _of_sigmoid() -> np.ndarray:
+    """Returns the entries of a sigmoid: 1 is 2^16."""
+
+    def function(entry: np.ndarray) -> np.ndarray:
+        return 2**16 / (1.0 + np.exp(-entry / _ENTRIES_OF_ONE))
+
+    entry = np.arange(_LAST + 1.0)
+    # A chord is furthest off in its middle: half of that goes to its ends.
+    chord = (function(entry) + function(entry + 1.0)) / 2.0
+    table = np.round(function(entry) - (chord - function(entry + 0.5)) / 2.0)
+    table[_LAST] = 2**16 - 1
+    return table.astype("int64")
+
+
+def _of_levels(
+    function: Callable[[np.ndarray], np.ndarray], lowest: float, highest: float
+) -> np.ndarray:
+    """Returns the entries of a function over the levels of 16 bits: 1 is 2^15."""
+    step = (highest - lowest) / _STRETCHES
+    x = lowest + step * np.arange(_STRETCHES + 1.0)
+    exact = 2**15 * function(x)
+    table = _half_away(exact)
+    # As for a sigmoid, with each number rounded.
+    chord = _half_away((exact[1:] + table[:-1]) / 2.0)
+    middle = _half_away(2**15 * function(x[:-1] + step / 2.0))
+    table[:-1] -= _half_away((chord - middle) / 2.0)
+    return np.minimum(table, _HIGHEST_LEVEL).astype("int64")
+
+
+def _half_away(values: np.ndarray) -> np.ndarray:
+    return np.copysign(np.floor(np.abs(values) + 0.5), values)
+
+
+_SIGMOID = _of_sigmoid()
+_EXPONENTIAL = _of_levels(np.exp, _LOWEST, 0.0)
+_RECIPROCAL = _of_levels(lambda x: 1.0 / (1.0 + x), 0.0, 1.0)
+
+
+# Arithmetic
+
+
+def _product(
+    layer: keras.Layer, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    factor = _as_float32(_as_float32(steps[0] * steps[1]) / step)
+    return _scaled(levels[0] * levels[1], factor)
+
+
+def _sum(
+    layer: keras.Layer, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    # Both are brought to a step that is common to them, with 15 bits more.
+    common = 2.0 * ops.maximum(*steps)
+    first, second = (
+        _scaled(ops.left_shift(x, 15), x_step / common)
+        for x, x_step in zip(levels, steps, strict=True)
+    )
+    second = -second if isinstance(layer, layers.Subtract) else second
+    return _scaled(first + second, common / (2.0**15 * step))
+
+
+def _relu(
+    layer: keras.Layer, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    return ops.maximum(_scaled(levels[0], _as_float32(steps[0] / step)), 0)
+
+
+def _leaky_relu(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    slope = float(np.float32(layer.negative_slope))
+    falling = _as_float32(_as_float32(steps[0] * slope) / step)
+    rising = _as_float32(steps[0] / step)
+    (x,) = levels
+    return ops.where(x >= 0, _scaled(x, rising), _scaled(x, falling))
+
+
+def _mean(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    (x,) = levels
+    places = x.shape[1:-1]
+    count = math.prod(places)
+    total = ops.sum(x, axis=tuple(range(1, 1 + len(places))), keepdims=layer.keepdims)
+    mantissa, shift = _mantissa(_as_float32(steps[0] / step))
+    halvings = math.floor(math.log2(count))
+    mantissa = ops.floor_divide(ops.left_shift(mantissa, halvings), count)
+    return _times(total, mantissa, shift - halvings)
+
+
+_ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tensor]] = {
+    layers.Multiply: _product,
+    layers.Add: _sum,
+    layers.Subtract: _sum,
+    layers.ReLU: _relu,
+    layers.LeakyReLU: _leaky_relu,
+    layers.GlobalAveragePooling1D: _mean,
+    layers.GlobalAveragePooling2D: _mean,
+}
+
+
+def _operation(layer: Any) -> Any:
+    if (name := table_name(layer)) is not None:
+        table = _TABLES[name]
+        return lambda layer, levels, steps, step: table(levels[0], steps[0])
+    # TFLite has ReLU6 as a part of other operations only.
+    if isinstance(layer, layers.ReLU) and layer.max_value is not None:
+        return None
+    return _ARITHMETIC.get(type(layer))
+
+
+def _names() -> str:
+    return ", ".join(kind.__name__ for kind in _ARITHMETIC)
+
+
+def _scaled(values: Tensor, factor: Tensor) -> Tensor:
+    """Returns integers times a number of 31 bits, rounded twice."""
+    return _times(values, *_mantissa(factor))
+
+
+def _mantissa(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a number as an integer of 31 bits, and a power of two."""
+    shift = _floor_log2(factor) + 1
+    mantissa = factor * ops.power(_wide(2.0), _wide(31 - shift))
+    mantissa = ops.cast(ops.floor(mantissa + 0.5), "int64")
+    full = mantissa == 1 << 31
+    return ops.where(full, 1 << 30, mantissa), ops.where(full, shift + 1, shift)
+
+
+def _times(values: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
+    """Returns `values * mantissa / 2^31 * 2^shift`, rounded after each product."""
+    below = values < 0
+    sizes = ops.left_shift(ops.abs(values), ops.maximum(shift, 0))
+    # Half goes up, and then away from zero.
+    half = (1 << 30) - ops.cast(below, "int64")
+    sizes = _shifted(ops.right_shift(sizes * mantissa + half, 31), -shift)
+    return ops.where(below, -sizes, sizes)
+
+
+def _shifted(values: Tensor, bits: Tensor) -> Tensor:
+    """Returns integers divided by a power of two, half up; negative bits are none."""
+    bits = ops.clip(bits, 0, 62)
+    half = ops.right_shift(ops.left_shift(ops.ones_like(bits), bits), 1)
+    return ops.right_shift(values + half, bits)
+
+
+def _floor_log2(values: Tensor) -> Tensor:
+    return ops.cast(ops.floor(ops.log2(values)), "int64")
+
+
+def _wide(values: Any) -> Tensor:
+    return ops.cast(values, "float64")
+
+
+def _as_float32(values: Tensor) -> Tensor:
+    """Returns numbers with the bits that TFLite computes them with."""
+    return _wide(ops.cast(values, "float32"))
