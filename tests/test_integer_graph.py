@@ -51,7 +51,7 @@ def test_batch_norm_folds_into_nothing_but_the_kernel_right_before_it():
         ("kernel", "after_relu"),
         ("kernel", "used_twice"),
         ("kernel", "beside"),
-        ("add", "sum"),
+        ("arithmetic", "sum"),
     ]
 
 

@@ -395,6 +395,14 @@ POSITIONS = {
     "relu6_behind_concatenation": of_one(
         IMAGE, lambda x: relu6(layers.Concatenate()([x, layers.Conv2D(4, 1)(x)]))
     ),
+    # TFLite has a ReLU in a product and a difference, too.
+    "relu6_of_square": of_one(IMAGE, lambda x: relu6(x * x)),
+    "relu_of_product": of_inputs(
+        lambda x: layers.ReLU()(layers.Multiply()(x)), IMAGE, (1, 1, 4)
+    ),
+    "relu6_of_difference": of_inputs(
+        lambda x: relu6(layers.Subtract()(x)), IMAGE, IMAGE
+    ),
     "relu6_of_sequence": of_one(SEQUENCE, relu6),
     "relu6_beside_others": of_one(IMAGE, used_and_cut),
     "relu6_of_five_axes": of_one(

@@ -37,7 +37,7 @@ from kdlite.compress.integer_layers import (
 ONE_RANGE = ("pass", "concatenate", "average", "largest", "clip")
 
 # Integer operations that have a ReLU built in; and what becomes one of them.
-WITH_RELU = ("kernel", "add")
+WITH_RELU = ("kernel", "arithmetic")
 _BEFORE_RELU = (*WITH_RELU, "affine", "batch_norm")
 
 # A rescaled byte rounded to a range of 256 values can lie halfway between two levels,
@@ -51,10 +51,11 @@ class Op:
     """One operation between numbered tensors.
 
     Attributes:
-        kind: `"kernel"` (a convolution or Dense), `"relu"`, `"add"`, `"mean"`,
-            `"value"` (any other function of values, product or difference), `"head"`
-            (softmax, sigmoid), `"float"` (a layer that is left in float); one of
-            `ONE_RANGE`; before fusing also `"batch_norm"` and `"affine"`.
+        kind: `"kernel"` (a convolution or Dense), `"relu"`, `"mean"`, `"arithmetic"` (a
+            sum, difference or product of two), `"value"` (any other function of
+            values), `"head"` (softmax, sigmoid), `"float"` (a layer that is left in
+            float); one of `ONE_RANGE`; before fusing also `"batch_norm"` and
+            `"affine"`.
         name: Name of the student's layer that has the same output.
         inputs: Numbers of the input tensors.
         output: Number of the output tensor.
@@ -219,14 +220,14 @@ class IntegerGraph:
                 fixed = fixed_range(keras.activations.softmax, self._bits)
                 return self._emit("head", layer, name, inputs, shape, fixed=fixed)
             case layers.Add:
-                return self._chain("add", layer, inputs, shape)
+                return self._chain("arithmetic", layer, inputs, shape)
             case layers.Multiply:
-                return self._chain("value", layer, inputs, shape)
+                return self._chain("arithmetic", layer, inputs, shape)
             case layers.Maximum | layers.Minimum:
                 return self._chain("largest", layer, inputs, shape)
             case layers.Average:
                 total = layers.Add(name=f"{name}_sum")
-                summed = self._chain("add", total, inputs, shape)
+                summed = self._chain("arithmetic", total, inputs, shape)
                 mean = {"scale": np.float64(1.0 / len(inputs)), "offset": 0.0}
                 return self._emit("affine", layer, name, [summed], shape, **mean)
             case layers.Concatenate if self._bits == 16 and shape[layer.axis] is None:
@@ -358,12 +359,12 @@ class IntegerGraph:
             gate = keras.activations.sigmoid
             gated = self._activation(f"{name}_sigmoid", gate, inputs, shape)
             product = layers.Multiply()
-            return self._emit("value", product, name, [*inputs, gated], shape)
+            return self._emit("arithmetic", product, name, [*inputs, gated], shape)
         if function is keras.activations.hard_silu and self._bits == 16:
             gate = keras.activations.hard_sigmoid
             gated = self._activation(f"{name}_gate", gate, inputs, shape)
             product = layers.Multiply()
-            return self._emit("value", product, name, [*inputs, gated], shape)
+            return self._emit("arithmetic", product, name, [*inputs, gated], shape)
         if function is keras.activations.hard_sigmoid and self._bits == 16:
             # A range of 16 bits goes below zero, and so cuts nothing off.
             three, sixth = np.float64(3.0), np.float64(1 / 6)
@@ -401,7 +402,7 @@ class IntegerGraph:
             )
             between = shape if last else (shape[0], *broadcast[1:])
             pair = [total, other]
-            if kind == "add" and self._bits == 16 and not self._alike(pair):
+            if type(layer) is layers.Add and self._bits == 16 and not self._alike(pair):
                 total = self._broadcast_sum(name, pair, between)
             else:
                 total = self._emit(kind, layer, name, pair, between)
@@ -423,7 +424,7 @@ class IntegerGraph:
             "affine", None, f"{name}_minus", [smaller], self._shapes[smaller], **minus
         )
         pair = [larger, negative]
-        return self._emit("value", layers.Subtract(), name, pair, shape)
+        return self._emit("arithmetic", layers.Subtract(), name, pair, shape)
 
     # Fusing
 
@@ -473,7 +474,7 @@ class IntegerGraph:
         for op in self.ops:
             if isinstance(op.layer, layers.Flatten | layers.Reshape):
                 sources[op.output] = sources.get(op.inputs[0], op.inputs[0])
-            if op.kind in ("add", "value") and len(op.inputs) == 2:
+            if op.kind == "arithmetic":
                 first, x = op.inputs
                 source = sources.get(x, x)
                 reshaped = x in sources or len(self._shapes[x]) != 4

@@ -42,7 +42,7 @@ KINDS: dict[type, str] = {
     layers.ReLU: "relu",
     layers.Softmax: "head",
     layers.LeakyReLU: "value",
-    layers.Subtract: "value",
+    layers.Subtract: "arithmetic",
     layers.Concatenate: "concatenate",
     layers.AveragePooling1D: "average",
     layers.AveragePooling2D: "average",
