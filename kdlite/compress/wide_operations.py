@@ -316,7 +316,7 @@ def _mean(
     places = x.shape[1:-1]
     count = math.prod(places)
     total = ops.sum(x, axis=tuple(range(1, 1 + len(places))), keepdims=layer.keepdims)
-    mantissa, shift = _mantissa(_as_float32(steps[0] / step))
+    mantissa, shift = _mantissa(steps[0] / step)
     halvings = math.floor(math.log2(count))
     mantissa = ops.floor_divide(ops.left_shift(mantissa, halvings), count)
     return _times(total, mantissa, shift - halvings)
