@@ -57,7 +57,7 @@ class In16Bits(layers.Wrapper):
         >>> x = np.array([-4096.0, 0.0, 4096.0], "float32") / 8192
         >>> y = tanh(x, input_steps=[1 / 8192], output_step=1 / 32768)
         >>> (y.numpy() * 32768).tolist()
-        [-15144.0, 0.0, 15144.0]
+        [-15143.0, 0.0, 15143.0]
 
     Reference:
         TFLite's reference operations, such as `LogisticInt16` and `SoftmaxInt16`, found
