@@ -110,6 +110,9 @@ def models() -> dict[str, keras.Model]:
         "qat": kdlite.quantize_aware(
             network(*stack, layers.Dense(3)), overrides={"unit_*": "float32"}
         ),
+        "qat_16": kdlite.quantize_aware(
+            network(layers.Dense(3, activation="softmax")), "int16x8"
+        ),
         "distiller": distiller,
         "features": features,
         "mutual": kdlite.teachers.MutualLearning([net(3), net(4)]),
