@@ -400,8 +400,9 @@ POSITIONS = {
     "relu_of_product": of_inputs(
         lambda x: layers.ReLU()(layers.Multiply()(x)), IMAGE, (1, 1, 4)
     ),
+    # Its inputs have steps as fine as its output.
     "relu6_of_difference": of_inputs(
-        lambda x: relu6(layers.Subtract()(x)), IMAGE, IMAGE
+        lambda x: relu6(layers.Subtract()([relu6(y) for y in x])), IMAGE, IMAGE
     ),
     "relu6_of_sequence": of_one(SEQUENCE, relu6),
     "relu6_beside_others": of_one(IMAGE, used_and_cut),

@@ -520,7 +520,7 @@ def test_learned_ranges_are_better_where_bits_are_few(rng):
             qat.compile(keras.optimizers.Adam(0.01), "mse")
             qat.fit(x, y, batch_size=64, epochs=12, verbose=0)
             losses[ranges] += np.mean((qat(x, training=False) - y) ** 2)
-    assert losses["learned"] < 0.95 * losses["ema"]
+    assert losses["learned"] < 0.8 * losses["ema"]
 
 
 # --- what is refused

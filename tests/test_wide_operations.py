@@ -65,8 +65,8 @@ def test_a_loss_sees_no_probability_that_is_rounded_to_zero() -> None:
     x = np.array([[0.0, 20.0, -20.0]], "float32")
     qat = quantize_aware(model, "int16x8", input_range=(-32.0, 32.0))
     np.testing.assert_allclose(qat(x, training=True), model(x), rtol=1e-2)
-    rounded = qat(x, training=False)
-    assert np.min(rounded) > 1e-5
+    # In inference it is the table, whose least is far above.
+    assert np.min(qat(x, training=False)) > 1e6 * np.min(model(x))
     # Losses read the logits in evaluation as well.
     table = In16Bits(layers.Softmax())
     np.testing.assert_array_equal(
@@ -172,8 +172,10 @@ def test_rounded_as_their_kernels_do(kind, rng, tmp_path) -> None:
     rounded = qat(x if len(x) > 1 else x[0], training=False).numpy()
     ((values, scale, _),), _ = run_lite(content, *x)
     off = np.abs(values - rounded) / scale
-    # All, but that sums of 16 bits are rounded once on some processors.
-    assert np.mean(off > 0.5) < 1e-3
+    # Sums of 16 bits are rounded otherwise on some processors; and a dense layer
+    # without a bias is one level off in a value of 16,000.
+    most = 1e-3 if kind in ("sum", "dense_without_bias") else 0.0
+    assert np.mean(off > 0.5) <= most
     assert off.max() < 1.5
 
 
