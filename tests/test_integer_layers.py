@@ -449,7 +449,8 @@ def test_a_layer_is_the_same_in_every_position(recipe, tmp_path) -> None:
     calibrate(qat, x)
     content = convert(for_export(qat), str(tmp_path), recipe=recipe)
     assert "float32" not in operations(content)[1]
-    assert_same_within_one_step(qat, content, *x)
+    # A convolution that a ReLU6 cuts to a quarter has levels as wide as four of its.
+    assert_same_within_one_step(qat, content, *x, below=5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
