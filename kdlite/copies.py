@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -16,10 +17,38 @@ def copy_of(model: keras.Model) -> keras.Model:
     Args:
         model: A built model that Keras can clone.
     """
-    copy = keras.models.clone_model(model, clone_function=layer_again)
+    copy = cloned(model, clone_function=layer_again)
     copy.set_weights(model.get_weights())
     settle(copy)
     return copy
+
+
+def cloned(model: keras.Model, **arguments: Any) -> keras.Model:
+    """Returns what `keras.models.clone_model` makes of a model, not compiled.
+
+    Keras would look up the loss, the metrics and the optimizer by name, as in a file,
+    and find none that a user wrote in a notebook.
+
+    Args:
+        model: A built model.
+        **arguments: Of `keras.models.clone_model`.
+    """
+    with _not_compiled(model):
+        return keras.models.clone_model(model, **arguments)
+
+
+@contextlib.contextmanager
+def _not_compiled(model: keras.Model) -> Iterator[None]:
+    compiled = [
+        layer for layer in model._flatten_layers() if getattr(layer, "compiled", False)
+    ]
+    for layer in compiled:
+        layer.compiled = False
+    try:
+        yield
+    finally:
+        for layer in compiled:
+            layer.compiled = True
 
 
 def layer_again(

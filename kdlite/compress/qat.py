@@ -27,6 +27,7 @@ from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
 from kdlite.compress.stand_ins import stand_in
 from kdlite.compress.wide_operations import In16Bits
+from kdlite.copies import cloned
 
 Tensor = Any
 
@@ -331,7 +332,7 @@ def for_export(model: keras.Model) -> keras.Model:
         # What follows the integer operations closer is not for the converter.
         return layer(*args, **{k: v for k, v in kwargs.items() if k not in _FOLLOWING})
 
-    exported = keras.models.clone_model(
+    exported = cloned(
         model,
         input_tensors=inputs,
         clone_function=plain,

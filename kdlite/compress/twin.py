@@ -20,7 +20,7 @@ from keras import layers
 
 from kdlite.compress.graph import Call, CallGraph
 from kdlite.compress.integer_layers import as_layer, scale_and_offset, separated
-from kdlite.copies import settle
+from kdlite.copies import cloned, settle
 
 Array = np.ndarray[Any, Any]
 
@@ -294,7 +294,7 @@ class Twin:
         }
 
     def _copy(self) -> keras.Model:
-        copy = keras.models.clone_model(self.student)
+        copy = cloned(self.student)
         weights = self.student.get_weights()
         if len(copy.weights) != len(weights):
             raise ValueError(

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kdlite.batches import samples_at_once
-from kdlite.copies import copy_of, layer_again, settle
+from kdlite.copies import cloned, copy_of, layer_again, settle
 from kdlite.distill.replay import predict, probabilities
 from kdlite.distill.taps import logits_model
 
@@ -60,7 +60,7 @@ def copy_student(student: keras.Model, classes: int) -> keras.Model:
         more = {"units": classes} if layer is head else {}
         return layer_again(layer, lambda config: {**config, **more})
 
-    grown = keras.models.clone_model(student, clone_function=clone)
+    grown = cloned(student, clone_function=clone)
     for new, old in zip(grown.layers, student.layers, strict=True):
         weights = old.get_weights()
         if old is head:

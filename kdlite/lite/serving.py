@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
-from kdlite.copies import layer_again, settle
+from kdlite.copies import cloned, layer_again, settle
 from kdlite.lite.calibration import InputSpec
 from kdlite.lite.names import check_names, graph_names, output_names
 
@@ -324,7 +324,7 @@ def as_float32(model: keras.Model) -> keras.Model:
         ),
         _inputs_of(model),
     )
-    clone = keras.models.clone_model(
+    clone = cloned(
         model, input_tensors=inputs, clone_function=plain, recursive=True
     )
     for new, old in pairs:
