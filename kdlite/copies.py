@@ -52,7 +52,9 @@ def _not_compiled(model: keras.Model) -> Iterator[None]:
 
 
 def layer_again(
-    layer: keras.Layer, change: Callable[[Config], Config] = dict
+    layer: keras.Layer,
+    change: Callable[[Config], Config] = dict,
+    kind: type[keras.Operation] | None = None,
 ) -> keras.Layer:
     """Returns a new layer of the same configuration, not built.
 
@@ -62,6 +64,7 @@ def layer_again(
     Args:
         layer: Any layer.
         change: From its configuration to that of the new one.
+        kind: Of what class the new one is; None for its own.
 
     Raises:
         ValueError: If it cannot be made again.
@@ -88,7 +91,7 @@ def layer_again(
                 for key in ("x_factor", "y_factor")
                 if config[key][0] < 0
             )
-        return type(layer).from_config(config)
+        return (kind or type(layer)).from_config(config)
     except Exception as err:
         *_, reason = str(err).strip().split("\n")
         if "safe_mode" in str(err):

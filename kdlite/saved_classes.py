@@ -18,6 +18,7 @@ from typing import Any
 CLASSES = {
     "kdlite.compress.fake_quant": ("FakeQuant", "InFloat"),
     "kdlite.compress.folded_layer": ("FoldedLayer",),
+    "kdlite.compress.sums": ("Sum",),
     "kdlite.compress.wide_operations": ("In16Bits",),
     "kdlite.distill.adapters": ("Adapter",),
     "kdlite.distill.distiller": ("Distiller",),

@@ -18,6 +18,7 @@ import pytest
 from keras import layers
 
 import kdlite
+from kdlite.compress.sums import Sum
 from kdlite.distill.adapters import Adapter
 from kdlite.saved_classes import CLASSES
 
@@ -135,6 +136,7 @@ def parts() -> list[object]:
         schedules.Piecewise([3], [1.0, 0.5]),
         schedules.Custom(decay),
         Adapter(),
+        Sum(),
     ]
 
 

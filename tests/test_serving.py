@@ -96,6 +96,30 @@ def test_a_normalization_keeps_its_statistics_in_float32() -> None:
     np.testing.assert_allclose(clone(images), model(images), atol=1e-5)
 
 
+class Doubled(keras.Model):
+    """Has a graph, and a `call` of its own."""
+
+    def __init__(self, **kwargs) -> None:
+        inputs = keras.Input((2,), dtype="uint8", name="x")
+        super().__init__(inputs, layers.Dense(1, name="y")(inputs), **kwargs)
+
+    def get_config(self):
+        return {"name": self.name}
+
+    def call(self, inputs, training=False):
+        return 2 * super().call(inputs)
+
+
+def test_a_call_of_its_own_is_kept_beside_a_graph() -> None:
+    x = np.array([[3, 200], [255, 0]], np.uint8)
+    model = Doubled()
+    np.testing.assert_allclose(serve(model)(x)["y"], model(x))
+    inputs = keras.Input((2,), dtype="uint8")
+    outputs = layers.Dense(1, dtype="mixed_float16", name="out")(model(inputs))
+    around = keras.Model(inputs, outputs)
+    np.testing.assert_allclose(serve(around)(x)["out"], around(x), rtol=1e-2)
+
+
 class Fixed(keras.Model):
     """Subclassed, with a layer of its own dtype."""
 

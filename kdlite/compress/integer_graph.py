@@ -31,6 +31,7 @@ from kdlite.compress.integer_layers import (
     scale_and_offset,
     separated,
 )
+from kdlite.compress.sums import Sum
 
 # Integer operations whose output must have the scale of their inputs. "pass" is any
 # layer that only moves or drops values; "clip" is a ReLU after one of these.
@@ -402,10 +403,12 @@ class IntegerGraph:
             )
             between = shape if last else (shape[0], *broadcast[1:])
             pair = [total, other]
-            if type(layer) is layers.Add and self._bits == 16 and not self._alike(pair):
+            broadcasts = type(layer) is layers.Add and not self._alike(pair)
+            if broadcasts and self._bits == 16:
                 total = self._broadcast_sum(name, pair, between)
             else:
-                total = self._emit(kind, layer, name, pair, between)
+                pairwise = Sum(name=layer.name) if broadcasts else layer
+                total = self._emit(kind, pairwise, name, pair, between)
         return total
 
     def _alike(self, pair: list[int]) -> bool:

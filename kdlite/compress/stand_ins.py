@@ -6,20 +6,19 @@ has these operations. A leaky ReLU of the same shape and ranges stands in for ea
 the model is converted; its slope says for which, and the finished file gets the
 operation itself (`kdlite.lite.stored_types`). Concatenations of 16 bits it refuses as
 well: they are sums of padded tensors. What runtimes do not have, dense layers of 4
-bits, are convolutions. And sums of any bits are those of TensorFlow, not of Keras.
+bits, are convolutions.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from typing import Any
 
 import keras
 from keras import ops
 
 from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.sums import Sum
 from kdlite.compress.wide_operations import In16Bits, table_name
 
 Tensor = Any
@@ -96,30 +95,6 @@ class PaddedSum(keras.layers.Layer):
             x = ops.pad(x, around)
             total = x if total is None else self.rounding(total + x)
         return total
-
-
-class Sum(keras.layers.Add):
-    """A sum along the axes of its tensors.
-
-    Where the batch is 1, as in files, Keras takes a tensor of one axis longer than 1
-    for the bias of another: along the last axis, or the first that is as long, which
-    need not be its own. And of 16 bits the converter has no bias but a kernel's.
-
-    Args:
-        **kwargs: Arguments of `keras.layers.Layer`.
-
-    Call arguments:
-        inputs: List of tensors whose shapes broadcast.
-
-    Example:
-        >>> column = keras.ops.convert_to_tensor([[[1.0], [2.0]]])
-        >>> Sum()([keras.ops.zeros((1, 2, 2)), column]).numpy().tolist()
-        [[[1.0, 1.0], [2.0, 2.0]]]
-    """
-
-    def _merge_function(self, inputs: list[Tensor]) -> Tensor:
-        # Python's operator is TensorFlow's own.
-        return functools.reduce(operator.add, inputs)
 
 
 class PointwiseDense(keras.layers.Layer):

@@ -9,6 +9,7 @@ inside.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.models.functional import Functional
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
+from kdlite.compress.sums import own_sum
 from kdlite.copies import cloned, layer_again, settle
 from kdlite.lite.calibration import InputSpec
 from kdlite.lite.names import check_names, graph_names, output_names
@@ -282,7 +285,8 @@ def as_float32(model: keras.Model) -> keras.Model:
     """Returns a float32 clone of a model in mixed precision; others as they are.
 
     Inputs of dtype uint8 become float32 too, of the same values, where the model makes
-    floats of them: a cast would be left to float operations.
+    floats of them: a cast would be left to float operations. And sums are along their
+    own axes, whatever the batch.
 
     Args:
         model: Any built model.
@@ -305,14 +309,18 @@ def as_float32(model: keras.Model) -> keras.Model:
         for x in getattr(model, "inputs", None) or []
         if _file_dtype(model, x) != x.dtype
     ]
-    if not widened and not _half_layers(model):
+    half, is_graph = _half_layers(model), _is_graph(model)
+    if not widened and not half and not (is_graph and _has_mistakable_sum(model)):
         return model
-    if not isinstance(model, (keras.Sequential, _FUNCTIONAL)):
+    if not is_graph:
         return _subclass_as_float32(model)
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
 
+    @functools.cache
     def plain(layer: keras.Operation) -> keras.Operation:
-        clone = layer_again(layer, _float32_config)
+        if isinstance(layer, keras.Model) and _is_graph(layer):
+            return cloned(layer, clone_function=plain)
+        clone = layer_again(layer, _float32_config, own_sum(layer))
         # Of `keras.ops` and operators, such as `a + b`, there is nothing to copy.
         if isinstance(layer, keras.Layer):
             pairs.append((clone, layer))
@@ -324,17 +332,24 @@ def as_float32(model: keras.Model) -> keras.Model:
         ),
         _inputs_of(model),
     )
-    clone = cloned(
-        model, input_tensors=inputs, clone_function=plain, recursive=True
-    )
+    clone = cloned(model, input_tensors=inputs, clone_function=plain)
     for new, old in pairs:
         new.set_weights(old.get_weights())
     settle(clone)
     return clone
 
 
-# `keras.Model(inputs, outputs)` makes one of these; the class has no public name.
-_FUNCTIONAL = type(keras.Model(*[keras.Input((1,))] * 2))
+def _is_graph(model: keras.Model) -> bool:
+    """Whether what a model computes is a graph of layers, and no `call` of its own."""
+    return type(model).call in (keras.Sequential.call, Functional.call)
+
+
+def _has_mistakable_sum(model: keras.Model) -> bool:
+    return any(
+        own_sum(op) is not None
+        for layer in model._flatten_layers()
+        for op in getattr(layer, "operations", ())
+    )
 
 
 def _subclass_as_float32(model: keras.Model) -> keras.Model:
@@ -406,7 +421,7 @@ def _becomes_float(model: keras.Model, x: Tensor) -> bool:
 
     Operations compute with bytes as bytes: 200 + 100 is 44.
     """
-    return all(
+    return _is_graph(model) and all(
         isinstance(op, keras.Layer)
         or (
             type(op).__name__ in _PROMOTING
