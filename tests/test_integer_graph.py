@@ -290,6 +290,13 @@ def shared(second):
     return keras.Model(inputs, second(norm(dense(inputs)), dense, norm))
 
 
+def twice_and_normalized(layer, shape):
+    inputs = keras.Input(shape)
+    return keras.Model(
+        inputs, layers.BatchNormalization(name="norm")(layer(layer(inputs)))
+    )
+
+
 def siamese(second, first=None):
     """A block with a normalization that is called behind a rescaling, too."""
     block = keras.Sequential(
@@ -374,7 +381,23 @@ def siamese(second, first=None):
         ),
         (
             lambda: shared(lambda x, dense, norm: norm(layers.Dense(4, name="d")(x))),
-            "layer 'norm' called twice, for 'twice' and for 'd'",
+            "layer 'norm' called twice, behind 'twice' and behind 'd'",
+        ),
+        (
+            lambda: shared(lambda x, dense, norm: norm(layers.ReLU()(x))),
+            "layer 'norm' called twice, behind 'twice' and on its own",
+        ),
+        (
+            lambda: twice_and_normalized(
+                layers.SeparableConv2D(3, 3, padding="same", name="parted"), (4, 4, 3)
+            ),
+            "'parted' called twice, once with nothing else and once with 'norm' folded",
+        ),
+        (
+            lambda: twice_and_normalized(
+                layers.EinsumDense("abc,cd->abd", (None, 3), name="product"), (4, 3)
+            ),
+            "'product' called twice, once with nothing .* once with 'norm' folded",
         ),
         (
             lambda: siamese(layers.Rescaling(0.5, name="half")),

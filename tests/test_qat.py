@@ -357,6 +357,24 @@ def test_shared_layers_stay_shared():
     assert sum(isinstance(layer, FoldedLayer) for layer in qat.layers) == 1
 
 
+@pytest.mark.parametrize("bits", ["int8", "int16x8"])
+@pytest.mark.parametrize("shape", [(4, 4, 3), (6,)])
+def test_a_normalization_on_its_own_can_be_shared(bits, shape, rng, tmp_path):
+    inputs = keras.Input(shape)
+    norm = layers.BatchNormalization(name="norm")
+    parts = [norm(layers.ReLU()(inputs)), norm(layers.LeakyReLU(0.2)(inputs))]
+    student = keras.Model(inputs, parts)
+    randomize(student, rng)
+    x = rng.normal(size=(64, *shape)).astype("float32")
+    qat = quantize_aware(student, bits)
+    assert sum(isinstance(layer, FoldedLayer) for layer in qat.layers) == 1
+    for y, z in zip(student(x), qat(x), strict=True):
+        np.testing.assert_allclose(y, z, atol=1e-5)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=bits)
+    assert_same_within_one_step(qat, content, x)
+
+
 def test_tensors_that_meet_in_a_concatenation_have_one_range():
     inputs = keras.Input((4,))
     a, b = layers.Dense(4, name="a")(inputs), layers.Dense(4, name="b")(inputs)

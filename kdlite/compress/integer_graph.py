@@ -334,6 +334,7 @@ class IntegerGraph:
             bias_regularizer=layer.bias_regularizer,
             bias_constraint=layer.bias_constraint,
             trainable=layer.trainable,
+            name=layer.name,
         )
         values = [kernel.reshape(before, after), *(b.reshape(-1) for b in bias)]
         whole = (*shape[: 1 + kept], after)
@@ -517,11 +518,15 @@ class IntegerGraph:
                 self.ops.append(op)
                 continue
             shape = self._shapes[op.output]
-            kernel = layers.DepthwiseConv2D(1, trainable=False)
             scale, offset = (
                 np.broadcast_to(x, shape[-1:]) for x in (op.scale, op.offset)
             )
-            self.weights.append((kernel, [scale.reshape(1, 1, -1, 1), offset]))
+            kernel = self._copy(
+                op.batch_norm or op,  # two calls of one are two of the other
+                layers.DepthwiseConv2D(1, trainable=False, name=op.name),
+                [scale.reshape(1, 1, -1, 1), offset],
+                "kernel",
+            )
             before, after = op.inputs, op.output
             if len(shape) != 4:
                 image = _as_image(op.name, shape)
@@ -579,7 +584,13 @@ class IntegerGraph:
 def _difference(first: Op, second: Op) -> str:
     """Says in what two calls of a layer fold differently."""
     if first.layer is not second.layer:
-        return f"for {first.layer.name!r} and for {second.layer.name!r}"
+        # What is shared is a batch normalization, which may have made the layer.
+        return " and ".join(
+            "on its own"
+            if call.batch_norm and call.batch_norm.name == call.layer.name
+            else f"behind {call.layer.name!r}"
+            for call in (first, second)
+        )
     if first.folded != second.folded:
         one, other = (
             ", ".join(repr(name) for name in call.folded if name not in others.folded)

@@ -154,6 +154,7 @@ def separated(layer: Any) -> tuple[keras.Layer, keras.Layer]:
             depthwise_regularizer=layer.depthwise_regularizer,
             depthwise_constraint=layer.depthwise_constraint,
             trainable=layer.trainable,
+            name=layer.name,
         ),
         pointwise(
             layer.filters,
@@ -164,6 +165,7 @@ def separated(layer: Any) -> tuple[keras.Layer, keras.Layer]:
             bias_regularizer=layer.bias_regularizer,
             bias_constraint=layer.bias_constraint,
             trainable=layer.trainable,
+            name=layer.name,
         ),
     )
 
