@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from quantizing import calibrate, convert, run_lite
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, quantize_aware
@@ -46,7 +47,7 @@ def test_prelu_is_shared_between_calls() -> None:
     assert len(qat.trainable_variables) == 3
 
 
-def test_a_hard_sigmoid_shares_its_range_with_nothing() -> None:
+def test_a_hard_sigmoid_has_no_range_but_its_own() -> None:
     inputs = keras.Input((4,))
     gate = layers.Dense(4, activation="hard_sigmoid", name="gate")(inputs)
     model = keras.Model(
@@ -54,6 +55,29 @@ def test_a_hard_sigmoid_shares_its_range_with_nothing() -> None:
     )
     with pytest.raises(ValueError, match="its own.*'gate.*', whose.*a sigmoid"):
         quantize_aware(model)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gates"),
+    [
+        ("int16x8", ("sigmoid", "tanh", "softmax")),
+        ("int8", ("hard_sigmoid", "hard_sigmoid")),
+    ],
+)
+@pytest.mark.parametrize("joined", [layers.Concatenate, layers.Maximum])
+def test_functions_of_one_range_can_meet(recipe, gates, joined, rng, tmp_path) -> None:
+    inputs = keras.Input((4, 4, 3))
+    parts = [layers.Conv2D(4, 1, activation=gate)(inputs) for gate in gates]
+    parts[1] = layers.MaxPooling2D(2, 1, "same")(parts[1])
+    student = keras.Model(inputs, joined()(parts))
+    qat = quantize_aware(student, recipe)
+    x = rng.normal(0, 2, (32, 4, 4, 3)).astype("float32")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    ((values, scale, _),) = run_lite(content, x)[0]
+    # To the bit, as float32 has it.
+    np.testing.assert_allclose(qat(x), values, rtol=1e-6, atol=scale / 1000)
+    assert len(np.unique(values)) > 64
 
 
 def test_a_sigmoid_that_meets_others_has_their_range(rng) -> None:

@@ -87,25 +87,37 @@ class RoundedModel:
     def _range_groups(self) -> dict[int, int]:
         """Returns for each tensor the group of tensors with one range that it is in."""
         group = {x: x for x in self._graph.inputs}
-        joined = self._joined()
         for op in self._graph.ops:
             group[op.output] = op.output
             if op.kind in ONE_RANGE:
                 merged = {group[x] for x in (*op.inputs, op.output)}
                 group.update({x: min(merged) for x in group if group[x] in merged})
-            elif op.fixed is None or op.output in self._unrounded:
+        self._fix_ranges(group)
+        return group
+
+    def _fix_ranges(self, group: Mapping[int, int]) -> None:
+        """Fixes the ranges that operations have of their own."""
+        joined = self._joined()
+        ranges: dict[int, set[Range | None]] = collections.defaultdict(set)
+        for x in self._graph.inputs:
+            ranges[group[x]].add(None)
+        for op in self._graph.ops:
+            if op.kind not in ONE_RANGE:
+                ranges[group[op.output]].add(op.fixed)
+        for op in self._graph.ops:
+            if op.fixed is None or op.output in self._unrounded:
                 continue
-            elif op.output not in joined:
+            own = op.kind == "kernel" or self._recipe.activation_bits == 16
+            if op.output not in joined or (own and len(ranges[group[op.output]]) == 1):
                 self._fixed[op.output] = op.fixed
-            elif op.kind == "kernel" or self._recipe.activation_bits == 16:
+            elif own:
                 raise ValueError(
                     "A hard sigmoid has a range of its own, and with 16-bit "
                     "activations so have softmax, sigmoid and tanh. Received: layer "
-                    f"{op.name!r}, whose output meets others in a concatenation or a "
-                    "maximum, which have one range. Use a sigmoid and recipe='int8', "
+                    f"{op.name!r}, whose output meets other ranges in a concatenation "
+                    "or a maximum, which have one. Use a sigmoid and recipe='int8', "
                     "or a convolution between the two."
                 )
-        return group
 
     def _joined(self) -> set[int]:
         """Returns the tensors that must share their range with another's values."""
