@@ -864,3 +864,21 @@ def test_a_distiller_is_not_its_student(tmp_path):
     trains.student = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
     with pytest.raises(TypeError, match="Received: Trains.*Give its .student"):
         export(trains, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("around", [lambda x: x, layers.Reshape((4,), name="again")])
+def test_bytes_that_come_out_as_they_went_in_are_refused_by_name(
+    trained, around, tmp_path
+) -> None:
+    inputs = keras.Input((4,), name="taken")
+    outputs = {"given": around(inputs), "y": layers.Dense(2)(inputs)}
+    model = keras.Model(inputs, outputs)
+    x = np.random.default_rng(0).integers(0, 256, (128, 4)).astype("float32")
+    options = {"calibration_data": x}
+    if trained:
+        model, options = quantize_aware(model, input_range=(0, 255)), {}
+        model(x, training=True)
+    with pytest.raises(ConversionError, match="output 'given' is its input 'taken'"):
+        export(model, tmp_path / "m.tflite", "int8", io="uint8", **options)
+    export(model, tmp_path / "m.tflite", "int8", io="float32", **options)

@@ -496,6 +496,13 @@ def _check_content(
             name,
         )
     integers = {spec.name for spec in specs if spec.dtype != "float32"}
+    if io == "uint8" and (same := _given_back(content, integers)):
+        raise ConversionError(
+            "With io='uint8' each output must be computed, as TensorFlow's converter "
+            f"makes a wrong file of others. Received: model={name!r}, whose output "
+            f"{same[0]!r} is its input {same[1]!r} as it is. Leave it out, as an app "
+            "has it already, or use io='float32'."
+        )
     for tensor in (*content.inputs, *content.outputs):
         if tensor.dtype != io and tensor.name not in integers:
             if tensor in content.outputs and tensor.dtype.startswith(("int", "bool")):
@@ -505,6 +512,22 @@ def _check_content(
                 f"{tensor.dtype} for {tensor.name!r} of model={name!r}. Use "
                 "io='float32'."
             )
+
+
+def _given_back(
+    content: TFLiteFile, integers: Collection[str]
+) -> tuple[str, str] | None:
+    """Returns an output that is an input, by their names, if there is one."""
+    inputs = {t.index: t.name for t in content.inputs if t.name not in integers}
+    made_by = {op.outputs[0]: op for op in content.ops if op.outputs}
+    for tensor in content.outputs:
+        op = made_by.get(tensor.index)
+        # Of a type other than the file's, as the converter leaves it.
+        first = op.inputs[0] if op and op.name == "QUANTIZE" else tensor.index
+        for index in (tensor.index, first):
+            if index in inputs:
+                return tensor.name, inputs[index]
+    return None
 
 
 def _constant_layers(content: TFLiteFile, model: keras.Model) -> list[str]:
