@@ -429,22 +429,37 @@ POSITIONS = {
     "squared_sequence": of_one(
         SEQUENCE, lambda x: (lambda y: y * y)(layers.AveragePooling1D(2)(x))
     ),
+    # With 4 bits a dense layer is a convolution.
+    "doubled_dense": of_one(
+        IMAGE, lambda x: (lambda y: y + y)(layers.Dense(4, activation="relu")(x))
+    ),
+    "dense_of_five_axes": of_one(
+        IMAGE, lambda x: layers.Dense(4)(layers.Reshape((4, 2, 8, 4))(x))
+    ),
+    "relu_of_transposed_without_bias": of_one(
+        IMAGE,
+        lambda x: layers.Conv2DTranspose(4, 2, activation="relu", use_bias=False)(x),
+    ),
+    "norm_twice": of_one(
+        IMAGE, lambda x: (lambda norm: norm(norm(x)))(layers.BatchNormalization())
+    ),
 }
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+@pytest.mark.parametrize("recipe", ["int8", "int16x8", "int4"])
 def test_a_layer_is_the_same_in_every_position(recipe, tmp_path) -> None:
-    keras.utils.set_random_seed(SEED)
-    rng = np.random.default_rng(SEED)
-    inputs, outputs = [], []
+    inputs, outputs, x = [], [], []
     for make in POSITIONS.values():
+        # Each has weights and samples of its own, whatever it stands beside.
+        keras.utils.set_random_seed(SEED)
+        rng = np.random.default_rng(SEED)
         student = make()
         randomize(student, rng)
         taken = [keras.Input(x.shape[1:]) for x in student.inputs]
         inputs += taken
         outputs += keras.tree.flatten(student(taken if len(taken) > 1 else taken[0]))
-    # Wide enough for a ReLU6 to cut something off.
-    x = [rng.normal(0, 3, (32, *t.shape[1:])).astype("float32") for t in inputs]
+        # Wide enough for a ReLU6 to cut something off.
+        x += [rng.normal(0, 3, (32, *t.shape[1:])).astype("float32") for t in taken]
     qat = quantize_aware(keras.Model(inputs, outputs), recipe)
     calibrate(qat, x)
     content = convert(for_export(qat), str(tmp_path), recipe=recipe)

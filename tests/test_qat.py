@@ -19,6 +19,7 @@ from quantizing import (
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.folded_layer import FoldedLayer
 from kdlite.compress.qat import (
+    float_layers,
     for_export,
     freeze_batch_norm,
     is_quantize_aware,
@@ -587,6 +588,28 @@ def tiny():
 def test_errors_say_what_to_do(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Dense(2, activation="relu", name="d"),
+        keras.layers.SeparableConv1D(2, 1, name="d"),
+        keras.layers.EinsumDense("abc,cd->abd", (None, 2), bias_axes="d", name="d"),
+    ],
+)
+def test_a_layer_of_dead_channels_can_be_left_by_the_name_in_the_error(layer, rng):
+    inputs = keras.Input((4, 3))
+    block = keras.Sequential([keras.Input((4, 3)), layer], name="block")
+    student = keras.Model(inputs, keras.layers.Dense(2)(block(inputs)))
+    *_, kernel, bias = layer.get_weights()
+    layer.set_weights([*_, np.zeros_like(kernel), bias + 1.0])
+    qat = quantize_aware(student, "int16x8")
+    calibrate(qat, rng.normal(size=(8, 4, 3)).astype("float32"))
+    left = {"d": "float32"}
+    with pytest.raises(ValueError, match=rf"\[0, 1\] of layer 'd'.*overrides={left}"):
+        for_export(qat)
+    assert float_layers(quantize_aware(student, "int16x8", overrides=left)) == ("d",)
 
 
 def test_a_student_is_a_keras_model():

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from kdlite.compress.fake_quant import learned_rounding, rounded_once
-from kdlite.compress.stand_ins import PointwiseDense
+from kdlite.compress.stand_ins import PointwiseDense, RowDense
 
 Tensor = Any
 
@@ -27,6 +27,9 @@ KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
 # Those that have 8 bits where others have 4: TFLite's operations take no fewer, or its
 # reference kernels do not.
 EIGHT_BITS = (*_DEPTHWISE, *_TRANSPOSED)
+# Integer 0 of any bias. One of zeros the converter takes out of a transposed
+# convolution, and leaves a ReLU behind that to floats.
+_ALMOST_ZERO = np.float32(1e-30)
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -359,12 +362,16 @@ class FoldedLayer(keras.layers.Layer):
 
     def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:
         """Returns the one layer this becomes at export, and its weights."""
+        kernel, bias = self.folded()
         if self.bits == 4 and isinstance(self.layer, keras.layers.Dense):
-            kernel, bias = self.folded()
-            dense = PointwiseDense(self.layer.units, name=self.name)
-            return dense, [kernel[None, None], bias]
+            pointwise = PointwiseDense(self.layer.units, name=self.name)
+            return pointwise, [kernel[None, None], bias]
         config = {**self.layer.get_config(), "name": self.name, "use_bias": True}
-        return type(self.layer).from_config(config), list(self.folded())
+        dense = isinstance(self.layer, keras.layers.Dense)
+        made = RowDense if dense else type(self.layer)
+        if isinstance(self.layer, _TRANSPOSED) and not np.any(bias):
+            bias = bias + _ALMOST_ZERO
+        return made.from_config(config), [kernel, bias]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the output shape of `layer`."""

@@ -613,6 +613,11 @@ def _matching(patterns: Iterable[str], graph: CallGraph) -> set[str]:
             path
             for path in paths
             if fnmatch.fnmatchcase(path, pattern) or path.startswith(f"{pattern}/")
+        } or {
+            # By its own name, as errors have it, a layer of a nested model.
+            path
+            for path in paths
+            if fnmatch.fnmatchcase(path.rpartition("/")[-1], pattern)
         }
         if not fitting:
             raise ValueError(

@@ -80,7 +80,8 @@ def quantize_aware(
             for an input of dtype uint8 it is `(0.0, 255.0)`.
         overrides: Layers that are left in float, by name or pattern:
             `{"head/*": "float32"}`; `"head"` alone means the layer, or all that is in
-            the model of that name. Any layer with one output can be.
+            the model of that name. Any layer with one output can be. One in a nested
+            model goes by its name alone too, if no other layer fits.
         ranges: `"ema"`: an activation's range is a mean over the last batches, and a
             channel of weights is rounded over all that it has. `"learned"`: a factor on
             each, which starts at 1, is trained along; with few bits it pays to cut off
@@ -359,7 +360,7 @@ def _require_weights(model: keras.Model) -> None:
     """
     for layer in model._flatten_layers():
         if isinstance(layer, FoldedLayer) and (dead := layer.dead_channels()):
-            name = layer.name.removesuffix("_float")
+            name = layer.layer.name
             raise ValueError(
                 "With 16-bit activations each channel that has a bias must have a "
                 f"weight that is not 0. Received: channels {dead[:8]} of layer "

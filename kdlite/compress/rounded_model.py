@@ -111,10 +111,12 @@ class RoundedModel:
             if op.output not in joined or (own and len(ranges[group[op.output]]) == 1):
                 self._fixed[op.output] = op.fixed
             elif own:
+                # An image that is made of other axes has a name of its own.
+                name = op.layer.name if op.kind == "kernel" else op.name
                 raise ValueError(
                     "A hard sigmoid has a range of its own, and with 16-bit "
                     "activations so have softmax, sigmoid and tanh. Received: layer "
-                    f"{op.name!r}, whose output meets other ranges in a concatenation "
+                    f"{name!r}, whose output meets other ranges in a concatenation "
                     "or a maximum, which have one. Use a sigmoid and recipe='int8', "
                     "or a convolution between the two."
                 )

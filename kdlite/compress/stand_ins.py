@@ -129,10 +129,37 @@ class PointwiseDense(keras.layers.Layer):
     def call(self, inputs: Tensor) -> Tensor:
         """Applies it to each place."""
         *places, width = inputs.shape[1:]
+        if len(places) == 2:
+            return ops.conv(inputs, self.kernel) + self.bias
         row = 1 if None in places else math.prod(places)
         outputs = ops.conv(ops.reshape(inputs, (-1, 1, row, width)), self.kernel)
-        outputs = ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
-        return outputs + self.bias
+        outputs = outputs + self.bias
+        return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+
+
+class RowDense(keras.layers.Dense):
+    """A dense layer, on more than four axes of the places in a row.
+
+    There the converter would leave the bias to operations of floats.
+
+    Args:
+        units: How many values it makes.
+        **kwargs: Arguments of `keras.layers.Dense`.
+
+    Call arguments:
+        inputs: Tensor `(batch, ..., values)`.
+
+    Example:
+        >>> RowDense(3)(keras.ops.ones((2, 5, 1, 1, 4))).shape
+        TensorShape([2, 5, 1, 1, 3])
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Applies it to each place."""
+        if len(inputs.shape) <= 4:
+            return super().call(inputs)
+        rows = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])))
+        return ops.reshape(rows, (*ops.shape(inputs)[:-1], self.units))
 
 
 def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
