@@ -391,6 +391,21 @@ def test_what_makes_an_output_and_is_no_layer_is_named_by_the_output(tmp_path) -
         export(model, tmp_path / "m.tflite", "int8", calibration_data=VALUES)
 
 
+@pytest.mark.parametrize(
+    ("following", "told"),
+    [
+        (lambda x: layers.Dense(2, name="scores")(x), "before layer 'scores'"),
+        (lambda x: x * 2.0, "before output 'y'"),
+    ],
+)
+def test_an_operator_is_named_by_what_follows(tmp_path, following, told) -> None:
+    inputs = keras.Input((8,), dtype="uint8", name="x")
+    doubled = keras.ops.cast(inputs + inputs, "float32")  # bytes, which end at 255
+    model = keras.Model(inputs, {"y": following(doubled)})
+    with pytest.raises(ConversionError, match=rf"Not built in: \w+ \({told}\). Rep"):
+        export(model, tmp_path / "m.tflite")
+
+
 def test_operations_of_tensorflow_only_if_allowed(tmp_path) -> None:
     inputs = keras.Input((4,), name="x")
     model = keras.Model(inputs, keras.ops.argmax(inputs, axis=-1), name="net")

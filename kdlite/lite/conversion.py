@@ -14,7 +14,7 @@ from kdlite.compress.recipes import RECIPES, Recipe
 from kdlite.in_place import lack_of_room
 from kdlite.lite._converter import ConversionError, Converter
 from kdlite.lite.calibration import InputSpec
-from kdlite.lite.layer_names import layers_of
+from kdlite.lite.layer_names import layers_of, places
 from kdlite.lite.names import graph_names, named
 from kdlite.lite.serving import ServingModel
 from kdlite.lite.stored_types import as_trained
@@ -117,31 +117,27 @@ class Conversion:
         except ConversionError as err:
             if not err.ops:
                 raise
-            layers = self._named(err.ops)
+            found = self._places(err.ops)
             named = (
-                f"{op} (layer {', '.join(map(repr, layers[op]))})" if layers[op] else op
-                for op in err.ops
+                f"{op} ({', '.join(found[op])})" if found[op] else op for op in err.ops
             )
             text = str(err).replace(
                 f": {', '.join(err.ops)}.", f": {', '.join(named)}."
             )
             raise ConversionError(text, err.ops) from err
 
-    def _named(self, ops: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Returns by operation the layers that it comes from, if that can be told."""
+    def _places(self, ops: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Says by operation where it is in the model, if that can be told."""
         found: dict[str, tuple[str, ...]] = dict.fromkeys(ops, ())
         settings = replace(self._plain(), select_tf_ops=True)
         try:
             content = inspect(self._run(settings, {}))
         except (ConversionError, ValueError):
             return found
-        outputs = {tensor.index: tensor.name for tensor in content.outputs}
-        for op, layers in layers_of(content, self._serving.model).items():
+        for op, place in places(content, self._serving.model).items():
             name = op.name.removeprefix("Flex")
-            if name in found:
-                made = [outputs[index] for index in op.outputs if index in outputs]
-                told = layers[:1] or made[:1]
-                found[name] = tuple(dict.fromkeys((*found[name], *told)))
+            if name in found and place:
+                found[name] = tuple(dict.fromkeys((*found[name], place)))
         return found
 
     def _kept_tensors(self, kept: Mapping[str, str]) -> dict[str, str]:

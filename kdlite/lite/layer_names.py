@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import keras
 
@@ -84,6 +84,45 @@ def layers_of(content: TFLiteFile, model: keras.Model) -> dict[Op, tuple[str, ..
             layers = [layer] if layer else []
         found[op] = tuple(dict.fromkeys(layers))
     return found
+
+
+def places(content: TFLiteFile, model: keras.Model) -> dict[Op, str]:
+    """Says for each operation where it is in the model, for messages.
+
+    Args:
+        content: A file that was converted from the model.
+        model: The model.
+
+    Returns:
+        By operation "layer 'conv'", "which makes output 'y'", or, of operators between
+        layers, "before layer 'dense'"; empty where the file does not tell.
+    """
+    layers = layers_of(content, model)
+    outputs = {tensor.index: tensor.name for tensor in content.outputs}
+
+    def behind(op: Op) -> Iterator[Op]:
+        """Yields what reads the results of an operation, the nearest first."""
+        known = set(op.outputs)
+        for other in content.ops:
+            if other.subgraph == 0 and not known.isdisjoint(other.inputs):
+                known.update(other.outputs)
+                yield other
+
+    def place(op: Op) -> str:
+        if layers[op]:
+            return f"layer {layers[op][0]!r}"
+        if op.subgraph:
+            return ""
+        for made in filter(outputs.__contains__, op.outputs):
+            return f"which makes output {outputs[made]!r}"
+        for other in behind(op):
+            if layers[other]:
+                return f"before layer {layers[other][0]!r}"
+            for made in filter(outputs.__contains__, other.outputs):
+                return f"before output {outputs[made]!r}"
+        return ""
+
+    return {op: place(op) for op in content.ops}
 
 
 def check_layer_names(model: keras.Model) -> None:

@@ -37,7 +37,7 @@ from kdlite.lite.calibration import (
 from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.labels import Labels, check_counts, check_texts, class_count
 from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
-from kdlite.lite.layer_names import check_layer_names, layers_of
+from kdlite.lite.layer_names import check_layer_names, layers_of, places
 from kdlite.lite.mixed import smallest_set
 from kdlite.lite.op_versions import needed_runtime
 from kdlite.lite.options import (
@@ -447,15 +447,10 @@ def _check_content(
     """Raises unless the file is what was asked for."""
     name, recipe, io = serving.name, settings.recipe, settings.io
     layers = layers_of(content, serving.model)
-
-    made = {tensor.index: tensor.name for tensor in content.outputs}
+    where = places(content, serving.model)
 
     def text(op: Op) -> str:
-        if layers[op]:
-            return f"{op.name} (layer {layers[op][0]!r})"
-        if op.subgraph == 0 and op.outputs and op.outputs[0] in made:
-            return f"{op.name} (which makes output {made[op.outputs[0]]!r})"
-        return str(op)
+        return f"{op.name} ({where[op]})" if where[op] else str(op)
 
     def listed(ops: Iterable[Op]) -> str:
         return ", ".join(sorted(set(map(text, ops))))
