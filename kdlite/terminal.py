@@ -66,6 +66,36 @@ def plain(text: str) -> str:
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def in_a_line(text: str) -> str:
+    r"""Returns a name as `plain` does, on one line.
+
+    Results show what files call their parts by this, wherever they are printed: a line
+    of its own in a name would read as one of the result's.
+
+    Args:
+        text: A name.
+
+    Example:
+        >>> print(in_a_line("x: float32\n  out  y"))
+        x: float32\u000a  out  y
+    """
+    return re.sub("[\n\t]", lambda found: f"\\u{ord(found[0]):04x}", plain(text))
+
+
+def indented(text: str) -> str:
+    r"""Returns a text of several lines as `plain` does, the others further in.
+
+    Args:
+        text: Such as a description.
+
+    Example:
+        >>> print(indented("of the hand\nfor the hand"))
+        of the hand
+            for the hand
+    """
+    return plain(text).replace("\n", "\n    ")
+
+
 def with_verdicts(text: str, stream: TextIO) -> str:
     """Returns a result's text, what it says of itself in colours.
 

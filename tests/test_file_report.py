@@ -5,14 +5,22 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from dataclasses import replace
 
 import keras
 import pytest
 from converting import converted
 from keras import layers
 
-from kdlite.lite.file_report import describe
+from kdlite.lite.delegates import delegates
+from kdlite.lite.file_report import FileReport, describe
 from kdlite.lite.metadata import write_metadata
+from kdlite.lite.metadata_schema import Metadata, TensorMetadata
+from kdlite.lite.op_versions import needed_runtime
+from kdlite.lite.size_report import size_report
+from kdlite.lite.tflite_file import Signature
+from kdlite.lite.tflite_reader import inspect
+from kdlite.terminal import plain
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +118,36 @@ def test_mutated_files_are_errors_or_are_told_of(blob, rng) -> None:
             assert str(report) and report.to_html() and json.dumps(report.to_dict())
     # Most bytes are weights: a test that only met errors would say little.
     assert told > 50
+
+
+def test_names_in_a_file_cannot_pass_for_other_text(blob) -> None:
+    odd = "x\u202ey\x1b[2K\n  not told: yes"
+    told = r"x\u202ey\u001b[2K\u000a  not told: yes"
+    content = inspect(blob)
+    tensor = replace(content.inputs[0], name=odd)
+    op = replace(content.ops[0], name=odd, custom=True)
+    signature = Signature(odd, (tensor,), (tensor,))
+    file = replace(
+        content,
+        name=odd,
+        inputs=(tensor,),
+        outputs=(tensor,),
+        ops=(op,),
+        signatures=(signature, signature),
+    )
+    about = Metadata(
+        name=odd,
+        description="two\nlines\u202e",
+        inputs=(TensorMetadata(odd, labels=(odd,), description=odd),),
+        outputs=(TensorMetadata(odd, labels=(odd,)),),
+    )
+    report = FileReport(file, about, needed_runtime(content), 1, delegates(file))
+    weights = replace(size_report(blob), name=odd)
+    weights = replace(weights, weights=(replace(weights.weights[0], op=odd),))
+    for result in (tensor, op, file, about, report, weights):
+        text = str(result)
+        assert told in text and plain(text) == text
+        assert "\n  not told: yes" not in text
+    assert r"two" + "\n    " + r"lines\u202e" in str(report)
+    assert odd not in report.to_html() and "\u202e" not in report.to_html()
+    assert file.to_dict()["inputs"][0]["name"] == odd

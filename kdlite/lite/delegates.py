@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
+from kdlite.terminal import in_a_line
 
 _FLOAT = frozenset({"float32", "float16"})
 _GPU = frozenset(
@@ -69,7 +70,9 @@ class DelegateEstimate:
         return {**vars(self), "left": dict(self.left), "estimate": True}
 
     def __str__(self) -> str:
-        left = ", ".join(f"{count} x {reason}" for reason, count in self.left.items())
+        left = ", ".join(
+            f"{count} x {in_a_line(reason)}" for reason, count in self.left.items()
+        )
         text = f"{self.name} takes {self.taken} of {self.ops} operations (an estimate)"
         return f"{text}, in {self.parts} parts; not {left}" if left else text
 

@@ -15,6 +15,7 @@ from kdlite.lite.metadata import Metadata, read_metadata
 from kdlite.lite.op_versions import NeededRuntime, needed_runtime
 from kdlite.lite.tflite_file import Op, TensorInfo, TFLiteFile
 from kdlite.lite.tflite_reader import inspect_bytes
+from kdlite.terminal import in_a_line, indented
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,18 @@ class FileReport:
             "author": about.author,
             "license": about.license,
         }
-        lines += [f"  {name}: {text}" for name, text in told.items() if text]
+        lines += [f"  {name}: {indented(text)}" for name, text in told.items() if text]
         for output in about.outputs:
             if output.labels:
                 few = ", ".join(output.labels[:5])
                 more = ", ..." if len(output.labels) > 5 else ""
-                lines.append(
-                    f"  {len(output.labels)} labels of {output.name}: {few}{more}"
-                )
+                told_of = f"{len(output.labels)} labels of {output.name}: {few}{more}"
+                lines.append(f"  {in_a_line(told_of)}")
         return "\n".join(lines)
 
     def to_html(self) -> str:
         """Returns a page of its own: the figures, and the graph from top to bottom."""
-        title = html.escape(self.content.name or "model.tflite")
+        title = html.escape(in_a_line(self.content.name) or "model.tflite")
         figures = html.escape(str(self))
         ops = [(n, op) for n, op in enumerate(self.content.ops) if op.subgraph == 0]
         made = {index for _, op in ops for index in op.outputs}
@@ -95,7 +95,7 @@ class FileReport:
         constants = [t for t in read if t and t.constant]
         cells = [
             _list([_name(tensor, tensor.index in made) for tensor in values]),
-            f"<b>{html.escape(op.name)}</b> v{op.version}"
+            f"<b>{html.escape(in_a_line(op.name))}</b> v{op.version}"
             + (f"<br>{op.macs:,} MACs" if op.macs else ""),
             _list([html.escape(_told(tensor)) for tensor in constants]),
             _list([_anchor(tensor) for tensor in written if tensor]),
@@ -145,7 +145,7 @@ def _anchor(tensor: TensorInfo) -> str:
 
 def _name(tensor: TensorInfo, made: bool) -> str:
     """The name, which leads to the row that makes it: of inputs there is none."""
-    name = html.escape(tensor.name or "?")
+    name = html.escape(in_a_line(tensor.name) or "?")
     return f'<a href="#t{tensor.index}">{name}</a>' if made else name
 
 

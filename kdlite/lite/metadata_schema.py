@@ -16,6 +16,7 @@ import flatbuffers
 import numpy as np
 
 from kdlite.lite.flatbuffer import Builder, Table, add_table, add_vector
+from kdlite.terminal import in_a_line, indented
 
 PROVENANCE_FILE = "kdlite.json"
 # All that is written here is of the schema's first version, which any parser knows.
@@ -66,7 +67,8 @@ class TensorMetadata:
             few = ", ".join(self.labels[:3]) + (" ..." if len(self.labels) > 3 else "")
             parts.append(f"{len(self.labels)} labels: {few}")
         parts.append(self.description)
-        return f"{self.name}: {'; '.join(part for part in parts if part)}"
+        text = "; ".join(part for part in parts if part)
+        return in_a_line(f"{self.name}: {text}")
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,14 @@ class Metadata:
         }
         return "\n".join(
             [
-                self.name or "(no name)",
-                *(f"  {key}: {text}" for key, text in about.items() if text),
+                in_a_line(self.name) or "(no name)",
+                *(f"  {key}: {indented(text)}" for key, text in about.items() if text),
                 *(f"  input {tensor}" for tensor in self.all_inputs),
                 *(f"  output {tensor}" for tensor in self.all_outputs),
-                *(f"  file {name}: {len(d):,} bytes" for name, d in self.files.items()),
+                *(
+                    f"  file {in_a_line(name)}: {len(d):,} bytes"
+                    for name, d in self.files.items()
+                ),
             ]
         )
 

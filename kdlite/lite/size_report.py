@@ -18,6 +18,7 @@ import numpy as np
 from kdlite.lite.flatbuffer import Table
 from kdlite.lite.tflite_file import TensorInfo
 from kdlite.lite.tflite_reader import inspect_bytes
+from kdlite.terminal import in_a_line
 
 Array = np.ndarray[Any, Any]
 
@@ -99,7 +100,7 @@ class SizeReport:
         for tensor in self.weights:
             rows.append(
                 (
-                    tensor.op,
+                    in_a_line(tensor.op),
                     tensor.dtype,
                     str(list(tensor.shape)),
                     f"{tensor.zeros:.1%}" + (" 2:4" if tensor.two_of_four else ""),
@@ -116,7 +117,7 @@ class SizeReport:
             for row in rows
         )
         return (
-            f"{self.name or 'model'}: {self.size_bytes:,} bytes, "
+            f"{in_a_line(self.name) or 'model'}: {self.size_bytes:,} bytes, "
             f"{self.compressed_bytes:,} compressed, {self.zeros:.1%} of the weights "
             f"are zero\n{table}"
         )

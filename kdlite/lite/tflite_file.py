@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdlite.compress.recipes import RECIPES, Recipe
+from kdlite.terminal import in_a_line
 
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 _BITS = {"int2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16}
@@ -77,7 +78,7 @@ class TensorInfo:
         }
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.dtype} {list(self.shape)}"
+        text = f"{in_a_line(self.name)}: {self.dtype} {list(self.shape)}"
         if self.scale is not None:
             text += f", scale {self.scale:.6g}, zero point {self.zero_point}"
         return text
@@ -124,7 +125,8 @@ class Op:
         }
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.tensor})" if self.tensor else self.name
+        text = f"{self.name} ({self.tensor})" if self.tensor else self.name
+        return in_a_line(text)
 
 
 @dataclass(frozen=True)
@@ -392,9 +394,12 @@ class TFLiteFile:
 
     def __str__(self) -> str:
         counts = Counter(f"{op.name} v{op.version}" for op in self.ops)
-        listed = ", ".join(f"{count} x {name}" for name, count in counts.items())
+        listed = ", ".join(
+            f"{count} x {in_a_line(name)}" for name, count in counts.items()
+        )
         lines = [
-            f"{self.name or 'model'}: {self.quantization}, {self.size_bytes:,} bytes, "
+            f"{in_a_line(self.name) or 'model'}: {self.quantization}, "
+            f"{self.size_bytes:,} bytes, "
             f"{self.parameters:,} parameters, {self.macs_text} multiply-accumulates",
             *_edge_lines(self.inputs, self.outputs),
             f"  {len(self.ops)} operations: {listed or 'none'}",
@@ -404,7 +409,7 @@ class TFLiteFile:
                 line
                 for signature in self.signatures
                 for line in (
-                    f"  signature {signature.name}",
+                    f"  signature {in_a_line(signature.name)}",
                     *_edge_lines(signature.inputs, signature.outputs),
                 )
             ]
