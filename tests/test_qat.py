@@ -659,3 +659,19 @@ def test_a_deep_network_is_equal_to_the_bit(rng, tmp_path):
     values, scale, _ = run_lite(convert(for_export(qat), str(tmp_path)), x)[0][0]
     steps = np.abs(values - qat(x, training=False).numpy()) / scale
     assert np.mean(steps < 0.01) > 0.99
+
+
+def test_a_graph_of_16_bits_computes_what_eager_calls_do(rng):
+    # TensorFlow's graphs turn a division by a constant into a product.
+    # Of many channels some are one bit from another scale.
+    inputs = x = keras.Input((2, 2, 8))
+    for channels in (8, 4096):
+        x = layers.BatchNormalization()(layers.Conv2D(channels, 1)(x))
+    student = keras.Model(inputs, x)
+    randomize(student, rng)
+    qat = quantize_aware(student, "int16x8")
+    freeze_batch_norm(qat)
+    x = rng.normal(size=(256, 2, 2, 8)).astype("float32")
+    qat(x, training=True)
+    eager, graph = qat(x, training=False).numpy(), qat.predict(x, verbose=0)
+    np.testing.assert_array_equal(graph, eager)

@@ -62,6 +62,8 @@ class FakeQuant(keras.layers.Layer):
             keeps the smallest and largest value ever seen.
         margin: The range is widened by this fraction of itself.
         learned: Whether the ends of the range are trained.
+        for_converter: Whether to be the one operation that TFLite's converter takes a
+            range from, which with 16 bits counts worse.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -95,6 +97,7 @@ class FakeQuant(keras.layers.Layer):
         momentum: float | None = 0.95,
         margin: float = 0.0,
         learned: bool = False,
+        for_converter: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -128,6 +131,7 @@ class FakeQuant(keras.layers.Layer):
         self.momentum = momentum
         self.margin = margin
         self.learned = learned
+        self.for_converter = for_converter
 
     def build(self, input_shape: Any) -> None:
         """Creates one measured minimum and maximum for each site."""
@@ -171,7 +175,7 @@ class FakeQuant(keras.layers.Layer):
             away = ops.sign(inputs - ops.stop_gradient(middle))
             tie = _TIE_OF_16_BITS if self.bits == _SYMMETRIC_BITS else _TIE
             inputs = inputs + tie * self._step() * away
-        if self.bits == _SYMMETRIC_BITS and self.sites:
+        if self.bits == _SYMMETRIC_BITS and not self.for_converter:
             outputs = self._on_levels(inputs, lowest, highest)
         else:
             outputs = keras.quantizers.fake_quant_with_min_max_vars(
@@ -254,7 +258,7 @@ class FakeQuant(keras.layers.Layer):
         highest = math.where(highest - lowest < _DEAD_RANGE, np.float32(1.0), highest)
         if self.bits == _SYMMETRIC_BITS:
             more = 2.0 ** (self.bits - 1) / (2.0 ** (self.bits - 1) - 1.0)
-            highest = math.maximum(highest, -lowest / more)
+            highest = math.maximum(highest, -lowest * (1.0 / more))
             lowest = -highest * more
         return lowest, highest
 
@@ -264,12 +268,13 @@ class FakeQuant(keras.layers.Layer):
         return not self.sites or bool(ops.any(self._seen()))
 
     def frozen(self) -> FakeQuant:
-        """Returns a `FakeQuant` of the same name with this range as a constant."""
+        """Returns one for the converter, of this name and this range as a constant."""
         lowest, highest = self._range()
         return FakeQuant(
             bits=self.bits,
             sites=0,
             fixed_range=(float(lowest), float(highest)),
+            for_converter=True,
             name=self.name,
         )
 
@@ -283,6 +288,7 @@ class FakeQuant(keras.layers.Layer):
             "momentum": self.momentum,
             "margin": self.margin,
             "learned": self.learned,
+            "for_converter": self.for_converter,
         }
 
 

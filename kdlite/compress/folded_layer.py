@@ -261,7 +261,7 @@ class FoldedLayer(keras.layers.Layer):
         shifted = ops.sum(kernel * self._by_input(self._shift()), self._reduced_axes())
         affine = self._affine(ops.reshape(shifted, (-1,)), read)
         factor, bias = (ops.stop_gradient(read(values)) for values in affine)
-        steps = ops.reshape(largest, (-1,)) / _highest(self.bits)
+        steps = _step_of(ops.reshape(largest, (-1,)), self.bits)
         return factor, bias, steps * ops.abs(factor)
 
     def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
@@ -312,7 +312,7 @@ class FoldedLayer(keras.layers.Layer):
         if self.learned and self.layer.trainable:
             clipped = ops.stop_gradient(largest) * ops.exp(-self.shrink)
             return learned_rounding(kernel, -clipped, clipped, 2 * levels)
-        step = largest / levels
+        step = _step_of(largest, self.bits)
         # No weight is beyond the range of its own channel, so the gradient is 1.
         return kernel + ops.stop_gradient(ops.round(kernel / step) * step - kernel)
 
@@ -402,6 +402,16 @@ class FoldedLayer(keras.layers.Layer):
 def _highest(bits: int) -> int:
     """Returns the highest level of a weight, which is the lowest one's negative."""
     return int(2 ** (bits - 1) - 1)
+
+
+def _step_of(largest: Tensor, bits: int) -> Tensor:
+    """Returns how wide a step is of weights whose largest is given.
+
+    TensorFlow's graphs multiply by the reciprocal of a constant in place of dividing by
+    it: off by one float32 bit, from the file and from the same model run eagerly.
+    """
+    exact = ops.cast(largest, "float64") / _highest(bits)
+    return ops.cast(exact, largest.dtype)
 
 
 def _in_15_bits(scale: Tensor) -> Tensor:

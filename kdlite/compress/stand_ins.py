@@ -51,7 +51,9 @@ class StandIn(keras.layers.Layer):
     def __init__(self, function: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stands_for = function
-        self._rounding = FakeQuant(bits=16, sites=0, fixed_range=RANGE)
+        self._rounding = FakeQuant(
+            bits=16, sites=0, fixed_range=RANGE, for_converter=True
+        )
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns what makes the operation that stands in."""

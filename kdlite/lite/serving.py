@@ -574,7 +574,9 @@ def _per_channel(name: str, given: Any, inputs: Sequence[InputSpec]) -> Tensor:
 
 def _fake_quant(low_high: Range, name: str, bits: int = 8) -> FakeQuant:
     # Named, so that the bytes of the file do not depend on what ran before.
-    return FakeQuant(bits=bits, sites=0, fixed_range=low_high, name=name)
+    return FakeQuant(
+        bits=bits, sites=0, fixed_range=low_high, for_converter=True, name=name
+    )
 
 
 def _by_name(model: keras.Model, outputs: Any) -> dict[str, Tensor]:
