@@ -11,7 +11,7 @@ import pytest
 
 from kdlite.compress.recipes import RECIPES, recipe
 from kdlite.lite.output_report import compare
-from kdlite.lite.tolerance import Tolerance, caution, problems, rule
+from kdlite.lite.tolerance import Tolerance, caution, problems, rule, unresolved
 
 
 def output(**figures) -> SimpleNamespace:
@@ -188,6 +188,22 @@ def test_two_steps_will_not_do_where_a_step_is_wider_than_the_samples_differ(
 def test_a_file_that_follows_what_can_be_followed_passes(rng, figures, fixed) -> None:
     report = compare("y", *years(rng, **figures), step=7.9, fixed_step=fixed)
     assert problems([report], recipe("int8")) == []
+
+
+@pytest.mark.parametrize(
+    ("spread", "told"),
+    [(0.01, True), (0.0005, False), (0.0, False), (12.0, False)],
+)
+def test_what_float_arithmetic_may_have_made_is_told(rng, spread, told) -> None:
+    apart = years(rng, spread=spread)
+    report = compare("y", *apart, step=7.9)
+    assert problems([report], recipe("int8")) == []
+    assert bool(unresolved(report)) is told
+    if told:
+        assert "'y' varies by 0.01" in unresolved(report)
+        assert "7.9 wide. Where so little counts, let" in unresolved(report)
+    # Targets say what is lost.
+    assert not unresolved(compare("y", *apart, step=7.9, target=apart[1]))
 
 
 def test_noise_of_weights_is_not_held_to_what_the_samples_differ_by(rng) -> None:

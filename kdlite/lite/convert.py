@@ -327,8 +327,9 @@ def export(
     for text in report.cautions:
         warnings.warn(
             f"A file should be as good as its model. Received: {path.name}, of which "
-            f"{text}. Give more calibration data, keep layers in float (auto_mixed="
-            '{"max_drop_points": 1.0}), or train with `quantize_aware`.',
+            f"{text}. Keep layers in float (`overrides`, or auto_mixed="
+            '{"max_drop_points": 1.0}), give more calibration data, or train with '
+            "`quantize_aware`.",
             stacklevel=2,
         )
     meanings = {

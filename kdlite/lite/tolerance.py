@@ -23,6 +23,8 @@ _STEPS_OF_16_BITS = 2.0
 _LEAST_FOLLOWED_DB = 3.0
 _ENOUGH_SAMPLES = 16
 _VARIES_SHARE = 1e-5
+# And four units in the last place of float32 are in no case more than that.
+_ROUNDED_SHARE = 2.0**-21
 # The same of the task's metric: what is lost of that above one answer for all samples.
 _MOST_LOST = 0.5
 _MUCH_LOST = 0.05
@@ -243,10 +245,13 @@ def unfollowed(output: OutputReport) -> str:
         >>> unfollowed(compare("y", np.full((64, 1), 1998.0), years, step=7.9))
         "output 'y' varies by 2.74 over 64 samples, and of that 0.0 dB are left, not 3"
     """
-    floor = max(_VARIES_SHARE * output.largest_value, _FLOAT_FLOOR)
+    return _unfollowed(output, _VARIES_SHARE)
+
+
+def _unfollowed(output: OutputReport, share: float) -> str:
     if (
         output.samples < _ENOUGH_SAMPLES
-        or output.varies <= floor
+        or output.varies <= max(share * output.largest_value, _FLOAT_FLOOR)
         or output.follows_db >= _LEAST_FOLLOWED_DB
     ):
         return ""
@@ -268,6 +273,33 @@ def _too_wide(output: OutputReport) -> str:
         f"reach {output.largest_value:.4g}). Leave the outliers out or clip them; let "
         "the model give the difference from the offset; or keep the layers that make "
         "the output in float. Or these samples are all alike: compare on others"
+    )
+
+
+def unresolved(output: OutputReport) -> str:
+    """Says that steps are wider than what float arithmetic may have made, or not.
+
+    Args:
+        output: How it compares.
+
+    Returns:
+        A sentence; empty where a step is no wider, where samples differ by what float32
+        rounds off, and where targets tell what is lost.
+
+    Example:
+        >>> from kdlite.lite.output_report import compare
+        >>> import numpy as np
+        >>> bars = np.random.default_rng(0).normal(101325.0, 0.5, (64, 1))
+        >>> unresolved(compare("y", np.full((64, 1), 101325.0), bars, step=3.1))
+        "output 'y' varies by 0.456 over ...: a quantization step is 3.1 wide..."
+    """
+    wide = not output.fixed_step and (output.step or 0.0) >= output.varies
+    told = _unfollowed(output, _ROUNDED_SHARE)
+    if not wide or output.keras_metric is not None or not told:
+        return ""
+    return (
+        f"{told}: a quantization step is {output.step:.3g} wide. Where so little "
+        "counts, let the model give the difference from an offset"
     )
 
 

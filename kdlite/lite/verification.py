@@ -10,7 +10,7 @@ from kdlite.lite.isolated_runs import Run
 from kdlite.lite.layer_errors import LayerError, noisiest
 from kdlite.lite.outliers import Outliers
 from kdlite.lite.output_report import STEP_TOLERANCE, TOP1, OutputReport
-from kdlite.lite.tolerance import Tolerance, caution, unfollowed
+from kdlite.lite.tolerance import Tolerance, caution, unfollowed, unresolved
 
 _MOST_LAYERS = 6
 # The share of the worst that counts.
@@ -142,11 +142,7 @@ class VerificationReport:
         found += wrong.values()
         for part in self.ordinary:
             for output in part.outputs:
-                calibrated = any(
-                    t.recipe.integer and not t.trained and t.covers(output.name)
-                    for t in self.tolerances
-                )
-                text = unfollowed(output) if calibrated else ""
+                text = unfollowed(output) if self._is_calibrated(output) else ""
                 if text and output.name not in wrong:
                     found.append(f"{text}, without outliers: {part.outliers}")
                     break
@@ -166,12 +162,23 @@ class VerificationReport:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What is lost of the task's metric, where that is much but no problem."""
+        """What is lost of the task's metric or the samples, and is no problem."""
         wrong = self._wrong(self.outputs)
         return tuple(
             text
             for output in self.outputs
-            if output.name not in wrong and (text := caution(output))
+            if output.name not in wrong
+            and (
+                text := caution(output)
+                or (unresolved(output) if self._is_calibrated(output) else "")
+            )
+        )
+
+    def _is_calibrated(self, output: OutputReport) -> bool:
+        """Whether its steps are of samples, and were not trained with."""
+        return any(
+            t.recipe.integer and not t.trained and t.covers(output.name)
+            for t in self.tolerances
         )
 
     def _wrong(
