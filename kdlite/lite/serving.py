@@ -19,22 +19,17 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.models.functional import Functional
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
 from kdlite.compress.sums import own_sum
 from kdlite.copies import cloned, layer_again, settle
 from kdlite.lite.calibration import InputSpec
+from kdlite.lite.input_types import HALF, file_dtype, is_graph
 from kdlite.lite.names import check_names, graph_names, output_names
 
 Tensor = Any
 Range = tuple[float, float]
-
-_HALF = ("float16", "bfloat16", "float64")
-# Operations that make floats of integers before they compute, if they give floats: not
-# those that take integers as places, such as `keras.ops.one_hot`.
-_PROMOTING = ("Cast", "Divide", "TrueDivide", "Multiply", "Add", "Subtract")
 
 
 def serve(
@@ -307,18 +302,18 @@ def as_float32(model: keras.Model) -> keras.Model:
     widened = [
         x
         for x in getattr(model, "inputs", None) or []
-        if _file_dtype(model, x) != x.dtype
+        if file_dtype(model, x) != x.dtype
     ]
-    half, is_graph = _half_layers(model), _is_graph(model)
-    if not widened and not half and not (is_graph and _has_mistakable_sum(model)):
+    half, graph = _half_layers(model), is_graph(model)
+    if not widened and not half and not (graph and _has_mistakable_sum(model)):
         return model
-    if not is_graph:
+    if not graph:
         return _subclass_as_float32(model)
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
 
     @functools.cache
     def plain(layer: keras.Operation) -> keras.Operation:
-        if isinstance(layer, keras.Model) and _is_graph(layer):
+        if isinstance(layer, keras.Model) and is_graph(layer):
             return cloned(layer, clone_function=plain)
         clone = layer_again(layer, _float32_config, own_sum(layer))
         # Of `keras.ops` and operators, such as `a + b`, there is nothing to copy.
@@ -328,7 +323,7 @@ def as_float32(model: keras.Model) -> keras.Model:
 
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(
-            batch_shape=x.shape, dtype=_file_dtype(model, x), name=x.name
+            batch_shape=x.shape, dtype=file_dtype(model, x), name=x.name
         ),
         _inputs_of(model),
     )
@@ -337,11 +332,6 @@ def as_float32(model: keras.Model) -> keras.Model:
         new.set_weights(old.get_weights())
     settle(clone)
     return clone
-
-
-def _is_graph(model: keras.Model) -> bool:
-    """Whether what a model computes is a graph of layers, and no `call` of its own."""
-    return type(model).call in (keras.Sequential.call, Functional.call)
 
 
 def _has_mistakable_sum(model: keras.Model) -> bool:
@@ -382,11 +372,11 @@ def _half_layers(model: keras.Model) -> list[str]:
     """Returns the names of layers and operations that are not of float32."""
     found = []
     for layer in model._flatten_layers():
-        if layer.compute_dtype in _HALF or layer.variable_dtype in _HALF:
+        if layer.compute_dtype in HALF or layer.variable_dtype in HALF:
             found.append(layer.name)
         for op in getattr(layer, "operations", ()):
             made = [x.dtype for node in op._inbound_nodes for x in node.outputs]
-            if not isinstance(op, keras.Layer) and not set(_HALF).isdisjoint(made):
+            if not isinstance(op, keras.Layer) and not set(HALF).isdisjoint(made):
                 found.append(op.name)
     return found
 
@@ -406,31 +396,7 @@ def _float32_config(config: Any) -> Any:
 def _is_half(policy: Any) -> bool:
     if isinstance(policy, dict):
         policy = policy.get("config", {}).get("name")
-    return isinstance(policy, str) and policy.removeprefix("mixed_") in _HALF
-
-
-def _file_dtype(model: keras.Model, x: Tensor) -> str:
-    """Returns what an input is of in the file."""
-    if x.dtype in _HALF or (x.dtype == "uint8" and _becomes_float(model, x)):
-        return "float32"
-    return str(x.dtype)
-
-
-def _becomes_float(model: keras.Model, x: Tensor) -> bool:
-    """Whether all that takes an input makes floats of it.
-
-    Operations compute with bytes as bytes: 200 + 100 is 44.
-    """
-    return _is_graph(model) and all(
-        isinstance(op, keras.Layer)
-        or (
-            type(op).__name__ in _PROMOTING
-            and all("float" in made.dtype for made in node.outputs)
-        )
-        for op in getattr(model, "operations", ())
-        for node in op._inbound_nodes
-        if any(taken is x for taken in node.input_tensors)
-    )
+    return isinstance(policy, str) and policy.removeprefix("mixed_") in HALF
 
 
 def _check_model(model: Any) -> None:
@@ -465,7 +431,7 @@ def _input_specs(model: keras.Model) -> list[InputSpec]:
             if x.dtype == "uint8"
         }
         listed = [
-            (name, tuple(x.shape[1:]), _file_dtype(model, x))
+            (name, tuple(x.shape[1:]), file_dtype(model, x))
             for name, x in zip(names, model.inputs, strict=True)
         ]
     else:
