@@ -440,6 +440,47 @@ POSITIONS = {
         IMAGE,
         lambda x: layers.Conv2DTranspose(4, 2, activation="relu", use_bias=False)(x),
     ),
+    # The bias of one channel.
+    "conv_1d_of_one_channel": of_one(
+        SEQUENCE,
+        lambda x: layers.Conv1D(1, 3, strides=2, padding="causal", activation="relu")(
+            layers.Conv1D(1, 3)(x)
+        ),
+    ),
+    "depthwise_1d_of_one_channel": of_one(
+        SEQUENCE,
+        lambda x: layers.DepthwiseConv1D(3, strides=2, padding="same")(
+            layers.Dense(1)(x)
+        ),
+    ),
+    "transposed_1d_of_one_channel": of_one(
+        SEQUENCE,
+        lambda x: [
+            layers.Conv1DTranspose(1, 3, strides=2, activation=activation, **options)(x)
+            for activation in (None, "relu", "relu6")
+            for options in ({}, {"padding": "same", "output_padding": 1})
+        ],
+    ),
+    "relu_of_transposed_1d": of_one(
+        SEQUENCE, lambda x: layers.Conv1DTranspose(3, 3, activation="relu")(x)
+    ),
+    # Reshapes of two tensors with one range.
+    "sum_of_gates": of_one(
+        SEQUENCE,
+        lambda x: layers.Add()(
+            [layers.Activation("hard_sigmoid")(y) for y in (x, layers.Conv1D(4, 1)(x))]
+        ),
+    ),
+    "product_of_gates": of_one(
+        IMAGE,
+        lambda x: layers.Multiply()(
+            [flat(ops.sigmoid(y)) for y in (x, layers.Conv2D(4, 1)(x))]
+        ),
+    ),
+    "difference_to_pooling": of_one(
+        IMAGE,
+        lambda x: flat(x) - flat(layers.MaxPooling2D(3, 1, padding="same")(x)),
+    ),
     "norm_twice": of_one(
         IMAGE, lambda x: (lambda norm: norm(norm(x)))(layers.BatchNormalization())
     ),

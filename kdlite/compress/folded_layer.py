@@ -15,13 +15,14 @@ import numpy as np
 from keras import ops
 
 from kdlite.compress.fake_quant import learned_rounding, rounded_once
-from kdlite.compress.stand_ins import PointwiseDense, RowDense
+from kdlite.compress.stand_ins import OfOneRow, PointwiseDense, RowDense
 
 Tensor = Any
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
+_OF_ROWS = tuple(kinds[0] for kinds in (_CONVOLUTIONS, _DEPTHWISE, _TRANSPOSED))
 # The layers whose kernel can be rounded, with what is beside it folded in.
 KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
 # Those that have 8 bits where others have 4: TFLite's operations take no fewer, or its
@@ -371,7 +372,10 @@ class FoldedLayer(keras.layers.Layer):
         made = RowDense if dense else type(self.layer)
         if isinstance(self.layer, _TRANSPOSED) and not np.any(bias):
             bias = bias + _ALMOST_ZERO
-        return made.from_config(config), [kernel, bias]
+        copy = made.from_config(config)
+        if bias.size == 1 and isinstance(self.layer, _OF_ROWS):
+            return OfOneRow(copy, name=self.name), [kernel[None], bias]
+        return copy, [kernel, bias]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the output shape of `layer`."""

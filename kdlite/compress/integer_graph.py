@@ -136,8 +136,7 @@ class IntegerGraph:
         self._fuse_affine()
         self._fuse_batch_norm()
         self._part_twins()
-        if bits == 16:
-            self._lead_relu6()
+        self._lead_relus()
         self._replace_affine()
         self._find_clips()
         self._check_shared()
@@ -468,43 +467,61 @@ class IntegerGraph:
                 self.ops.remove(op)
 
     def _part_twins(self) -> None:
-        """Puts an affine that changes nothing before one of two equal inputs.
+        """Puts an affine that changes nothing before one of two inputs of one range.
 
-        From `f(reshape(x), reshape(x))` the converter makes `reshape(f(x, x))`, which
-        it gives the range of `x`. Operations on sequences are reshaped as well.
+        From `f(reshape(x), reshape(y))` the converter makes `reshape(f(x, y))`, and if
+        `x` and `y` have one range, that is the result's. Operations on sequences are
+        reshaped as well.
         """
-        sources: dict[int, int] = {}
+        # Inputs can be given one range; others have one by definition, or must.
+        ranges: dict[int, Any] = dict.fromkeys(self.inputs, "given")
+        reshaped: set[int] = set()
         parted: list[Op] = []
         for op in self.ops:
             if isinstance(op.layer, layers.Flatten | layers.Reshape):
-                sources[op.output] = sources.get(op.inputs[0], op.inputs[0])
+                reshaped.add(op.output)
             if op.kind == "arithmetic":
                 first, x = op.inputs
-                source = sources.get(x, x)
-                reshaped = x in sources or len(self._shapes[x]) != 4
-                if reshaped and source == sources.get(first, first):
+                moved = x in reshaped or len(self._shapes[x]) != 4
+                if moved and ranges[x] == ranges[first]:
                     same = self._tensor(self._shapes[x])
                     parted.append(Op("affine", f"{op.name}_in", [x], same, None))
                     op.inputs = [first, same]
             parted.append(op)
+            ranges[op.output] = op.fixed or op.output
+            if op.kind in ONE_RANGE:
+                merged = {ranges[x] for x in op.inputs}
+                ranges[op.output] = ranges[op.inputs[0]]
+                ranges |= {
+                    x: ranges[op.output] for x, y in ranges.items() if y in merged
+                }
         self.ops = parted
 
-    def _lead_relu6(self) -> None:
-        """Puts an affine that changes nothing before each ReLU6 that stands alone.
+    def _lead_relus(self) -> None:
+        """Puts an affine that changes nothing before some ReLUs.
 
-        TFLite has one of 16 bits as a part of other operations only.
+        TFLite has a ReLU6 of 16 bits as a part of other operations only. And behind one
+        channel of a transposed convolution the converter leaves any to floats.
         """
-        kinds = {op.output: op.kind for op in self.ops}
+        makers = {op.output: op for op in self.ops}
         led: list[Op] = []
         for op in self.ops:
-            if op.kind == "relu" and op.layer.max_value is not None:
-                (x,) = op.inputs
-                if self.sole_user(x) is not op or kinds.get(x) not in _BEFORE_RELU:
-                    same = self._tensor(self._shapes[x])
-                    led.append(Op("affine", f"{op.name}_in", [x], same, None))
-                    op.inputs = [same]
+            if op.kind == "relu" and self._is_alone(op, makers.get(op.inputs[0])):
+                same = self._tensor(self._shapes[op.output])
+                led.append(Op("affine", f"{op.name}_in", op.inputs, same, None))
+                op.inputs = [same]
             led.append(op)
         self.ops = led
+
+    def _is_alone(self, relu: Op, maker: Op | None) -> bool:
+        """Whether a ReLU is no operation, nor part of the one before it."""
+        if maker is not None and self.sole_user(maker.output) is not relu:
+            maker = None
+        if maker is not None and isinstance(maker.layer, layers.Conv1DTranspose):
+            return bool(maker.layer.filters == 1)
+        if self._bits == 8 or relu.layer.max_value is None:
+            return False
+        return maker is None or maker.kind not in _BEFORE_RELU
 
     def _replace_affine(self) -> None:
         """Makes a depthwise convolution of each affine that nothing absorbed.

@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdlite.compress.fake_quant import FakeQuant
@@ -162,6 +163,48 @@ class RowDense(keras.layers.Dense):
             return super().call(inputs)
         rows = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])))
         return ops.reshape(rows, (*ops.shape(inputs)[:-1], self.units))
+
+
+class OfOneRow(keras.layers.Layer):
+    """A 1D convolution as one of images of one row, to which its bias is added.
+
+    The converter adds it to what is 1D again, and there leaves that of a single channel
+    to operations of floats.
+
+    Args:
+        layer: A 1D convolution, depthwise and transposed ones as well.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor `(batch, places, channels)`.
+
+    Example:
+        >>> OfOneRow(keras.layers.Conv1D(3, 2))(keras.ops.ones((2, 5, 4))).shape
+        TensorShape([2, 4, 3])
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        config = layer.get_config()
+        for key in ("kernel_size", "strides", "dilation_rate"):
+            config[key] = (1, *config[key])
+        if isinstance(layer, keras.layers.DepthwiseConv1D):
+            # TensorFlow has equal ones only; there is one row to go along.
+            config["strides"] = config["strides"][1:] * 2
+        if config.get("output_padding") is not None:
+            config["output_padding"] = (0, *np.atleast_1d(config["output_padding"]))
+        self.layer = _OF_IMAGES[type(layer)].from_config(config)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Applies it to the row."""
+        return ops.squeeze(self.layer(ops.expand_dims(inputs, 1)), 1)
+
+
+_OF_IMAGES: dict[type, Any] = {
+    keras.layers.Conv1D: keras.layers.Conv2D,
+    keras.layers.DepthwiseConv1D: keras.layers.DepthwiseConv2D,
+    keras.layers.Conv1DTranspose: keras.layers.Conv2DTranspose,
+}
 
 
 def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
