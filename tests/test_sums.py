@@ -10,7 +10,7 @@ from quantizing import calibrate
 
 from kdlite.compress.qat import for_export, quantize_aware
 from kdlite.compress.sums import Mean, Plus, Sum, own_sum
-from kdlite.lite.convert import export
+from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.serving import as_float32
 
 # Of what is added to what, and whether a batch or an open length makes it a bias.
@@ -99,3 +99,47 @@ def test_a_quantization_aware_model_adds_along_its_own_axes(rng) -> None:
     for model in (qat, for_export(qat)):
         alone = [model([a[n : n + 1] for a in x])[0] for n in range(8)]
         np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+class Column(layers.Layer):
+    """Adds in code of its own, as an operation, a layer, or an operator."""
+
+    def __init__(self, how, **kwargs):
+        super().__init__(**kwargs)
+        self.how = how
+        self.sum = layers.Add(name="inside") if how == "layer" else keras.ops.add
+        self.scale = self.add_weight(shape=(1, 4, 1))
+
+    def call(self, x):
+        narrow = keras.ops.mean(x, axis=-1, keepdims=True)
+        if self.how == "operator":
+            return x + narrow
+        if self.how == "weight":
+            return self.sum(x, self.scale)  # of every batch along the last axis
+        if self.how == "own axis":
+            return self.sum(x, keras.ops.mean(x, axis=1, keepdims=True))
+        return self.sum([x, narrow]) if self.how == "layer" else self.sum(x, narrow)
+
+
+@pytest.mark.parametrize(
+    ("how", "layer"),
+    [
+        ("operation", "column"),
+        ("layer", "column"),
+        ("operator", ""),
+        ("weight", ""),
+        ("own axis", ""),
+    ],
+)
+def test_a_sum_in_code_of_ones_own_is_refused_by_its_layer(
+    how, layer, tmp_path, rng
+) -> None:
+    model = keras.Sequential(
+        [keras.Input((4, 4)), Column(how, name="column"), layers.Dense(2)]
+    )
+    x = rng.normal(size=(20, 4, 4)).astype("float32")
+    if layer:
+        with pytest.raises(ConversionError, match="layer 'column' of.*write `a . b`"):
+            export(model, tmp_path / "m.tflite", "float32", verify_data=x)
+    else:
+        export(model, tmp_path / "m.tflite", "float32", verify_data=x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -106,6 +106,41 @@ def own_sum(operation: Any) -> type[keras.Operation] | None:
     return own if mistakable else None
 
 
+def astray(graph: tf.Graph, given: Collection[Tensor]) -> list[str]:
+    """Finds the sums of a traced graph that go along other axes than their own.
+
+    Args:
+        graph: What a model was traced to, for a known batch.
+        given: The tensors that it takes. What does not follow from them, as a bias, has
+            no batch, and is added in all batches alike.
+
+    Returns:
+        The names of the operations, with the scopes of their layers.
+    """
+    known = {x.op.name for x in given}
+
+    def follows(tensor: Tensor) -> bool:
+        waiting, seen = [tensor.op], set()
+        while waiting:
+            op = waiting.pop()
+            if op.name in known:
+                return True
+            if op.name not in seen:
+                seen.add(op.name)
+                waiting += [x.op for x in op.inputs]
+        return False
+
+    found = []
+    for op in graph.get_operations():
+        # What has one axis more than a bias has been squeezed to it.
+        if op.type == "BiasAdd" and op.inputs[1].op.type == "Squeeze":
+            narrow = op.inputs[1].op.inputs[0]
+            shapes = (tuple(x.shape) for x in (op.inputs[0], narrow))
+            if _is_astray(*shapes) and follows(narrow):
+                found.append(op.name)
+    return found
+
+
 def _added(x1: Tensor, x2: Tensor) -> Tensor:
     # As Keras does, but for what it takes for a bias.
     x1, x2 = (x if isinstance(x, (int, float)) else _tensor(x) for x in (x1, x2))
@@ -153,12 +188,16 @@ def _mistakable(first: Shape, second: Shape) -> bool:
     for filled in itertools.product(
         *(lengths if n is None else (n,) for n in (*first, *second))
     ):
-        wide, narrow = filled[: len(first)], filled[len(first) :]
-        along = _bias_axis(wide, narrow)
-        own = len(wide) - len(narrow) + int(np.argmax((*narrow, 0)))
-        if along is not None and (along != own or len(wide) < len(narrow)):
+        if _is_astray(filled[: len(first)], filled[len(first) :]):
             return True
     return False
+
+
+def _is_astray(first: Shape, second: Shape) -> bool:
+    """Whether Keras adds along another axis than the longest of `second`."""
+    along = _bias_axis(first, second)
+    own = len(first) - len(second) + int(np.argmax((*second, 0)))
+    return along is not None and (along != own or len(first) < len(second))
 
 
 def _bias_axis(first: Shape, second: Shape) -> int | None:

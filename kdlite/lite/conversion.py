@@ -215,6 +215,8 @@ class Conversion:
             self.outputs = converted.save_for_conversion(
                 self._folder / "saved_model", self._specs, settings.batch_size
             )
+        except ConversionError:
+            raise
         except Exception as err:  # whatever a model's own code raises when traced
             if full := lack_of_room(err):
                 raise OSError(

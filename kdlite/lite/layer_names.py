@@ -86,6 +86,24 @@ def layers_of(content: TFLiteFile, model: keras.Model) -> dict[Op, tuple[str, ..
     return found
 
 
+def layer_of(path: str, model: keras.Model) -> str:
+    """Returns the layer that an operation of a traced model is of.
+
+    Args:
+        path: The name of the operation, with the scopes that it was traced in.
+        model: The model.
+
+    Returns:
+        The layer's name as `layer_names` has it; empty where the path does not tell.
+
+    Example:
+        >>> model = keras.Sequential([keras.layers.Dense(2, name="dense")])
+        >>> layer_of("sequential_1/dense_1/BiasAdd", model)
+        'dense'
+    """
+    return _layer(path, frozenset(layer_names(model)))
+
+
 def places(content: TFLiteFile, model: keras.Model) -> dict[Op, str]:
     """Says for each operation where it is in the model, for messages.
 

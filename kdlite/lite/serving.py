@@ -22,10 +22,12 @@ import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
-from kdlite.compress.sums import own_sum
+from kdlite.compress.sums import astray, own_sum
 from kdlite.copies import cloned, layer_again, settle
+from kdlite.lite._converter import ConversionError
 from kdlite.lite.calibration import InputSpec
 from kdlite.lite.input_types import HALF, file_dtype, is_graph
+from kdlite.lite.layer_names import layer_of
 from kdlite.lite.names import check_names, graph_names, output_names
 
 Tensor = Any
@@ -236,6 +238,10 @@ class ServingModel(keras.Model):
 
         Returns:
             By output name the shape of one sample's output.
+
+        Raises:
+            ConversionError: If a layer's own code has a sum that Keras does otherwise
+                in this batch than in all.
         """
         # Not by `self(inputs)`, which would put its name before every tensor's. And not
         # kept in the module, where saving would trace it again.
@@ -256,12 +262,29 @@ class ServingModel(keras.Model):
                 for spec in specs
             }
         )
+        self._check_sums(run.graph)
         module = tf.Module()
         # All that the graph reads, wherever the model keeps it.
         module.state = list(run.graph.variables)
         with _no_notices():
             tf.saved_model.save(module, os.fspath(folder), signatures=run)
         return shapes
+
+    def _check_sums(self, graph: Any) -> None:
+        """Raises ConversionError for sums that batches of other sizes have not."""
+        captured = {x.name for x in graph.internal_captures}
+        given = [x for x in graph.inputs if x.name not in captured]
+        if found := astray(graph, given):
+            layer = layer_of(found[0], self.model)
+            raise ConversionError(
+                "A sum in a file must be along the axes of its tensors, and of a batch "
+                "that is known Keras takes a tensor of one longer axis for a bias, "
+                "along the last. Received: "
+                + (f"layer {layer!r}" if layer else f"{found[0]!r}")
+                + f" of model={self.name!r}, which calls keras.ops.add or "
+                "keras.layers.Add. Fix: write `a + b` there, or build the model as "
+                "keras.Model(inputs, outputs), which is exported with sums that do."
+            )
 
 
 @contextlib.contextmanager
