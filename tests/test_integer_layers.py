@@ -555,10 +555,6 @@ def one_of(layer, shape=IMAGE, dtype="float32"):
             of_one((None, 4), lambda x: layers.Concatenate(1, name="c")([x, x])),
             "layer 'c' along axis 1, which is open.*Give the input a size",
         ),
-        (
-            lambda: KINDS["concatenated_gates"][0](),
-            "with 16-bit activations so have softmax, sigmoid and tanh. Rec",
-        ),
     ],
 )
 def test_what_16_bits_do_not_have(make, text) -> None:

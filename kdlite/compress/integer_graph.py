@@ -135,6 +135,7 @@ class IntegerGraph:
         self.outputs = self._read(graph, _matching(in_float, graph))
         self._fuse_affine()
         self._fuse_batch_norm()
+        self._part_ranges()
         self._part_twins()
         self._lead_relus()
         self._replace_affine()
@@ -473,8 +474,7 @@ class IntegerGraph:
         `x` and `y` have one range, that is the result's. Operations on sequences are
         reshaped as well.
         """
-        # Inputs can be given one range; others have one by definition, or must.
-        ranges: dict[int, Any] = dict.fromkeys(self.inputs, "given")
+        ranges = self._ranges()
         reshaped: set[int] = set()
         parted: list[Op] = []
         for op in self.ops:
@@ -484,18 +484,53 @@ class IntegerGraph:
                 first, x = op.inputs
                 moved = x in reshaped or len(self._shapes[x]) != 4
                 if moved and ranges[x] == ranges[first]:
-                    same = self._tensor(self._shapes[x])
-                    parted.append(Op("affine", f"{op.name}_in", [x], same, None))
-                    op.inputs = [first, same]
+                    parted.append(self._same(f"{op.name}_in", x))
+                    op.inputs = [first, parted[-1].output]
             parted.append(op)
-            ranges[op.output] = op.fixed or op.output
-            if op.kind in ONE_RANGE:
-                merged = {ranges[x] for x in op.inputs}
-                ranges[op.output] = ranges[op.inputs[0]]
-                ranges |= {
-                    x: ranges[op.output] for x, y in ranges.items() if y in merged
-                }
         self.ops = parted
+
+    def _part_ranges(self) -> None:
+        """Puts an affine that changes nothing behind what meets another range.
+
+        Softmax, sigmoid, tanh and hard sigmoid have theirs by definition. From one to
+        the other the converter goes as well, in steps that XNNPACK has 8 bits of.
+        """
+        ranges = self._ranges()
+        parted: dict[int, int] = {}
+        ops: list[Op] = []
+        for op in self.ops:
+            if op.kind in ONE_RANGE:
+                op.inputs = [parted.get(x, x) for x in op.inputs]
+            ops.append(op)
+            if op.fixed is not None and len(ranges[op.output]) > 1:
+                ops.append(self._same(f"{op.name}_out", op.output))
+                parted[op.output] = ops[-1].output
+        self.ops = ops
+
+    def _ranges(self) -> dict[int, frozenset[Any]]:
+        """Returns for each tensor what its range is of.
+
+        Ranges that operations have by definition; else the numbers of tensors, but of
+        inputs "given", as they can be given one.
+        """
+        own: dict[int, Any] = dict.fromkeys(self.inputs, "given")
+        measured = {x: frozenset([x]) for x in self.inputs}
+        kinds: dict[int, str] = {}
+        for op in self.ops:
+            clip = op.kind == "relu" and kinds.get(op.inputs[0]) in ONE_RANGE
+            kinds[op.output] = "clip" if clip else op.kind
+            own[op.output] = op.fixed or op.output
+            found = frozenset([op.output])
+            if kinds[op.output] in ONE_RANGE:
+                shared = [measured[x] for x in op.inputs]
+                found = frozenset().union(*shared)
+                measured = {x: found if y in shared else y for x, y in measured.items()}
+            measured[op.output] = found
+        return {x: frozenset(own[y] for y in found) for x, found in measured.items()}
+
+    def _same(self, name: str, x: int) -> Op:
+        """Returns an affine that changes nothing."""
+        return Op("affine", name, [x], self._tensor(self._shapes[x]), None)
 
     def _lead_relus(self) -> None:
         """Puts an affine that changes nothing before some ReLUs.
@@ -507,9 +542,8 @@ class IntegerGraph:
         led: list[Op] = []
         for op in self.ops:
             if op.kind == "relu" and self._is_alone(op, makers.get(op.inputs[0])):
-                same = self._tensor(self._shapes[op.output])
-                led.append(Op("affine", f"{op.name}_in", op.inputs, same, None))
-                op.inputs = [same]
+                led.append(self._same(f"{op.name}_in", op.inputs[0]))
+                op.inputs = [led[-1].output]
             led.append(op)
         self.ops = led
 

@@ -35,9 +35,6 @@ class RoundedModel:
         recipe: The bits to round to.
         ranges: Of each input the range that is known, or None.
         learned: Whether ranges and steps that are not known are trained.
-
-    Raises:
-        ValueError: If an activation with a range of its own would have to share it.
     """
 
     def __init__(
@@ -92,42 +89,9 @@ class RoundedModel:
             if op.kind in ONE_RANGE:
                 merged = {group[x] for x in (*op.inputs, op.output)}
                 group.update({x: min(merged) for x in group if group[x] in merged})
-        self._fix_ranges(group)
-        return group
-
-    def _fix_ranges(self, group: Mapping[int, int]) -> None:
-        """Fixes the ranges that operations have of their own."""
-        joined = self._joined()
-        ranges: dict[int, set[Range | None]] = collections.defaultdict(set)
-        for x in self._graph.inputs:
-            ranges[group[x]].add(None)
-        for op in self._graph.ops:
-            if op.kind not in ONE_RANGE:
-                ranges[group[op.output]].add(op.fixed)
-        for op in self._graph.ops:
-            if op.fixed is None or op.output in self._unrounded:
-                continue
-            own = op.kind == "kernel" or self._recipe.activation_bits == 16
-            if op.output not in joined or (own and len(ranges[group[op.output]]) == 1):
+            elif op.fixed is not None and op.output not in self._unrounded:
                 self._fixed[op.output] = op.fixed
-            elif own:
-                # An image that is made of other axes has a name of its own.
-                name = op.layer.name if op.kind == "kernel" else op.name
-                raise ValueError(
-                    "A hard sigmoid has a range of its own, and with 16-bit "
-                    "activations so have softmax, sigmoid and tanh. Received: layer "
-                    f"{name!r}, whose output meets other ranges in a concatenation "
-                    "or a maximum, which have one. Use a sigmoid and recipe='int8', "
-                    "or a convolution between the two."
-                )
-
-    def _joined(self) -> set[int]:
-        """Returns the tensors that must share their range with another's values."""
-        joined: set[int] = set()
-        for op in self._graph.ops[::-1]:
-            if op.kind in ONE_RANGE and (len(op.inputs) > 1 or op.output in joined):
-                joined.update(op.inputs)
-        return joined
+        return group
 
     def _measured_tensors(self) -> dict[int, list[int]]:
         """Returns for each group the tensors whose values make its range."""
