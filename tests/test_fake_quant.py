@@ -62,6 +62,9 @@ def test_between_two_levels_it_goes_up_or_away_from_the_integer_zero():
     layer = FakeQuant(sites=0, fixed_range=(-64.0, 191.0))
     x = np.array([-2.5, 10.5, 63.5, 64.5, 80.5])
     assert layer(x).numpy().tolist() == [-2.0, 11.0, 64.0, 65.0, 81.0]
+    almost = x - 1e-4  # as float arithmetic has a mean of levels
+    assert layer(almost).numpy().tolist() == [-3.0, 10.0, 63.0, 64.0, 80.0]
+    assert layer(almost, half_up=True).numpy().tolist() == layer(x).numpy().tolist()
     away = layer(x, half_away=True).numpy().tolist()
     assert away == [-3.0, 10.0, 63.0, 65.0, 81.0]
 
@@ -180,7 +183,7 @@ def test_sites_share_the_union_of_their_ranges():
 
 def test_symbolic_tensors_are_like_those_it_returns():
     quantizer, x = FakeQuant(sites=0, fixed_range=(0, 1)), np.ones((2, 3), "int32")
-    for arguments in ({}, {"step": True}, {"half_away": True}):
+    for arguments in ({}, {"step": True}, {"half_away": True}, {"half_up": True}):
         symbolic = quantizer(
             keras.Input(batch_shape=(2, 3), dtype="int32"), **arguments
         )

@@ -526,6 +526,24 @@ def test_sums_of_4_bits_are_rounded_as_their_kernel_does(groups, tmp_path) -> No
     assert np.mean(off > 0.5) < 1e-3
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_bilinear_sizes_take_ties_as_their_kernels_do(recipe, tmp_path) -> None:
+    # The mean of four is half-way between two levels as often as not, and whether float
+    # arithmetic has it so hangs on the step.
+    inputs = [keras.Input(IMAGE) for _ in range(3)]
+    x = [
+        np.random.default_rng(k).normal(0, 1.5, (64, *IMAGE)).astype("float32")
+        for k in range(3)
+    ]
+    sizes = [layers.Resizing(4, 4), layers.UpSampling2D(interpolation="bilinear")]
+    outputs = [size(tensor) for tensor in inputs for size in sizes]
+    qat = quantize_aware(keras.Model(inputs, outputs), recipe)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    for y, (values, scale, _) in zip(qat(x), run_lite(content, *x)[0], strict=True):
+        assert np.mean(np.abs(values - y) > scale / 2) < 1e-3
+
+
 def one_of(layer, shape=IMAGE, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), layer])
 

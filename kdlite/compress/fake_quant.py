@@ -72,6 +72,7 @@ class FakeQuant(keras.layers.Layer):
         step: Whether to return how wide a step is, a number, in place of the values.
         half_away: Whether values between two levels go away from the integer 0, as
             TFLite's average pooling has it, and not up.
+        half_up: Whether what is between two levels but for float arithmetic goes up.
         training: Whether to measure.
 
     Raises:
@@ -160,6 +161,7 @@ class FakeQuant(keras.layers.Layer):
         site: int | None = 0,
         step: bool = False,
         half_away: bool = False,
+        half_up: bool = False,
         training: bool | None = None,
     ) -> Tensor:
         """Rounds `inputs`."""
@@ -170,9 +172,9 @@ class FakeQuant(keras.layers.Layer):
         if measured:
             self._measure(inputs, site)
         lowest, highest = self._range()
-        if half_away:
+        if half_away or half_up:
             middle = lowest + 2.0 ** (self.bits - 1) * self._step()
-            away = ops.sign(inputs - ops.stop_gradient(middle))
+            away = ops.sign(inputs - ops.stop_gradient(middle)) if half_away else 1.0
             tie = _TIE_OF_16_BITS if self.bits == _SYMMETRIC_BITS else _TIE
             inputs = inputs + tie * self._step() * away
         if self.bits == _SYMMETRIC_BITS and not self.for_converter:

@@ -34,7 +34,7 @@ Tensor = Any
 # Of weights and activations: what TFLite has kernels for.
 _BITS = ((8, 8), (8, 16), (4, 8))
 _RANGES = ("ema", "learned")
-_FOLLOWING = ("input_step", "input_steps", "output_step", "half_away")
+_FOLLOWING = ("input_step", "input_steps", "output_step", "half_away", "half_up")
 
 
 def quantize_aware(

@@ -22,6 +22,7 @@ Tensor = Any
 # training forgets the ranges of its first batch.
 _MOMENTUM = 0.95
 _AVERAGES = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
+_RESIZING = (keras.layers.UpSampling2D, keras.layers.Resizing)
 # Softmax and sigmoid: a loss must not see a probability rounded to zero.
 _HEAD = "head"
 _STEP_OF_TABLES = 2.0**-15
@@ -172,6 +173,10 @@ class RoundedModel:
         following: dict[str, Any] = {}
         if isinstance(op.layer, _AVERAGES):
             following["half_away"] = True
+        elif isinstance(op.layer, _RESIZING):
+            # XNNPACK has it so in 8 bits; of 16 there are TFLite's own kernels alone.
+            wide = self._recipe.activation_bits == 16
+            following["half_away" if wide else "half_up"] = True
         return self._round(op.output, outputs, op.name, **following)
 
     def _call_float(self, op: Op, values: Mapping[int, Tensor]) -> Tensor:
