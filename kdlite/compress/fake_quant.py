@@ -23,6 +23,11 @@ _DEAD_RANGE = 1e-5
 _TIE = 1e-3
 # With 16 bits float32 has no less.
 _TIE_OF_16_BITS = 2.0**-7
+# TFLite has tanh and sigmoid of inputs in -8..8 and -16..16, or so near to it, by
+# another kernel that is further off, as it can shift them. No range is one of these.
+_SHIFTED = (3, 4)
+_NEAR = 2e-3
+_BEYOND = np.float32(1.004)
 # TFLite's int16 has its zero in the middle.
 _SYMMETRIC_BITS = 16
 
@@ -261,6 +266,9 @@ class FakeQuant(keras.layers.Layer):
         if self.bits == _SYMMETRIC_BITS:
             more = 2.0 ** (self.bits - 1) / (2.0 ** (self.bits - 1) - 1.0)
             highest = math.maximum(highest, -lowest * (1.0 / more))
+            for power in _SHIFTED:
+                near = math.abs(math.log2(highest) - power) < _NEAR
+                highest = highest * math.where(near, _BEYOND, np.float32(1.0))
             lowest = -highest * more
         return lowest, highest
 

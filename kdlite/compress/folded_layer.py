@@ -28,8 +28,8 @@ KERNELS = (*_CONVOLUTIONS, *_DEPTHWISE, *_TRANSPOSED, keras.layers.Dense)
 # Those that have 8 bits where others have 4: TFLite's operations take no fewer, or its
 # reference kernels do not.
 EIGHT_BITS = (*_DEPTHWISE, *_TRANSPOSED)
-# Integer 0 of any bias. One of zeros the converter takes out of a transposed
-# convolution, and leaves a ReLU behind that to floats.
+# Integer 0 of any bias. One of zeros the converter takes out: then it leaves a ReLU
+# behind a transposed convolution to floats.
 _ALMOST_ZERO = np.float32(1e-30)
 
 
@@ -243,11 +243,8 @@ class FoldedLayer(keras.layers.Layer):
         sums = self._apply(levels, weights) * ops.sign(factor) + bias
         scale = steps / wide(output_step)
         if isinstance(self.layer, keras.layers.Dense):
-            # It keeps all bits of the scale, since after TFLite 2.16. Without a bias,
-            # as the converter leaves zeros out, the sum has 32 bits, and two roundings.
-            power = ops.power(wide(2.0), ops.floor(ops.log2(scale)) + 1.0)
-            once = ops.floor(sums * scale / power + 0.5) * power
-            scaled = ops.where(ops.any(bias != 0.0), sums * scale, once)
+            # It keeps all bits of the scale, since after TFLite 2.16.
+            scaled = sums * scale
         else:
             scaled = sums * scale * _in_15_bits(scale)
         outputs = ops.floor(scaled + 0.5)
@@ -355,13 +352,14 @@ class FoldedLayer(keras.layers.Layer):
             bias = bias + read(norm.beta)
         return factor, bias
 
-    def dead_channels(self) -> list[int]:
-        """Returns the channels that are constant: without a weight, but with a bias."""
+    def cut_channels(self, input_step: float) -> list[int]:
+        """Returns the channels whose bias has more than 32 bits, in the sum's steps."""
         kernel, bias = self.folded()
         largest = np.abs(kernel).max(axis=self._reduced_axes()).reshape(-1)
-        return np.flatnonzero((largest == 0.0) & (bias != 0.0)).tolist()
+        steps = largest / _highest(self.bits) * input_step
+        return np.flatnonzero(np.abs(bias) > (2.0**31 - 1) * steps).tolist()
 
-    def plain(self) -> tuple[keras.Layer, list[np.ndarray]]:
+    def plain(self, activation_bits: int = 8) -> tuple[keras.Layer, list[np.ndarray]]:
         """Returns the one layer this becomes at export, and its weights."""
         kernel, bias = self.folded()
         if self.bits == 4 and isinstance(self.layer, keras.layers.Dense):
@@ -370,7 +368,9 @@ class FoldedLayer(keras.layers.Layer):
         config = {**self.layer.get_config(), "name": self.name, "use_bias": True}
         dense = isinstance(self.layer, keras.layers.Dense)
         made = RowDense if dense else type(self.layer)
-        if isinstance(self.layer, _TRANSPOSED) and not np.any(bias):
+        # Without a bias a dense layer of 16 bits has sums of 32 bits, which overflow.
+        kept = dense and activation_bits > 8
+        if (kept or isinstance(self.layer, _TRANSPOSED)) and not np.any(bias):
             bias = bias + _ALMOST_ZERO
         copy = made.from_config(config)
         if bias.size == 1 and isinstance(self.layer, _OF_ROWS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -359,6 +360,13 @@ def _problem_of_16_bits(layer: Any) -> str | None:
             "pad_to_aspect_ratio=True and 16-bit activations, of which TFLite does not "
             "put in what is padded. Pad with ZeroPadding2D before it"
         )
+    if KINDS.get(type(layer)) == "mean":
+        places = math.prod(size or 1 for size in layer.input.shape[1:-1])
+        if places * (2**15 - 1) >= 2**31:
+            return (
+                f"16-bit activations at {places:,} places, whose sum is beyond the 32 "
+                "bits that TFLite has for it. Use AveragePooling before it"
+            )
     if isinstance(layer, layers.UpSampling2D | layers.Resizing):
         before, after = (tensor.shape[1:3] for tensor in (layer.input, layer.output))
         if None in before or None in after:

@@ -26,7 +26,7 @@ from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
 from kdlite.compress.stand_ins import stand_in
-from kdlite.compress.wide_operations import In16Bits
+from kdlite.compress.wide_operations import In16Bits, table_name, widest_step
 from kdlite.copies import cloned
 
 Tensor = Any
@@ -286,8 +286,8 @@ def for_export(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If the model is not quantization-aware, a range was never measured
-            because it was not trained, or with 16-bit activations a channel has a bias
-            and no weight.
+            because it was not trained, or with 16-bit activations a bias or the inputs
+            of a table are too large for TFLite's kernel.
     """
     _require_quantize_aware(model)
     unset = [
@@ -304,7 +304,7 @@ def for_export(model: keras.Model) -> keras.Model:
     weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
     bits = trained_bits(model)[1]
     if bits == 16:
-        _require_weights(model)
+        _require_kernels(model)
 
     def plain(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, FakeQuant):
@@ -312,7 +312,7 @@ def for_export(model: keras.Model) -> keras.Model:
         if standing := stand_in(layer, bits):
             return standing
         if isinstance(layer, FoldedLayer):
-            copy, values = layer.plain()
+            copy, values = layer.plain(bits)
         elif isinstance(layer, (InFloat, In16Bits)):
             copy, values = clone(layer.layer, name=layer.name), layer.get_weights()
         else:
@@ -353,20 +353,44 @@ def _require_quantize_aware(model: keras.Model) -> None:
         )
 
 
-def _require_weights(model: keras.Model) -> None:
-    """Raises ValueError for channels whose bias the converter would cut off.
-
-    It gives them steps of almost nothing, and the bias 32 bits of these.
-    """
+def _require_kernels(model: keras.Model) -> None:
+    """Raises ValueError for what the kernels of 16 bits would cut off."""
     for layer in model._flatten_layers():
-        if isinstance(layer, FoldedLayer) and (dead := layer.dead_channels()):
+        if isinstance(layer, FoldedLayer):
             name = layer.layer.name
-            raise ValueError(
-                "With 16-bit activations each channel that has a bias must have a "
-                f"weight that is not 0. Received: channels {dead[:8]} of layer "
-                f"{name!r}. Take them out, leave the layer in float, "
-                f"overrides={{{name!r}: 'float32'}}, or use recipe='int8'."
-            )
+            for step in _input_steps(layer):
+                if channels := layer.cut_channels(step):
+                    raise ValueError(
+                        "With 16-bit activations a bias has 32 bits, in steps of the "
+                        "weights times those of the input. Received: channels "
+                        f"{channels[:8]} of layer {name!r}, with weights that are too "
+                        "small beside it, or 0. Take them out, train towards a mean of "
+                        "0 and add that behind the model, leave the layer in float, "
+                        f"overrides={{{name!r}: 'float32'}}, or use recipe='int8'."
+                    )
+        elif isinstance(layer, In16Bits) and (widest := widest_step(layer.layer)):
+            for step in _input_steps(layer):
+                if step > widest:
+                    limit = f"{widest * 2**15:,.0f}"
+                    raise ValueError(
+                        f"With 16-bit activations a {table_name(layer.layer)} takes "
+                        f"inputs within -{limit}..{limit}. Received: layer "
+                        f"{layer.name.removesuffix('_float')!r} with inputs as far as "
+                        f"{step * 2**15:,.0f}. Scale them down, leave the layer in "
+                        "float with overrides, or use recipe='int8'."
+                    )
+
+
+def _input_steps(layer: keras.Layer) -> list[float]:
+    """Returns how wide a step is of the inputs of each call of a layer."""
+    quantizers = []
+    for node in layer._inbound_nodes:
+        given = node.arguments.kwargs
+        steps = given.get("input_steps") or [given.get("input_step")]
+        quantizers += [s._keras_history.operation for s in steps if s is not None]
+    return [
+        float(quantizer(keras.ops.zeros(()), step=True)) for quantizer in quantizers
+    ]
 
 
 def _input_ranges(

@@ -100,6 +100,8 @@ class In16Bits(layers.Wrapper):
         inside, levels, steps = True, [], []
         for x, step in zip(values, input_steps, strict=True):
             level = ops.round(x / step)
+            # What is not a number stays so, and says nothing of the others.
+            level = ops.where(ops.isnan(level), 0.0, level)
             inside = ops.logical_and(inside, ops.all(ops.abs(level) <= 2.0**15))
             level = ops.clip(level, -(2**15), _HIGHEST_LEVEL)
             levels.append(ops.cast(level, "int64"))
@@ -145,6 +147,27 @@ def table_name(layer: keras.Layer) -> str | None:
         name = getattr(layer.activation, "__name__", "")
         return name if name in _TABLES else None
     return None
+
+
+def widest_step(layer: keras.Layer) -> float | None:
+    """Returns how wide a step the table of a layer takes at most.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        A number; None of a layer without a table. In wider steps TFLite's kernel goes
+        beyond 32 bits.
+
+    Example:
+        >>> widest_step(keras.layers.Softmax()) * 2**15 > 80_000
+        True
+    """
+    name = table_name(layer)
+    if name == "softmax":
+        # Differences of 16 bits are shifted by 14 at most.
+        return 2**14 * -_LOWEST / (2**16 - 1)
+    return None if name is None else 2**16 / (_ENTRIES_OF_ONE * 2**9)
 
 
 def has_operation(layer: Any) -> bool:
@@ -218,7 +241,7 @@ def _between(places: Tensor, bits: int, highest: int) -> Tensor:
     """Goes straight between entries of the sigmoid, 1 being 2^(16 + bits)."""
     entry = ops.right_shift(places, bits)
     part = places - ops.left_shift(entry, bits)
-    before = ops.minimum(entry, _LAST - 1)
+    before = ops.clip(entry, 0, _LAST - 1)
     low, high = ops.take(_SIGMOID, before), ops.take(_SIGMOID, before + 1)
     found = ops.left_shift(low, bits) + part * (high - low)
     return ops.where(entry >= _LAST, highest, found)
@@ -228,7 +251,8 @@ def _looked_up(levels: Tensor, table: np.ndarray) -> Tensor:
     """Goes straight between entries of one of the tables for all 16 bits."""
     entry = ops.right_shift(levels, 7)
     part = levels - ops.left_shift(entry, 7)
-    before = entry + _STRETCHES // 2
+    # Sums of what is far too wide are beyond it, as with the kernel.
+    before = ops.clip(entry + _STRETCHES // 2, 0, _STRETCHES - 1)
     low, high = ops.take(table, before), ops.take(table, before + 1)
     return low + ops.right_shift((high - low) * part + 64, 7)
 
