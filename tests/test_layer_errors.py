@@ -11,6 +11,8 @@ import tensorflow as tf
 from converting import converted
 from keras import layers
 
+import kdlite
+from kdlite.lite import serving
 from kdlite.lite.layer_errors import layer_errors, noisiest
 
 
@@ -73,3 +75,75 @@ def test_a_file_that_rounds_nothing_adds_nothing(floats) -> None:
     samples = {"x": np.ones((3, 6), "float32")}
     errors = layer_errors(floats, floats, samples, spread_out())
     assert all(error.noise == error.added == 0 for error in errors)
+
+
+def gated() -> keras.Model:
+    """A net whose layers become several, are parts of others, or are called twice."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv")(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    block = keras.Model(inputs, layers.ReLU(name="relu")(x), name="block")
+    inputs = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(2, 1, activation="silu", name="gate")(inputs)
+    x = layers.Average(name="mean")([block(x), block(inputs)])
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    probabilities = layers.Dense(3, activation="softmax", name="classes")(x)
+    return keras.Model(inputs, [probabilities, layers.Dense(2, name="box")(x)])
+
+
+def doubled(name: str):
+    """Exports other weights than were trained: twice those of one channel."""
+    real = serving.for_export
+
+    def wrong(model: keras.Model) -> keras.Model:
+        exported = real(model)
+        layer = exported.get_layer(name)
+        kernel, bias = layer.get_weights()
+        kernel[..., 0] *= 2
+        layer.set_weights([kernel, bias])
+        return exported
+
+    return wrong
+
+
+NORM, GATE, BOX = (
+    ("norm", "norm", ["norm", "conv"]),
+    ("gate_linear", "gate", ["gate"]),
+    ("box_float", "box", ["box"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "wrong", "layer", "kept"),
+    [
+        ("int8", {}, *NORM),
+        ("int16x8", {"io": "int16"}, *NORM),
+        ("int8", {"io": "int8", "batch_size": 3}, *GATE),
+        ("int16x8", {}, *GATE),
+        ("int8", {"io": "uint8"}, *BOX),
+        ("int4", {}, *BOX),
+    ],
+)
+def test_a_quantization_aware_model_says_which_layer_its_file_has_otherwise(
+    recipe, options, wrong, layer, kept, monkeypatch, rng, tmp_path
+) -> None:
+    x = rng.normal(0, 1, (40, 6, 6, 2)).astype("float32")
+    qat = kdlite.quantize_aware(gated(), recipe)
+    qat(x, training=True)
+    monkeypatch.setattr(serving, "for_export", doubled(wrong))
+    with pytest.raises(kdlite.VerificationError) as raised:
+        kdlite.export(qat, tmp_path / "f.tflite", recipe, verify_data=x, **options)
+    first = next(error for error in raised.value.layers if error.enters)
+    assert first.layer == layer and first.steps > 1 > first.steps_before
+    overrides = dict.fromkeys(kept, "float32")
+    text = str(raised.value)
+    assert f"More than a step enters in {layer}. Leave it in float" in text
+    assert f"quantize_aware(student, ..., overrides={overrides!r}), and" in text
+    assert ("or use recipe='int8'" in text) == (recipe != "int8")
+    assert f"\n  {layer} (" in text and f" {first.steps:.2f} steps" in text
+    # By names that the student has; what comes before is exact, and no part is named.
+    students = {"gate", "norm", "relu", "mean", "pool", "classes", "box", "conv"}
+    assert {error.layer for error in raised.value.layers} <= students
+    assert json.dumps([error.to_dict() for error in raised.value.layers])
+    assert kdlite.quantize_aware(gated(), recipe, overrides=overrides)

@@ -1,13 +1,13 @@
 """Where the error of a quantized file enters, operation by operation.
 
-The file and its twin in float32 run on the same samples, with every tensor kept. What
-an operation's result is off by, less what its inputs were off by already, is what it
-adds.
+The file and its twin in float32, or the quantization-aware model that it comes from,
+run on the same samples, with every tensor kept. What an operation's result is off by,
+less what its inputs were off by already, is what it adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +16,16 @@ import numpy as np
 
 from kdlite.lite.layer_names import layers_of
 from kdlite.lite.runtime import TFLiteModel
+from kdlite.lite.serving import ServingModel
+from kdlite.lite.tflite_file import Op
 
 Array = np.ndarray[Any, Any]
+# By operation the layers that it comes from, the last first, and its right result.
+_Twin = Callable[[Op, Array], tuple[tuple[str, ...], Array | None]]
 
 _SAMPLES = 16
+# Roundings on the other side make less of it, all together.
+_A_STEP = 1.0
 _EDGES = ("QUANTIZE", "DEQUANTIZE")
 
 
@@ -32,8 +38,11 @@ class LayerError:
         op: The operation.
         noise: The mean square of the error, over the variance of the result.
         added: The part of `noise` that its inputs did not have.
-        reads: The layers that its inputs come from: where an operation is to be exact,
-            so must be what it reads.
+        reads: Other layers that it takes to make it exact: those that its inputs come
+            from, of a quantization-aware model those that are one operation with it.
+        steps: Of a quantization-aware model, which rounds as its file does, the error
+            in steps of the result (root mean square); None where it has none.
+        steps_before: The most that one of its inputs was off by.
     """
 
     layer: str
@@ -41,6 +50,13 @@ class LayerError:
     noise: float
     added: float
     reads: tuple[str, ...] = ()
+    steps: float | None = None
+    steps_before: float = 0.0
+
+    @property
+    def enters(self) -> bool:
+        """Whether more than a step is wrong here, and nowhere before."""
+        return (self.steps or 0.0) > _A_STEP >= self.steps_before
 
     @property
     def snr_db(self) -> float:
@@ -52,10 +68,11 @@ class LayerError:
         return {**asdict(self), "reads": list(self.reads), "snr_db": self.snr_db}
 
     def __str__(self) -> str:
-        return (
-            f"{self.layer or '?'} ({self.op}): {self.snr_db:.1f} dB, "
-            f"{self.added:.2%} noise added"
-        )
+        text = f"{self.layer or '?'} ({self.op}): "
+        if self.steps is not None:
+            text += f"off by {self.steps:.2f} steps, its inputs by "
+            return text + f"{self.steps_before:.2f}"
+        return text + f"{self.snr_db:.1f} dB, {self.added:.2%} noise added"
 
 
 def layer_errors(
@@ -80,7 +97,7 @@ def layer_errors(
     few = {name: array[:_SAMPLES] for name, array in samples.items()}
     file = TFLiteModel(blob, kernels="built-in", keep_tensors=True)
     twin = TFLiteModel(floats, kernels="built-in", keep_tensors=True)
-    told, wanted = file.tensors(few), twin.tensors(few)
+    wanted = twin.tensors(few)
     of_output = {tensor.name: tensor.index for tensor in twin.outputs}
     place = {tensor.name: tensor.index for tensor in twin.content.tensors}
     # The last tensor of the twin has another name where the file goes on to an edge.
@@ -90,36 +107,107 @@ def layer_errors(
         if tensor.name in of_output
     }
     by_op = layers_of(file.content, model)
+
+    def of_twin(op: Op, here: Array) -> tuple[tuple[str, ...], Array | None]:
+        there = place.get(file.content.tensors[op.outputs[0]].name)
+        result = wanted.get(there) if there is not None else None
+        fits = result is not None and here.shape == result.shape
+        return by_op[op][:1], result if fits else None
+
+    return _errors(file, file.tensors(few), of_twin)
+
+
+def trained_layer_errors(
+    blob: bytes, samples: Mapping[str, Array], serving: ServingModel
+) -> tuple[LayerError, ...]:
+    """Measures in steps how far a file is from the model that was trained to be it.
+
+    Args:
+        blob: The file.
+        samples: By input name `(samples, ...)`; the first few are used.
+        serving: The quantization-aware model that it comes from.
+
+    Returns:
+        One entry for each operation whose result the model has too, in the order that
+        they run, by the names that the student's layers have.
+
+    Example:
+        ``next(e.layer for e in trained_layer_errors(blob, x, serving) if e.enters)``
+    """
+    file = TFLiteModel(blob, kernels="built-in", keep_tensors=True)
+    batch = max(1, *file.inputs[0].shape[:1])
+    count = min(_SAMPLES, len(next(iter(samples.values()))))
+    # Whole batches, as the file's tensors are.
+    rows = np.minimum(np.arange(-(-count // batch) * batch), count - 1)
+    few = {name: array[rows] for name, array in samples.items()}
+    results = serving.layer_results(few)
+    by_op = layers_of(file.content, serving.model)
+
+    def of_model(op: Op, here: Array) -> tuple[tuple[str, ...], Array | None]:
+        # Of layers that are one operation, and calls of one layer, the nearest.
+        fitting = [
+            (result.layers, result.values.reshape(here.shape))
+            for result in results
+            if result.path in by_op[op] and result.values.size == here.size
+        ]
+        nearest = min(fitting, key=lambda pair: _error(here, pair[1]), default=None)
+        return nearest or ((), None)
+
+    return _errors(file, file.tensors(few), of_model, trained=True)
+
+
+def _errors(
+    file: TFLiteModel,
+    told: Mapping[int, Array],
+    twin: _Twin,
+    trained: bool = False,
+) -> tuple[LayerError, ...]:
     noise: dict[int, float] = {}
+    steps: dict[int, float] = {}
     layer_of: dict[int, str] = {}
     found = []
     for op in file.content.ops:
         if op.subgraph or not op.outputs:
             continue
-        layer = next(iter(by_op[op]), "")
+        index = op.outputs[0]
+        here = told.get(index)
+        layers, result = twin(op, here) if here is not None else ((), None)
+        layer = next(iter(layers), "")
         reads = tuple(dict.fromkeys(layer_of[i] for i in op.inputs if i in layer_of))
         if op.name in _EDGES and reads:
             layer = reads[0]
         if layer:
-            layer_of[op.outputs[0]] = layer
-        inputs = [noise.get(index, 0.0) for index in op.inputs]
-        before = max(inputs, default=0.0)
-        index = op.outputs[0]
-        there = place.get(file.content.tensors[index].name)
-        result = wanted.get(there) if there is not None else None
-        if result is None or index not in told or told[index].shape != result.shape:
-            noise[index] = before
+            layer_of[index] = layer
+        before = max((noise.get(i, 0.0) for i in op.inputs), default=0.0)
+        steps_before = max((steps.get(i, 0.0) for i in op.inputs), default=0.0)
+        noise[index], steps[index] = before, steps_before
+        if here is None or result is None:
             continue
-        # In floats, as comparisons give booleans and indices wrap around.
-        here, result = told[index].astype(float), result.astype(float)
-        variance = float(np.var(result)) or 1e-12
-        error = float(np.mean((here - result) ** 2))
+        variance = float(np.var(result.astype(float))) or 1e-12
+        error = _error(here, result)
         noise[index] = error / variance
+        scale = file.content.tensors[index].scale if trained else None
+        if scale:
+            steps[index] = error**0.5 / scale
         if op.name not in _EDGES:
-            added = max(0.0, noise[index] - before)
-            others = tuple(name for name in reads if name != layer)
-            found.append(LayerError(layer, op.name, noise[index], added, others))
+            others = layers[1:] if trained else reads
+            found.append(
+                LayerError(
+                    layer,
+                    op.name,
+                    noise[index],
+                    added=max(0.0, noise[index] - before),
+                    reads=tuple(name for name in others if name != layer),
+                    steps=steps[index] if scale else None,
+                    steps_before=steps_before,
+                )
+            )
     return tuple(found)
+
+
+def _error(here: Array, result: Array) -> float:
+    # In floats, as comparisons give booleans and indices wrap around.
+    return float(np.mean((here.astype(float) - result.astype(float)) ** 2))
 
 
 def noisiest(errors: Sequence[LayerError], least: float = 0.0) -> list[str]:

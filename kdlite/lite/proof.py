@@ -36,7 +36,12 @@ from kdlite.lite.calibration import (
 )
 from kdlite.lite.conversion import Conversion, Settings
 from kdlite.lite.labels import Labels, check_counts, check_texts, class_count
-from kdlite.lite.layer_errors import LayerError, layer_errors, noisiest
+from kdlite.lite.layer_errors import (
+    LayerError,
+    layer_errors,
+    noisiest,
+    trained_layer_errors,
+)
 from kdlite.lite.layer_names import check_layer_names, layers_of, places
 from kdlite.lite.mixed import smallest_set
 from kdlite.lite.op_versions import needed_runtime
@@ -273,7 +278,9 @@ class Proof:
             if not wrong:
                 return made
             errors: tuple[LayerError, ...] = ()
-            if self._settings.recipe.quantized and not self.trained:
+            if self.trained:
+                errors = trained_layer_errors(made.blob, self._compared, self.serving)
+            elif self._settings.recipe.quantized:
                 errors = layer_errors(
                     made.blob, conversion.floats(), self._compared, self.serving.model
                 )

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
+from kdlite.compress.rounded_results import Result, rounded_results
 from kdlite.compress.sums import astray, own_sum
 from kdlite.copies import cloned, layer_again, settle
 from kdlite.lite._converter import ConversionError
@@ -145,20 +146,28 @@ class ServingModel(keras.Model):
 
     def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
         """Normalises the inputs and runs the model in inference mode."""
+        flat = self._inside(inputs)
+        structure = flat[0]
+        if getattr(self.model, "inputs", None):
+            structure = keras.tree.pack_sequence_as(_inputs_of(self.model), flat)
+        return _by_name(self.model, self.model(structure, training=False))
+
+    def _inside(self, inputs: Tensor) -> list[Tensor]:
+        """Returns what the model inside is called on."""
         if isinstance(inputs, Mapping):
             inputs = [inputs[spec.name] for spec in self.input_specs]
         elif not isinstance(inputs, (list, tuple)):
             inputs = [inputs]
-        flat = [
+        return [
             self._normalised(
                 spec.name, keras.ops.convert_to_tensor(x, dtype=spec.dtype)
             )
             for spec, x in zip(self.input_specs, inputs, strict=True)
         ]
-        structure = flat[0]
-        if getattr(self.model, "inputs", None):
-            structure = keras.tree.pack_sequence_as(_inputs_of(self.model), flat)
-        return _by_name(self.model, self.model(structure, training=False))
+
+    def layer_results(self, inputs: Tensor) -> list[Result]:
+        """Returns what each layer of a quantization-aware model gives, by its name."""
+        return rounded_results(self.model, self._inside(inputs))
 
     def _normalised(self, name: str, x: Tensor) -> Tensor:
         rounding = self._rounding.get(name, [])

@@ -47,14 +47,32 @@ class VerificationError(RuntimeError):
             f"where {'; '.join(self.problems)}. Look at the layers and at the data "
             f"that ranges were found with. The comparison:\n{report}"
         )
-        if worst := noisiest(layers, _MUCH)[:_MOST_LAYERS]:
-            kept = dict.fromkeys(worst, "float32")
-            text += (
-                f"\nMost of the error enters in {worst[0]}. Keep exact what adds much, "
-                f"and what that reads, overrides={kept!r}, or let auto_mixed=True "
-                "choose. The layers:\n" + "\n".join(f"  {error}" for error in layers)
-            )
+        if layers:
+            text += f"\n{_advice(report, layers)} The layers:\n"
+            text += "\n".join(f"  {error}" for error in layers)
         super().__init__(text)
+
+
+def _advice(report: VerificationReport, layers: Sequence[LayerError]) -> str:
+    """Says where the error enters, and what to do about it."""
+    trained = [t.recipe for t in report.tolerances if t.trained]
+    entering = [error for error in layers if error.enters and error.layer]
+    worst = noisiest(entering or layers, 0.0 if entering else _MUCH)[:_MOST_LAYERS]
+    if not worst:
+        return "No layer is known to add an error."
+    kept = dict.fromkeys(worst, "float32")
+    if not trained:
+        return (
+            f"Most of the error enters in {worst[0]}. Keep exact what adds much, and "
+            f"what that reads, overrides={kept!r}, or let auto_mixed=True choose."
+        )
+    first = entering[0].layer if entering else worst[0]
+    other = "" if trained[0].name == "int8" else ", or use recipe='int8'"
+    return (
+        ("More than a step" if entering else "Most of the error")
+        + f" enters in {first}. Leave it in float, quantize_aware(student, ..., "
+        f"overrides={kept!r}), and train anew{other}."
+    )
 
 
 @dataclass(frozen=True)
