@@ -477,6 +477,22 @@ POSITIONS = {
             [flat(ops.sigmoid(y)) for y in (x, layers.Conv2D(4, 1)(x))]
         ),
     ),
+    # Their ranges end where the ReLU6 does.
+    "sum_of_relu6": of_one(
+        SEQUENCE,
+        lambda x: (
+            relu6(layers.Conv1D(4, 1, kernel_initializer="ones")(x))
+            + relu6(layers.Conv1D(4, 3, padding="same")(x) * 9.0)
+        ),
+    ),
+    "product_of_relu6": of_one(
+        IMAGE,
+        lambda x: (
+            flat(relu6(layers.Conv2D(4, 1, kernel_initializer="ones")(x)))
+            * flat(relu6(layers.Conv2D(4, 3, padding="same")(x) * 9.0))
+        ),
+    ),
+    "mean_of_mean": of_one(VECTOR, lambda x: (lambda y: (y + y) / 2.0)((x + x) / 2.0)),
     "difference_to_pooling": of_one(
         IMAGE,
         lambda x: flat(x) - flat(layers.MaxPooling2D(3, 1, padding="same")(x)),

@@ -140,6 +140,7 @@ class IntegerGraph:
         self._lead_relus()
         self._replace_affine()
         self._find_clips()
+        self._widen_sums()
         self._check_shared()
 
     def sole_user(self, tensor: int) -> Op | None:
@@ -609,6 +610,25 @@ class IntegerGraph:
             if op.kind == "relu" and kinds.get(op.inputs[0]) in ONE_RANGE:
                 op.kind = "clip"
             kinds[op.output] = op.kind
+
+    def _widen_sums(self) -> None:
+        """Keeps sums of two tensors of known ranges from between two levels.
+
+        They would be there whenever the two differ by an odd number of levels.
+        """
+        known: set[int] = set()
+        for op in self.ops:
+            if op.fixed is not None or (op.kind == "relu" and op.layer.max_value):
+                known.add(op.output)
+            elif op.kind in ONE_RANGE and known.issuperset(op.inputs):
+                known.add(op.output)
+            if isinstance(op.layer, layers.Add | layers.Subtract) and (
+                known.issuperset(op.inputs)
+            ):
+                op.margin = _RESCALED_MARGIN
+                user = self.sole_user(op.output)
+                if user is not None and user.kind == "relu":
+                    user.margin = _RESCALED_MARGIN
 
     def _check_shared(self) -> None:
         """Raises ValueError where two calls of a layer fold in different ways."""

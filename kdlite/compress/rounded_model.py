@@ -23,6 +23,8 @@ Tensor = Any
 _MOMENTUM = 0.95
 _AVERAGES = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 _RESIZING = (keras.layers.UpSampling2D, keras.layers.Resizing)
+# Ranges that differ by it are none of the same float32.
+_APART = 2.0**-20
 # Softmax and sigmoid: a loss must not see a probability rounded to zero.
 _HEAD = "head"
 _STEP_OF_TABLES = 2.0**-15
@@ -62,6 +64,12 @@ class RoundedModel:
         self._unrounded = self._unrounded_tensors()
         self._group = self._range_groups()
         self._measured = self._measured_tensors()
+        self._met = {
+            self._group[x]
+            for op in graph.ops
+            if op.kind == "arithmetic"
+            for x in op.inputs
+        }
         # With 16 bits a concatenation is a sum of padded tensors.
         self._moving = {"pass", "concatenate", "largest"}
         if recipe.activation_bits == 16:
@@ -278,13 +286,20 @@ class RoundedModel:
                 ),
                 # Weights do not move the range of an input, so all of it counts.
                 momentum=None if only_inputs else _MOMENTUM,
-                margin=max(
-                    (op.margin for op in self._graph.ops if op.output in measured),
-                    default=0.0,
-                ),
+                margin=self._margin(group, measured, bool(fixed)),
                 name=self._name(f"{name}_fake_quant"),
             )
         return self._quantizers[group]
+
+    def _margin(self, group: int, measured: list[int], fixed: bool) -> float:
+        """Returns the fraction by which a range is widened."""
+        margin = max(
+            (op.margin for op in self._graph.ops if op.output in measured), default=0.0
+        )
+        # Two ranges that end where their ReLU6 does are alike, and the converter fails
+        # on their sum where both are reshaped.
+        apart = group in self._met and not fixed
+        return margin + _APART * (1 + len(self._quantizers)) * apart
 
     def _named(self, value: Tensor, name: str) -> Tensor:
         """Returns the output under its name, by which losses and exports find it."""
