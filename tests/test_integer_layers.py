@@ -769,9 +769,47 @@ def test_an_export_has_no_other_layers_in_float(tmp_path, rng) -> None:
     assert set(float_layers(qat)) == {"pool", "classes", "head"}
     calibrate(qat, x)
     result = export(qat, tmp_path / "m.tflite", "int8", verify_data=x)
-    # The converter takes an average of integers in integers.
     in_float = [op.name for op in result.ops if op.float_compute]
-    assert in_float == ["FULLY_CONNECTED", "SOFTMAX"]
+    assert in_float == ["NEG", "MUL", "MEAN", "FULLY_CONNECTED", "SOFTMAX"]
+
+
+class Doubled(layers.Layer):
+    def call(self, x):
+        return x * 2
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int16x8", "int4"])
+def test_any_layer_between_integers_stays_in_float(recipe, tmp_path, rng) -> None:
+    """Of what has a range the converter makes integers, or fails to."""
+    between = [
+        layers.ReLU(),
+        layers.LeakyReLU(),
+        *map(layers.Activation, ("tanh", "sigmoid", "silu", "hard_silu", "softmax")),
+        *(layers.Identity(), layers.Permute((2, 1, 3)), layers.Reshape((3, 12, 4))),
+        *(layers.MaxPooling2D(2), layers.AveragePooling2D(2), Doubled()),
+        *(layers.LayerNormalization(), layers.GroupNormalization(2)),
+        *(layers.Conv2D(4, 1, activation="tanh"), layers.Dense(4)),
+    ]
+    inputs = keras.Input((6, 6, 3), name="image")
+    outputs, left = [], {}
+    for number, layer in enumerate(between):
+        layer.name = f"left_{number}"
+        left[layer.name] = "float32"
+        x = layer(layers.Conv2D(4, 3, padding="same")(inputs))
+        outputs.append(layers.Conv2D(4, 2, name=f"end_{number}")(x))
+    x = rng.normal(0, 1, (64, 6, 6, 3)).astype("float32")
+    qat = quantize_aware(keras.Model(inputs, outputs), recipe, overrides=left)
+    assert set(float_layers(qat)) == set(left)
+    calibrate(qat, x)
+    result = export(qat, tmp_path / "m.tflite", recipe, verify_data=x)
+    for kernels in (result.verification, *result.verification.kernels):
+        for output in kernels.outputs:
+            assert output.within_one_step >= 0.99, (str(kernels), output.name)
+    kept = {op.name for op in result.ops if op.float_compute}
+    assert kept >= {
+        *("LEAKY_RELU", "TANH", "LOGISTIC", "HARD_SWISH", "SOFTMAX"),
+        *("MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "CONV_2D", "FULLY_CONNECTED"),
+    }
 
 
 def test_loops_stay_in_float_between_integers(tmp_path, rng) -> None:

@@ -25,7 +25,7 @@ from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
-from kdlite.compress.stand_ins import stand_in
+from kdlite.compress.stand_ins import Apart, stand_in
 from kdlite.compress.wide_operations import In16Bits, table_name, widest_step
 from kdlite.copies import cloned
 
@@ -193,6 +193,8 @@ def float_layers(model: keras.Model) -> tuple[str, ...]:
 
 
 def _made_in_float(layer: keras.Layer) -> bool:
+    if not layer._inbound_nodes:
+        return False  # it was left in float itself, and is called by what left it
     made_by = getattr(layer.input, "_keras_history", None)
     return made_by is not None and isinstance(made_by.operation, InFloat)
 
@@ -313,7 +315,10 @@ def for_export(model: keras.Model) -> keras.Model:
             return standing
         if isinstance(layer, FoldedLayer):
             copy, values = layer.plain(bits)
-        elif isinstance(layer, (InFloat, In16Bits)):
+        elif isinstance(layer, InFloat):
+            inner = clone(layer.layer, name=layer.name)
+            copy, values = _apart(layer, inner), layer.get_weights()
+        elif isinstance(layer, In16Bits):
             copy, values = clone(layer.layer, name=layer.name), layer.get_weights()
         else:
             copy, values = clone(layer, name=layer.name), layer.get_weights()
@@ -343,6 +348,21 @@ def for_export(model: keras.Model) -> keras.Model:
     for copy, values in weights:
         copy.set_weights(values)
     return exported
+
+
+def _apart(layer: InFloat, inner: keras.Layer) -> Apart:
+    makers = [
+        x._keras_history.operation
+        for node in layer._inbound_nodes
+        for x in node.input_tensors
+    ]
+    users = [node.operation for node in layer._outbound_nodes]
+    return Apart(
+        inner,
+        before=not all(isinstance(maker, InFloat) for maker in makers),
+        behind=any(isinstance(user, FakeQuant) for user in users),
+        name=layer.name,
+    )
 
 
 def _require_quantize_aware(model: keras.Model) -> None:

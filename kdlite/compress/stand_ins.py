@@ -6,7 +6,8 @@ has these operations. A leaky ReLU of the same shape and ranges stands in for ea
 the model is converted; its slope says for which, and the finished file gets the
 operation itself (`kdlite.lite.stored_types`). Concatenations of 16 bits it refuses as
 well: they are sums of padded tensors. What runtimes do not have, dense layers of 4
-bits, are convolutions.
+bits, are convolutions. And where integers meet layers that are left in float, there is
+what it has no integers of.
 """
 
 from __future__ import annotations
@@ -198,6 +199,58 @@ class OfOneRow(keras.layers.Layer):
     def call(self, inputs: Tensor) -> Tensor:
         """Applies it to the row."""
         return ops.squeeze(self.layer(ops.expand_dims(inputs, 1)), 1)
+
+
+class Apart(keras.layers.Wrapper):
+    """A layer that the converter leaves in float beside integers as well.
+
+    It computes in integers what it can, of a layer as well as of parts of it, wherever
+    ranges are known. What comes in and goes out is negated twice: of that it has no
+    integers, and no range is known beyond.
+
+    Args:
+        layer: Any layer with one output.
+        before: Whether integers are before it.
+        behind: Whether its output is rounded to integers.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        *args: What `layer` takes.
+        **kwargs: What `layer` takes.
+
+    Example:
+        >>> Apart(keras.layers.ReLU())(np.array([-1.0, 2.0])).numpy().tolist()
+        [0.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        before: bool = True,
+        behind: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layer, **kwargs)
+        self.before = before
+        self.behind = behind
+
+    def build(self, input_shape: Any = None) -> None:
+        """Leaves the layer to its call, which may be of several inputs."""
+        self.built = True
+
+    def call(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls the layer."""
+        if self.before:
+            args, kwargs = keras.tree.map_structure(_negated_twice, (args, kwargs))
+        outputs = self.layer(*args, **kwargs)
+        return _negated_twice(outputs) if self.behind else outputs
+
+
+def _negated_twice(x: Any) -> Any:
+    if not ops.is_tensor(x) or x.dtype != "float32":
+        return x
+    # Of two negations TensorFlow would make none.
+    return ops.multiply(ops.negative(x), -1.0)
 
 
 _OF_IMAGES: dict[type, Any] = {
