@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 
 import keras
@@ -12,7 +13,7 @@ from keras import layers
 from test_layer_errors import spread_out
 
 from kdlite.compress.qat import quantize_aware
-from kdlite.lite import _converter, options
+from kdlite.lite import _converter, options, proof
 from kdlite.lite.calibration import InputSpec, read_folder
 from kdlite.lite.convert import ConversionError, export
 from kdlite.lite.tflite_reader import inspect
@@ -491,6 +492,52 @@ def test_a_file_of_other_bits_than_asked_for_is_refused(tmp_path) -> None:
     ):
         export(aware, tmp_path / "m.tflite", "int4")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"auto_mixed": True},
+        {"auto_mixed": {"top1_agreement": 0.9}},
+        {"overrides": {"scores": "float32"}},
+        {"overrides": {"scores": "float16"}},
+    ],
+    ids=str,
+)
+def test_a_quantization_aware_model_is_mixed_when_it_is_made(
+    recipe, asked, tmp_path
+) -> None:
+    student = keras.Sequential(
+        [keras.Input((6,), name="x"), layers.Dense(3, name="scores")]
+    )
+    (name, value), *_ = asked.items()
+    told = rf"when it is made. Received: {name}={re.escape(repr(value))}. Leave it out"
+    with pytest.raises(ValueError, match=rf"{told}; .*quantize_aware\(student, ...,"):
+        export(quantize_aware(student, recipe), tmp_path / "m.tflite", recipe, **asked)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantization_aware_model_is_compared_on_what_it_met(
+    tmp_path, monkeypatch
+) -> None:
+    compared = []
+
+    def verify_and_tell(file, model, samples):
+        compared.append(samples["x"])
+        return verify(file, model, samples)
+
+    monkeypatch.setattr(proof, "verify", verify_and_tell)
+    student = keras.Sequential(
+        [keras.Input((6,), name="x"), layers.Dense(3, name="scores")]
+    )
+    aware = quantize_aware(student, "int16x8")
+    aware(np.linspace(50, 60, 12).reshape(2, 6), training=True)
+    export(aware, tmp_path / "m.tflite", "int16x8")
+    (x,) = compared
+    assert 50 <= x.min() < 50.5 and 59.5 < x.max() <= 60
+    means = x.mean(axis=1)
+    assert means.min() < 52 and means.max() > 58
 
 
 def test_no_room_is_not_the_models_fault(model, tmp_path) -> None:

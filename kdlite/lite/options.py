@@ -207,6 +207,8 @@ def checked_overrides(
             "`overrides` must be a mapping from layer name or pattern. Received: "
             f"overrides={overrides!r}. Write {{'head/*': 'float32'}}."
         )
+    if trained:
+        raise _made_mixed(f"overrides={dict(overrides)!r}")
     able = _KEPT if engine == "aeq" else ("float32",)
     for pattern, kind in overrides.items():
         if kind not in able:
@@ -219,11 +221,6 @@ def checked_overrides(
                     else "Leave the rest to `quantization`."
                 )
             )
-    if trained:
-        raise ValueError(
-            "Layers of a quantization-aware model are kept in float when it is made. "
-            f"Received: overrides={dict(overrides)!r}. Give them to quantize_aware."
-        )
     _check_mixable(recipe, engine)
     return matching(overrides, model)
 
@@ -244,12 +241,9 @@ def checked_auto_mixed(
             "`auto_mixed` must be True, or what must be reached. Received: "
             f"auto_mixed={auto_mixed!r}. Write {{'top1_agreement': 0.99}}."
         )
-    _check_mixable(recipe, engine)
     if trained:
-        raise ValueError(
-            "Layers of a quantization-aware model are kept in float when it is made. "
-            f"Received: auto_mixed={auto_mixed!r}. Give overrides to quantize_aware."
-        )
+        raise _made_mixed(f"auto_mixed={auto_mixed!r}")
+    _check_mixable(recipe, engine)
     wanted = {} if isinstance(auto_mixed, bool) else dict(auto_mixed)
     # Not of steps: an output that is kept in float has none.
     able = ("top1_agreement", "max_drop_points")
@@ -260,6 +254,15 @@ def checked_auto_mixed(
             f"{unknown[0]!r}. Write {{'top1_agreement': 0.99}}."
         )
     return wanted
+
+
+def _made_mixed(received: str) -> ValueError:
+    # Before all else: no other recipe or engine makes a file of such a model.
+    return ValueError(
+        "Layers of a quantization-aware model are kept in float when it is made. "
+        f"Received: {received}. Leave it out; to leave layers in float, train what "
+        "quantize_aware(student, ..., overrides={'layer': 'float32'}) gives."
+    )
 
 
 def _check_mixable(recipe: Recipe, engine: str) -> None:
