@@ -576,6 +576,10 @@ def tiny():
             "an input the student does not have. Received: 'nope'. Inputs: ",
         ),
         (lambda: quantize_aware(tiny(), input_range=(1, 0)), r"range=\(1, 0\)"),
+        (
+            lambda: quantize_aware(tiny(), input_range=(-4e-6, 5e-6)),
+            r"1e-05 wide, 0 included.*range=\(-4e-06, 5e-06\).* larger values",
+        ),
         (lambda: for_export(tiny()), "must be quantization-aware. .*model='tiny'"),
         (lambda: freeze_batch_norm(tiny()), "must be quantization-aware"),
         (

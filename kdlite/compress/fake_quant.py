@@ -391,4 +391,11 @@ def checked_range(bounds: Any) -> tuple[float, float]:
             "A range must be two finite numbers, the lower one first. Received: "
             f"range={bounds!r}. Pass for example (0.0, 255.0) for raw pixels."
         )
+    if np.float32(max(highest, 0.0)) - np.float32(min(lowest, 0.0)) < _DEAD_RANGE:
+        raise ValueError(
+            f"A range must be at least {_DEAD_RANGE:g} wide, 0 included, as integer "
+            "kernels overflow of narrower steps. Received: "
+            f"range={bounds!r}. Give the model larger values: multiply them by 1000, "
+            "say, and train on that."
+        )
     return lowest, highest
