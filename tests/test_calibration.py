@@ -120,6 +120,13 @@ def test_random_samples_lie_in_the_range_and_repeat() -> None:
     assert set(np.unique(first["ids"])) == {0, 1} and first["ids"].dtype == np.int32
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
+    # Of an even draw no sample's mean comes near an end; a fault may show only there.
+    spec = InputSpec("far", (500,), low_high=(-1.0, 3.0))
+    far = random_samples([spec], 20, ends=True)["far"].astype(float)
+    assert far.min() >= -1 and far.max() <= 3
+    ends = far.mean(axis=1)
+    assert np.sum(ends < -0.4) == np.sum(ends > 2.4) == 5
+    assert np.sum(abs(ends - 1) < 0.3) == 10
 
 
 # --- what is wrong with samples, said in one sentence with sample and input

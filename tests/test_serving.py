@@ -209,3 +209,26 @@ def test_to_be_saved_a_model_is_traced_once(tmp_path) -> None:
     traces.clear()
     serving.save_for_conversion(tmp_path, serving.input_specs)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_samples_are_drawn_from_what_training_met(recipe, rng) -> None:
+    near = keras.Input((6,), name="near")
+    far, told = keras.Input((6,), name="far"), keras.Input((6,), name="told")
+    y = keras.layers.Concatenate(name="all")([near, far, told])
+    student = keras.Model([near, far, told], keras.layers.Dense(2, name="y")(y))
+    model = quantize_aware(student, recipe, input_range={"told": (-2.0, 9.0)})
+    x = {
+        "near": np.array([[0.5, 1, 1, 1, 1, 1]], "float32"),
+        "far": np.array([[-9, -8, -8, -8, -8, -7]], "float32"),
+        "told": np.ones((1, 6), "float32"),
+    }
+    serving = serve(model)
+    specs = serving.input_specs
+    untrained = serving.with_ranges(specs)
+    assert all(low < high for low, high in (spec.low_high for spec in untrained))
+    model(x, training=True)
+    ranges = {spec.name: spec.low_high for spec in serving.with_ranges(specs)}
+    # Not what the levels reach to: 0, the other inputs, and the same below 0 as above.
+    assert ranges["near"] == (0.5, 1.0) and ranges["far"] == (-9.0, -7.0)
+    assert ranges["told"] == (-2.0, 9.0)

@@ -277,13 +277,31 @@ class FakeQuant(keras.layers.Layer):
         """Whether the range is known."""
         return not self.sites or bool(ops.any(self._seen()))
 
+    @property
+    def level_range(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        lowest, highest = self._range()
+        return float(lowest), float(highest)
+
+    def value_range(self, site: int | None = 0) -> tuple[float, float]:
+        """Returns the least and the greatest value of a tensor, as far as is known.
+
+        Args:
+            site: Which site the tensor is. Levels may reach further: to 0, to the
+                values of other sites, and with 16 bits as far below 0 as above.
+        """
+        if site is not None and self.sites:
+            lowest, highest = float(self.minimum[site]), float(self.maximum[site])
+            if lowest < highest:
+                return lowest, highest
+        return self.fixed_range or self.level_range
+
     def frozen(self) -> FakeQuant:
         """Returns one for the converter, of this name and this range as a constant."""
-        lowest, highest = self._range()
         return FakeQuant(
             bits=self.bits,
             sites=0,
-            fixed_range=(float(lowest), float(highest)),
+            fixed_range=self.level_range,
             for_converter=True,
             name=self.name,
         )
@@ -380,7 +398,7 @@ class InFloat(keras.layers.Wrapper):
 
 
 def checked_range(bounds: Any) -> tuple[float, float]:
-    """Returns `(lo, hi)` as floats, or raises ValueError."""
+    """Returns `(lo, hi)` as floats, or raises ValueError for what is no range."""
     try:
         lowest, highest = (float(bound) for bound in bounds)
         valid = np.isfinite(lowest) and np.isfinite(highest) and lowest < highest

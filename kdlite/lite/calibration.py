@@ -226,7 +226,9 @@ def observed_range(
     return None
 
 
-def random_samples(inputs: Sequence[InputSpec], count: int) -> dict[str, Array]:
+def random_samples(
+    inputs: Sequence[InputSpec], count: int, ends: bool = False
+) -> dict[str, Array]:
     """Draws samples, evenly from each input's range (0 to 1 where it has none).
 
     Equal arguments give equal samples.
@@ -234,6 +236,8 @@ def random_samples(inputs: Sequence[InputSpec], count: int) -> dict[str, Array]:
     Args:
         inputs: What the model takes; a length that is not known is 1.
         count: How many samples.
+        ends: Whether every other one is of the lowest or the highest quarter alone:
+            sums of values from everywhere never come near the largest.
 
     Returns:
         By input name an array `(count, ...)` of the input's dtype. Integer inputs
@@ -250,6 +254,9 @@ def random_samples(inputs: Sequence[InputSpec], count: int) -> dict[str, Array]:
         low, high = spec.low_high or (0.0, 1.0)
         shape = (count, *(length or 1 for length in spec.shape))
         values = generator.uniform(low, high, shape)
+        if ends:
+            values[1::4] -= 0.75 * (values[1::4] - low)
+            values[3::4] += 0.75 * (high - values[3::4])
         samples[spec.name] = (values if dtype.kind == "f" else np.rint(values)).astype(
             dtype
         )

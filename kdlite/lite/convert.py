@@ -138,7 +138,8 @@ def export(
     The file has batch 1, inputs and outputs by the names that they have in Keras, and
     no operation that needs more than the built-in ones. It is run in LiteRT before this
     returns, against the Keras model on `verify_data`, else on `calibration_data`, else
-    on random values, with XNNPACK, with LiteRT's own kernels and with several threads.
+    on random values (of a quantization-aware model from what each input had in
+    training), with XNNPACK, with LiteRT's own kernels and with several threads.
     What must hold:
 
     - float32: no difference beyond 1e-4 of the output's largest value.

@@ -227,7 +227,8 @@ class Proof:
         if self.image_range is None and compared is not None:
             self.image_range = observed_range(compared, known)
         if compared is None:
-            compared = random_samples(serving.with_ranges(known), _RANDOM_SAMPLES)
+            ranged = serving.with_ranges(known)
+            compared = random_samples(ranged, _RANDOM_SAMPLES, ends=trained)
         if calibrated and samples is not None:
             check_scale(serving.model, samples, compared)
         self.samples = compared if verify_data is None else verify_data

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.graph import CallGraph
 from kdlite.compress.qat import for_export, is_quantize_aware, trained_bits
 from kdlite.compress.rounded_results import Result, rounded_results
 from kdlite.compress.sums import astray, own_sum
@@ -131,12 +132,15 @@ class ServingModel(keras.Model):
         return ranges.pop() if len(ranges) == 1 else None
 
     def with_ranges(self, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-        """Returns the inputs with the ranges that training found, where none is set."""
+        """Returns the inputs with the values that training met, where none are set."""
         if not self.quantize_aware:
             return tuple(specs)
+
+        def met(name: str) -> Range | None:
+            return self._trained_range(name, FakeQuant.value_range)
+
         return tuple(
-            replace(spec, low_high=spec.low_high or self._trained_range(spec.name))
-            for spec in specs
+            replace(spec, low_high=spec.low_high or met(spec.name)) for spec in specs
         )
 
     @property
@@ -201,7 +205,8 @@ class ServingModel(keras.Model):
             elif spec.name in self._affine:
                 # The model rounds its input, which is behind the normalisation: that
                 # would be computed in float, were it not rounded as well.
-                low_high = low_high or self._trained_range(spec.name) or (0.0, 1.0)
+                levels = self._trained_range(spec.name, lambda x, _: x.level_range)
+                low_high = low_high or levels or (0.0, 1.0)
                 scaled = np.multiply.outer(low_high, self._affine[spec.name][0])
                 bits = trained_bits(self.model)[1]
                 rounding[spec.name] = [
@@ -219,16 +224,17 @@ class ServingModel(keras.Model):
             rounding,
         )
 
-    def _trained_range(self, name: str) -> Range | None:
-        """The range of an input that was found in training, before normalisation."""
-        model = for_export(self.model)
-        tensors = dict(zip(_input_names(model), model.inputs, strict=True))
-        for layer in model.layers:
-            if not isinstance(layer, FakeQuant) or layer.fixed_range is None:
-                continue
-            if layer.input is tensors[name]:
+    def _trained_range(
+        self, name: str, of: Callable[[FakeQuant, int | None], Range]
+    ) -> Range | None:
+        """What training found of an input, as it is before normalisation."""
+        graph = CallGraph(self.model, "An integer file")
+        places = dict(zip(_input_names(self.model), graph.inputs, strict=True))
+        for call in graph.users(places[name]):
+            if isinstance(call.operation, FakeQuant):
+                site = call.arguments.kwargs.get("site")
                 scale, offset = self._affine.get(name, (np.ones(1), np.zeros(1)))
-                raw = np.subtract.outer(layer.fixed_range, offset) / scale
+                raw = np.subtract.outer(of(call.operation, site), offset) / scale
                 return float(raw.min()), float(raw.max())
         return None
 
