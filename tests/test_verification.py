@@ -17,13 +17,14 @@ EQUAL = compare("equal", WANTED, WANTED, step=0.25)
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [
-        ([IN_STEPS], "2 steps"),
-        ([EQUAL], "0 steps"),
-        ([IN_STEPS, EQUAL], "2 steps"),
+        ([IN_STEPS], "2 steps (0.00% within one)"),
+        ([EQUAL], "0 steps (100.00% within one)"),
+        # The largest difference, and the smallest share.
+        ([IN_STEPS, EQUAL], "2 steps (0.00% within one)"),
         ([IN_FLOAT], "3"),
         # Values are no steps, however far apart.
-        ([IN_STEPS, IN_FLOAT], "2 steps and 3"),
-        ([IN_FLOAT, EQUAL], "0 steps and 3"),
+        ([IN_STEPS, IN_FLOAT], "2 steps (0.00% within one) and 3"),
+        ([IN_FLOAT, EQUAL], "0 steps (100.00% within one) and 3"),
     ],
 )
 def test_other_kernels_are_told_in_the_units_of_each_output(outputs, told) -> None:

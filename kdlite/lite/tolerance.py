@@ -15,8 +15,9 @@ _FLOAT_SHARE = 1e-4
 _FLOAT_FLOOR = 1e-6
 _WITHIN_ONE_STEP = 0.99
 _RMS_STEPS = 2.0
-# Of the 65536 that 16 bits have: processors and releases round a few values to another
-# level, and each layer of a very deep net makes more of it.
+# Of the 65536 that 16 bits have: float arithmetic rounds a few values to another level,
+# in layers that are left in float and means over open sizes, and each layer behind them
+# makes more of it.
 _STEPS_OF_16_BITS = 2.0
 # Below it the error is more than half of what the values vary, in squares: of less than
 # so many samples nobody knows how they vary; and float arithmetic moves a value, too.
@@ -55,8 +56,8 @@ class Tolerance:
 
         Args:
             output: How it compares.
-            other_kernels: Whether others than XNNPACK's computed it. Each rounds in its
-                own way, so that they are not met to the step.
+            other_kernels: Whether others than XNNPACK's on one thread computed it. Each
+                rounds in its own way, so that they are not met to the step.
         """
         return _problem(output, self.recipe, self.trained and not other_kernels)
 
@@ -120,10 +121,11 @@ def problems(
     - NaN is always wrong.
     - Nothing is rounded: no difference beyond 1e-4 of the largest value.
     - The model was trained with the very steps: 99 % of the values within one step; of
-      an output that was left in float, and has none, as any other. Of fewer than 100
-      values one may be two steps off, which no share of 99 % has room for. With
-      activations of 16 bits an error (root mean square) of two steps will do, as
-      processors and releases round a few of the 65,536 levels otherwise.
+      an output that was left in float, and has none, as any other. So is what other
+      kernels than XNNPACK's made of it, each of which rounds in its own way. Of fewer
+      than 100 values one may be two steps off, which no share of 99 % has room for.
+      With activations of 16 bits an error (root mean square) of two steps will do, as
+      float arithmetic rounds a few of the 65,536 levels otherwise.
     - Else: an error (root mean square) of at most two steps of the output, or of
       `recipe.least_snr_db` below how much the output varies, whichever is more. A
       single value does not vary: its magnitude stands for that. Two steps will not do
@@ -164,14 +166,17 @@ def rule(recipe: Recipe, trained: bool = False) -> str:
         'no NaN, and no value beyond 0.0001 of the largest from the model.'
     """
     if trained:
+        others = rule(recipe).removeprefix("no NaN, and ")
         return (
             f"no NaN, and {_WITHIN_ONE_STEP:.0%} of the values of each quantized "
             "output within one step of the model's"
             + (
-                f", or an error (root mean square) of {_STEPS_OF_16_BITS:g} of 65,536."
+                f", or an error (root mean square) of {_STEPS_OF_16_BITS:g} of 65,536,"
                 if recipe.activation_bits == 16
-                else "."
+                else ""
             )
+            + " with XNNPACK's kernels on one thread; in float, and with other kernels "
+            f"or more threads, {others}"
         )
     if recipe.least_snr_db is None:
         return (

@@ -388,7 +388,11 @@ def _as_varied(few: OutputReport, known: OutputReport) -> OutputReport:
 
 def _most_apart(run: KernelRun) -> str:
     """The largest differences: in steps of quantized outputs, in values of others."""
-    steps = [o.largest_steps for o in run.outputs if o.largest_steps is not None]
+    quantized = [o for o in run.outputs if o.largest_steps is not None]
     values = [o.largest_difference for o in run.outputs if o.largest_steps is None]
-    parts = [f"{max(steps):.3g} steps"] if steps else []
+    parts = []
+    if quantized:
+        most = max(o.largest_steps or 0.0 for o in quantized)
+        within = min(o.within_one_step for o in quantized)
+        parts = [f"{most:.3g} steps ({within:.2%} within one)"]
     return " and ".join([*parts, *([f"{max(values):.3g}"] if values else [])])
