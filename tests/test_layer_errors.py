@@ -146,4 +146,23 @@ def test_a_quantization_aware_model_says_which_layer_its_file_has_otherwise(
     students = {"gate", "norm", "relu", "mean", "pool", "classes", "box", "conv"}
     assert {error.layer for error in raised.value.layers} <= students
     assert json.dumps([error.to_dict() for error in raised.value.layers])
-    assert kdlite.quantize_aware(gated(), recipe, overrides=overrides)
+    # And the way out that it names is one.
+    monkeypatch.undo()
+    qat = kdlite.quantize_aware(gated(), recipe, overrides=overrides)
+    qat(x, training=True)
+    kdlite.export(qat, tmp_path / "f.tflite", recipe, verify_data=x)
+
+
+def test_layers_in_float_are_told_where_they_are_rounded(
+    monkeypatch, rng, tmp_path
+) -> None:
+    x = rng.normal(0, 1, (40, 6, 6, 2)).astype("float32")
+    qat = kdlite.quantize_aware(gated(), "int16x8", overrides={"gate": "float32"})
+    qat(x, training=True)
+    monkeypatch.setattr(serving, "for_export", doubled("box_float"))
+    with pytest.raises(kdlite.VerificationError) as raised:
+        kdlite.export(qat, tmp_path / "f.tflite", "int16x8", verify_data=x)
+    errors = raised.value.layers
+    assert [error.layer for error in errors if error.enters] == ["box"]
+    assert [error.op for error in errors if error.layer == "gate"] == ["QUANTIZE"]
+    assert all(error.steps < 1 for error in errors if error.layer != "box")

@@ -128,8 +128,8 @@ def trained_layer_errors(
         serving: The quantization-aware model that it comes from.
 
     Returns:
-        One entry for each operation whose result the model has too, in the order that
-        they run, by the names that the student's layers have.
+        One entry for each operation whose result is integers that the model has too, in
+        the order that they run, by the names that the student's layers have.
 
     Example:
         ``next(e.layer for e in trained_layer_errors(blob, x, serving) if e.enters)``
@@ -144,6 +144,10 @@ def trained_layer_errors(
     by_op = layers_of(file.content, serving.model)
 
     def of_model(op: Op, here: Array) -> tuple[tuple[str, ...], Array | None]:
+        # In float there is no telling which operation of a layer gives its result:
+        # that shows where it is rounded.
+        if file.content.tensors[op.outputs[0]].scale is None:
+            return (), None
         # Of layers that are one operation, and calls of one layer, the nearest.
         fitting = [
             (result.layers, result.values.reshape(here.shape))
@@ -189,7 +193,7 @@ def _errors(
         scale = file.content.tensors[index].scale if trained else None
         if scale:
             steps[index] = error**0.5 / scale
-        if op.name not in _EDGES:
+        if op.name not in _EDGES or (trained and layer):
             others = layers[1:] if trained else reads
             found.append(
                 LayerError(
