@@ -525,6 +525,34 @@ def test_a_layer_is_the_same_in_every_position(recipe, tmp_path) -> None:
     assert_same_within_one_step(qat, content, *x, below=5)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int4", "int16x8"])
+def test_a_tensor_is_parted_from_its_range_more_than_once(recipe, tmp_path) -> None:
+    """Of two operations that are alike the converter makes one, of no range."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((6,))
+    tower = layers.Dense(8, activation="tanh")
+    first, second = tower(inputs), tower(layers.Dense(6)(inputs))
+    linear = layers.Dense(8)
+    third, fourth = linear(inputs), linear(layers.Dense(6)(inputs))
+    outputs = [
+        layers.Multiply()([first, second]),
+        layers.Subtract()([first, second]),
+        layers.Maximum()([third, second]),
+        layers.ReLU(6.0)(second),
+        layers.Multiply()([third, fourth]),
+        layers.ReLU(6.0)(fourth),
+        layers.Subtract()([third, fourth]),
+    ]
+    model = keras.Model(inputs, outputs)
+    randomize(model, rng)
+    qat = quantize_aware(model, recipe)
+    x = rng.normal(size=(64, 6)).astype("float32")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    assert "float32" not in operations(content)[1]
+    assert_same_within_one_step(qat, content, x)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_sums_of_4_bits_are_rounded_as_their_kernel_does(groups, tmp_path) -> None:
     # Sums are small, so that one in twenty lies half-way between two levels: up, or for

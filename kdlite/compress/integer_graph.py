@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -126,6 +127,7 @@ class IntegerGraph:
         self.weights: list[tuple[keras.Layer, list[np.ndarray]]] = []
         self._shapes: list[Shape] = []
         self._copies: dict[tuple[int, str], keras.Layer] = {}
+        self._sames: Counter[int] = Counter()
         self.inputs = [self._tensor(graph.shapes[x]) for x in graph.inputs]
         self.ids = {
             tensor
@@ -530,8 +532,13 @@ class IntegerGraph:
         return {x: frozenset(own[y] for y in found) for x, found in measured.items()}
 
     def _same(self, name: str, x: int) -> Op:
-        """Returns an affine that changes nothing."""
-        return Op("affine", name, [x], self._tensor(self._shapes[x]), None)
+        """Returns an affine that changes nothing, or a float32's last bit.
+
+        Of two that are alike the converter makes one, which then has no one range.
+        """
+        self._sames[x] += 1
+        unlike = 1.0 + (self._sames[x] - 1) * 2.0**-23
+        return Op("affine", name, [x], self._tensor(self._shapes[x]), None, unlike)
 
     def _lead_relus(self) -> None:
         """Puts an affine that changes nothing before some ReLUs.
