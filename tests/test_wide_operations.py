@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 from quantizing import calibrate, convert, randomize, run_lite
 
+from kdlite.compress.fake_quant import floor_log2
 from kdlite.compress.qat import for_export, quantize_aware
 from kdlite.compress.wide_operations import In16Bits
 
@@ -283,6 +284,30 @@ def test_a_bias_beyond_32_bits_is_refused(offset, cut, rng, tmp_path) -> None:
     content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
     ((values, scale, _),), _ = run_lite(content, x)
     np.testing.assert_allclose(values, qat(x, training=False), atol=scale / 2)
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_means_over_an_open_size(keepdims, rng, tmp_path) -> None:
+    pool = layers.GlobalAveragePooling2D(keepdims=keepdims)
+    model = of_one((None, None, 8), pool)
+    x = rng.normal(size=(64, 8, 8, 8)).astype("float32")
+    qat = quantize_aware(model, "int16x8")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+    for height, width in ((8, 8), (5, 7), (1, 1), (3, 11)):
+        part = rng.normal(size=(64, height, width, 8)).astype("float32")
+        ((values, scale, _),), _ = run_lite(content, part)
+        for rounded in (qat(part, training=False), qat.predict(part, verbose=0)):
+            np.testing.assert_allclose(values, rounded, atol=scale / 2)
+
+
+def test_powers_of_two_are_themselves_in_graphs() -> None:
+    powers = 2.0 ** np.arange(-40, 41)
+    near = [powers, powers * (1 + 1e-9), powers * (1 - 1e-9)]
+    expected = [np.arange(-40, 41) + less for less in (0, 0, -1)]
+    graph = tf.function(floor_log2)
+    np.testing.assert_array_equal(graph(np.stack(near)), np.stack(expected))
+    np.testing.assert_array_equal(graph(2 ** np.arange(41)), np.arange(41))
 
 
 DEAD = {

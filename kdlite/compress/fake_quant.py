@@ -360,11 +360,20 @@ def rounded_once(
     Returns:
         Values that lie between two levels more often than the sums do.
     """
-    finer = ops.power(2.0, ops.floor(ops.log2(unit / step)) + 1.0)
+    finer = ops.power(2.0, ops.cast(floor_log2(unit / step), "float32") + 1.0)
     finer = ops.minimum(finer, 1.0) * step
     tie = _TIE * ops.sign(values) if half_away else _TIE
     rounded = (ops.round(values / finer) + tie) * finer
     return values + ops.stop_gradient(rounded - values)
+
+
+def floor_log2(values: Tensor) -> Tensor:
+    """Returns the highest power of two in positive numbers, as float64.
+
+    The logarithm is a quotient, and a graph multiplies by a reciprocal in its place: of
+    64 it may be a hair below 6.
+    """
+    return ops.floor(ops.log2(ops.cast(values, "float64")) + 1e-12)
 
 
 @keras.saving.register_keras_serializable(package="kdlite")

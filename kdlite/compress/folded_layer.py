@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdlite.compress.fake_quant import learned_rounding, rounded_once
+from kdlite.compress.fake_quant import floor_log2, learned_rounding, rounded_once
 from kdlite.compress.stand_ins import OfOneRow, PointwiseDense, RowDense
 
 Tensor = Any
@@ -421,6 +421,6 @@ def _step_of(largest: Tensor, bits: int) -> Tensor:
 def _in_15_bits(scale: Tensor) -> Tensor:
     """Returns by how much a scale grows when its mantissa is rounded to 15 bits."""
     scale = ops.where(scale > 0.0, scale, 1.0)
-    power = ops.power(2.0, 14.0 - ops.floor(ops.log2(scale)))
+    power = ops.power(2.0, ops.cast(14.0 - floor_log2(scale), scale.dtype))
     kept = ops.minimum(ops.round(scale * power), 2.0**15 - 1.0)
     return kept / (scale * power)

@@ -209,14 +209,8 @@ class RoundedModel:
     def _is_followed(self, op: Op, inputs: list[Tensor]) -> bool:
         """Whether an operation is computed on levels of 16 bits."""
         wide = self._recipe.activation_bits == 16 and has_operation(op.layer)
-        # A mean of an open number of places has no one rounding; a ReLU that is part of
-        # the operation before it has none of its own.
-        closed = op.kind != "mean" or None not in inputs[0].shape[1:-1]
-        return (
-            wide
-            and closed
-            and all(self._group[x] in self._quantizers for x in op.inputs)
-        )
+        # A ReLU that is part of the operation before it has no rounding of its own.
+        return wide and all(self._group[x] in self._quantizers for x in op.inputs)
 
     def _in_16_bits(self, op: Op, inputs: list[Tensor]) -> Tensor:
         unrounded, table = op.output in self._unrounded, table_name(op.layer)

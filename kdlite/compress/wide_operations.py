@@ -8,13 +8,14 @@ themselves would not be the file's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
+
+from kdlite.compress.fake_quant import floor_log2
 
 Tensor = Any
 
@@ -213,7 +214,7 @@ def _softmax(levels: Tensor, scale: Tensor) -> Tensor:
     exponentials = _looked_up(ops.maximum(places, -(2**15)), _EXPONENTIAL)
     total = ops.sum(exponentials, axis=-1, keepdims=True)
     # The total is brought to 1 + x, with x from 0 to 1 in 65,536 steps.
-    bits = _floor_log2(_wide(total))
+    bits = _floor_log2(total)
     brought = ops.right_shift(ops.left_shift(total, 30 - bits) + (1 << 13), 14)
     places = ops.minimum(brought - (3 << 15), _HIGHEST_LEVEL)
     product = exponentials * _looked_up(places, _RECIPROCAL)
@@ -361,11 +362,11 @@ def _mean(
     layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
 ) -> Tensor:
     (x,) = levels
-    places = x.shape[1:-1]
-    count = math.prod(places)
+    places = ops.shape(x)[1:-1]
+    count = ops.cast(ops.prod(places), "int64")
     total = ops.sum(x, axis=tuple(range(1, 1 + len(places))), keepdims=layer.keepdims)
     mantissa, shift = _mantissa(steps[0] / step)
-    halvings = math.floor(math.log2(count))
+    halvings = _floor_log2(count)
     mantissa = ops.floor_divide(ops.left_shift(mantissa, halvings), count)
     return _times(total, mantissa, shift - halvings)
 
@@ -427,7 +428,7 @@ def _shifted(values: Tensor, bits: Tensor) -> Tensor:
 
 
 def _floor_log2(values: Tensor) -> Tensor:
-    return ops.cast(ops.floor(ops.log2(values)), "int64")
+    return ops.cast(floor_log2(values), "int64")
 
 
 def _wide(values: Any) -> Tensor:

@@ -16,8 +16,7 @@ _FLOAT_FLOOR = 1e-6
 _WITHIN_ONE_STEP = 0.99
 _RMS_STEPS = 2.0
 # Of the 65536 that 16 bits have: float arithmetic rounds a few values to another level,
-# in layers that are left in float and means over open sizes, and each layer behind them
-# makes more of it.
+# in layers that are left in float, and each layer behind them makes more of it.
 _STEPS_OF_16_BITS = 2.0
 # Below it the error is more than half of what the values vary, in squares: of less than
 # so many samples nobody knows how they vary; and float arithmetic moves a value, too.
