@@ -525,6 +525,34 @@ def test_a_layer_is_the_same_in_every_position(recipe, tmp_path) -> None:
     assert_same_within_one_step(qat, content, *x, below=5)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+@pytest.mark.parametrize("slope", [1e-3, 0.01, 0.2, 0.3])
+def test_a_leaky_relu_is_its_kernel_to_the_bit(slope, recipe, tmp_path, rng) -> None:
+    model = keras.Sequential([keras.Input((256,)), layers.LeakyReLU(slope)])
+    qat = quantize_aware(model, recipe, input_range=(-3.0, 2.5))
+    calibrate(qat, rng.uniform(-3.0, 2.5, (64, 256)).astype("float32"))
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    # All levels of 8 bits.
+    x = (np.arange(-138, 118) * (5.5 / 255)).astype("float32")[None]
+    ((values, scale, _),), _ = run_lite(content, x)
+    np.testing.assert_allclose(values, qat(x, training=False), atol=scale / 100)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_leaky_relus_between_convolutions(recipe, tmp_path, rng) -> None:
+    inputs = x = keras.Input((8, 8, 3))
+    for _ in range(3):
+        x = layers.LeakyReLU(0.2)(layers.Conv2D(8, 3, padding="same")(x))
+    student = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+    randomize(student, rng)
+    x = rng.normal(size=(64, 8, 8, 3)).astype("float32")
+    qat = quantize_aware(student, recipe)
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    assert_same_within_one_step(qat, content, x)
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int4", "int16x8"])
 def test_a_tensor_is_parted_from_its_range_more_than_once(recipe, tmp_path) -> None:
     """Of two operations that are alike the converter makes one, of no range."""

@@ -109,7 +109,8 @@ def models() -> dict[str, keras.Model]:
     scaled = kdlite.teachers.Transformed(net(4), layers.Rescaling(2.0))
     return {
         "qat": kdlite.quantize_aware(
-            network(*stack, layers.Dense(3)), overrides={"unit_*": "float32"}
+            network(*stack, layers.LeakyReLU(), layers.Dense(3)),
+            overrides={"unit_*": "float32"},
         ),
         "qat_16": kdlite.quantize_aware(
             network(layers.Dense(3, activation="softmax")), "int16x8"

@@ -14,7 +14,12 @@ from kdlite.compress.folded_layer import EIGHT_BITS, FoldedLayer
 from kdlite.compress.integer_graph import ONE_RANGE, WITH_RELU, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
-from kdlite.compress.wide_operations import In16Bits, has_operation, table_name
+from kdlite.compress.wide_operations import (
+    In16Bits,
+    LeakyReLUIn8Bits,
+    has_operation,
+    table_name,
+)
 
 Tensor = Any
 
@@ -171,7 +176,7 @@ class RoundedModel:
         if op.kind == "kernel":
             outputs = self._folded_layer(op)(inputs[0], **self._steps(op, inputs[0]))
         elif self._is_followed(op, inputs):
-            outputs = self._in_16_bits(op, inputs)
+            outputs = self._on_levels(op, inputs)
         else:
             unrounded = moved or op.output in self._unrounded
             layer = self._copy(op, unrounded and op.output in self._graph.outputs)
@@ -207,16 +212,20 @@ class RoundedModel:
         return copy
 
     def _is_followed(self, op: Op, inputs: list[Tensor]) -> bool:
-        """Whether an operation is computed on levels of 16 bits."""
-        wide = self._recipe.activation_bits == 16 and has_operation(op.layer)
+        """Whether an operation is computed on levels, as its kernel does."""
+        wide = self._recipe.activation_bits == 16
+        leaky = type(op.layer) is keras.layers.LeakyReLU
+        known = has_operation(op.layer) if wide else leaky
         # A ReLU that is part of the operation before it has no rounding of its own.
-        return wide and all(self._group[x] in self._quantizers for x in op.inputs)
+        return known and all(self._group[x] in self._quantizers for x in op.inputs)
 
-    def _in_16_bits(self, op: Op, inputs: list[Tensor]) -> Tensor:
+    def _on_levels(self, op: Op, inputs: list[Tensor]) -> Tensor:
         unrounded, table = op.output in self._unrounded, table_name(op.layer)
         name = self._name(op.name, unrounded and op.output in self._graph.outputs)
         exact = unrounded or not table
-        layer = In16Bits(clone(op.layer), exact_in_training=exact, name=name)
+        wide = self._recipe.activation_bits == 16
+        kind = In16Bits if wide else LeakyReLUIn8Bits
+        layer = kind(clone(op.layer), exact_in_training=exact, name=name)
         steps = [
             self._quantizers[self._group[x]](value, site=None, step=True)
             for x, value in zip(op.inputs, inputs, strict=True)

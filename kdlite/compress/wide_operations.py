@@ -71,7 +71,7 @@ class In16Bits(layers.Wrapper):
     ) -> None:
         super().__init__(layer, **kwargs)
         self.exact_in_training = exact_in_training
-        found = _operation(layer)
+        found = self._find(layer)
         if found is None:
             raise ValueError(
                 "`layer` must be an operation that 16 bits have a rounding of their "
@@ -79,6 +79,13 @@ class In16Bits(layers.Wrapper):
                 " Other layers are called as they are."
             )
         self._operation = found
+
+    def _find(self, layer: keras.Layer) -> Any:
+        return _operation(layer)
+
+    def _is_level(self, x: Tensor, level: Tensor) -> Tensor:
+        """Whether values are on levels, and not from before a range was measured."""
+        return ops.all(ops.abs(level) <= 2.0**15)
 
     def build(self, input_shape: Any) -> None:
         """Builds the layer."""
@@ -103,7 +110,7 @@ class In16Bits(layers.Wrapper):
             level = ops.round(x / step)
             # What is not a number stays so, and says nothing of the others.
             level = ops.where(ops.isnan(level), 0.0, level)
-            inside = ops.logical_and(inside, ops.all(ops.abs(level) <= 2.0**15))
+            inside = ops.logical_and(inside, self._is_level(x / step, level))
             level = ops.clip(level, -(2**15), _HIGHEST_LEVEL)
             levels.append(ops.cast(level, "int64"))
             steps.append(_wide(ops.cast(step, "float32")))
@@ -125,6 +132,46 @@ class In16Bits(layers.Wrapper):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments, the inner layer serialized."""
         return {**super().get_config(), "exact_in_training": self.exact_in_training}
+
+
+@keras.saving.register_keras_serializable(package="kdlite")
+class LeakyReLUIn8Bits(In16Bits):
+    """A LeakyReLU with the values of XNNPACK's 8-bit operation.
+
+    XNNPACK keeps 8 bits behind the point of the two numbers that it multiplies levels
+    by, where TFLite's own kernel keeps 31:
+
+        y = floor(x * round(256 * ratio) / 256 + 1/2)
+
+    with `ratio` the input's step by the output's, times the slope below 0. What has no
+    such number, as less than 1/256, is left to TFLite's.
+
+    Args:
+        layer: A `keras.layers.LeakyReLU`.
+        **kwargs: Arguments of `In16Bits`.
+
+    Call arguments:
+        inputs: Tensor on levels of 8 bits.
+        input_steps: How wide a step of it is, one number.
+        output_step: How wide a step of the output is.
+        training: Whether the model is training.
+
+    Raises:
+        ValueError: If `layer` is none.
+
+    Example:
+        >>> leaky = LeakyReLUIn8Bits(keras.layers.LeakyReLU(0.3))
+        >>> x = np.array([-50.0, 0.0, 50.0], "float32")
+        >>> leaky(x, input_steps=[1.0], output_step=0.5).numpy().tolist()
+        [-15.0, 0.0, 50.0]
+    """
+
+    def _find(self, layer: keras.Layer) -> Any:
+        return _leaky_relu_of_xnnpack if type(layer) is layers.LeakyReLU else None
+
+    def _is_level(self, x: Tensor, level: Tensor) -> Tensor:
+        # A range that is not known is 1: levels as coarse are no matter of chance.
+        return ops.all(ops.logical_or(ops.abs(x - level) < 1e-2, ops.isnan(x)))
 
 
 def table_name(layer: keras.Layer) -> str | None:
@@ -356,6 +403,21 @@ def _leaky_relu(
     rising = _as_float32(steps[0] / step)
     (x,) = levels
     return ops.where(x >= 0, _scaled(x, rising), _scaled(x, falling))
+
+
+def _leaky_relu_of_xnnpack(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    (x,) = levels
+    rising = _as_float32(steps[0] / step)
+    falling = _as_float32(rising * float(np.float32(layer.negative_slope)))
+    ends = [ops.abs(rising), ops.abs(falling)]
+    taken = ops.logical_and(
+        ops.minimum(*ends) >= 2.0**-8, ops.maximum(*ends) <= 127.996
+    )
+    factor = ops.where(x >= 0, ops.round(256.0 * rising), ops.round(256.0 * falling))
+    found = _shifted(x * ops.cast(factor, "int64"), ops.cast(8, "int64"))
+    return ops.where(taken, found, _leaky_relu(layer, levels, steps, step))
 
 
 def _mean(
