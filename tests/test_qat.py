@@ -572,6 +572,10 @@ def tiny():
             "quantization-aware already. Received: student='tiny'",
         ),
         (
+            lambda: quantize_aware(tiny(), overrides={"*": "float32"}),
+            "integers somewhere. Received: model 'tiny', whose layers are left in",
+        ),
+        (
             lambda: quantize_aware(tiny(), input_range={"nope": (0, 1)}),
             "an input the student does not have. Received: 'nope'. Inputs: ",
         ),
@@ -638,6 +642,14 @@ def test_a_model_knows_what_it_was_made_for(name, bits, tmp_path):
     assert trained_bits(qat) == bits
     qat.save(tmp_path / "qat.keras")
     assert trained_bits(keras.saving.load_model(tmp_path / "qat.keras")) == bits
+
+
+def test_a_model_whose_ranges_are_all_known_is_quantization_aware():
+    inputs = keras.Input((4,), name="x")
+    outputs = layers.Reshape((2, 2), name="y")(inputs)
+    qat = quantize_aware(keras.Model(inputs, outputs), input_range=(0.0, 255.0))
+    assert is_quantize_aware(qat)
+    assert not is_quantize_aware(for_export(qat))
 
 
 def test_a_recipe_may_be_given_itself():

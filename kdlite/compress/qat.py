@@ -154,7 +154,15 @@ def quantize_aware(
     in_float = _checked_overrides(overrides)
     graph = IntegerGraph(student, in_float, chosen.activation_bits)
     known = _input_ranges(graph.functional.inputs, input_range)
-    return RoundedModel(graph, chosen, known, ranges == "learned").build(student.name)
+    model = RoundedModel(graph, chosen, known, ranges == "learned").build(student.name)
+    if not is_quantize_aware(model):
+        raise ValueError(
+            "A quantization-aware model must compute or pass on integers somewhere. "
+            f"Received: model {student.name!r}, whose layers are left in float or give "
+            "their inputs back. Leave fewer in float, or export the student with "
+            "'float32'."
+        )
+    return model
 
 
 def _checked_overrides(overrides: Any) -> list[str]:
@@ -215,7 +223,7 @@ def is_quantize_aware(model: keras.Model) -> bool:
     """
     return any(
         isinstance(layer, (FoldedLayer, In16Bits))
-        or (isinstance(layer, FakeQuant) and layer.sites > 0)
+        or (isinstance(layer, FakeQuant) and not layer.for_converter)
         for layer in model._flatten_layers()
     )
 
