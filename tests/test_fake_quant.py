@@ -57,6 +57,13 @@ def test_16_bits_are_symmetric(rng):
     assert other == pytest.approx((-2.0 * 32768 / 32767, 2.0), rel=1e-6)
 
 
+def test_what_is_just_below_half_a_step_is_zero_in_the_range_of_a_tanh():
+    """Counted from the lowest level, 128 steps away, it is half a step."""
+    layer = FakeQuant(sites=0, fixed_range=(-1.0, 127 / 128))
+    values = np.tanh(np.array([-1.0, 1.0, 3.0], "float32") / 256)
+    assert (layer(values).numpy() * 128).tolist() == [0.0, 0.0, 1.0]
+
+
 def test_between_two_levels_it_goes_up_or_away_from_the_integer_zero():
     # Zero is level 64 of 0..255, and the integer 0 is level 128.
     layer = FakeQuant(sites=0, fixed_range=(-64.0, 191.0))

@@ -182,7 +182,7 @@ class FakeQuant(keras.layers.Layer):
             away = ops.sign(inputs - ops.stop_gradient(middle)) if half_away else 1.0
             tie = _TIE_OF_16_BITS if self.bits == _SYMMETRIC_BITS else _TIE
             inputs = inputs + tie * self._step() * away
-        if self.bits == _SYMMETRIC_BITS and not self.for_converter:
+        if not self.for_converter and self._starts_on_level():
             outputs = self._on_levels(inputs, lowest, highest)
         else:
             outputs = keras.quantizers.fake_quant_with_min_max_vars(
@@ -214,15 +214,29 @@ class FakeQuant(keras.layers.Layer):
         lowest, highest = (ops.cast(end, "float64") for end in self._range())
         return ops.stop_gradient(highest - lowest) / (2**self.bits - 1)
 
-    def _on_levels(self, inputs: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-        """Rounds to 16 bits, counting from zero.
+    def _starts_on_level(self) -> bool:
+        """Whether the range is known to start on a level, without moving it."""
+        if self.bits == _SYMMETRIC_BITS:
+            return True
+        if self.sites:
+            return False
+        lowest, highest = map(np.float64, self._range())
+        return bool((lowest / (highest - lowest) * (2**self.bits - 1)).is_integer())
 
-        TensorFlow counts from the lowest level, where float32 has 8 bits of 24 left for
-        what is between two levels, and so takes one value in 250 to the wrong one.
+    def _on_levels(self, inputs: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+        """Rounds, counting from zero as TFLite does.
+
+        TensorFlow counts from the lowest level. With 16 bits float32 has 8 bits of 24
+        left there for what is between two levels, and so takes one value in 250 to the
+        wrong one; with 8 bits all tanh(1 / 256), by a hair below half a step.
         """
         values = ops.clip(inputs, ops.stop_gradient(lowest), ops.stop_gradient(highest))
-        # TFLite's QUANTIZE, too, multiplies by the reciprocal, and takes ties to even.
-        rounded = ops.round(values * (1.0 / self._step())) * self._step()
+        # TFLite's QUANTIZE, too, multiplies by the reciprocal; of 16 bits it takes
+        # ties to even.
+        scaled = values * (1.0 / self._step())
+        wide = self.bits == _SYMMETRIC_BITS
+        rounded = ops.round(scaled) if wide else ops.floor(scaled + 0.5)
+        rounded = rounded * self._step()
         return values + ops.stop_gradient(rounded - values)
 
     def _measure(self, inputs: Tensor, site: int | None) -> None:
