@@ -19,7 +19,7 @@ CLASSES = {
     "kdlite.compress.fake_quant": ("FakeQuant", "InFloat"),
     "kdlite.compress.folded_layer": ("FoldedLayer",),
     "kdlite.compress.sums": ("Sum",),
-    "kdlite.compress.wide_operations": ("In16Bits", "LeakyReLUIn8Bits"),
+    "kdlite.compress.wide_operations": ("In16Bits", "In8Bits"),
     "kdlite.distill.adapters": ("Adapter",),
     "kdlite.distill.distiller": ("Distiller",),
     "kdlite.distill.feature_losses": ("FeaturePair",),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from keras import layers, ops
 from quantizing import (
     assert_same_within_one_step,
@@ -536,6 +537,61 @@ def test_a_leaky_relu_is_its_kernel_to_the_bit(slope, recipe, tmp_path, rng) -> 
     x = (np.arange(-138, 118) * (5.5 / 255)).astype("float32")[None]
     ((values, scale, _),), _ = run_lite(content, x)
     np.testing.assert_allclose(values, qat(x, training=False), atol=scale / 100)
+
+
+def of_each_level(layer, lowest, highest, folder):
+    """The 256 levels that a model of a layer gives, and those that its file does."""
+    model = keras.Sequential([keras.Input((256,)), layer])
+    qat = quantize_aware(model, "int8", input_range=(lowest, highest))
+    x = np.random.default_rng(0).uniform(lowest, highest, (64, 256))
+    calibrate(qat, x.astype("float32"))
+    content = convert(for_export(qat), str(folder))
+    runner = Interpreter(model_content=content).get_signature_runner()
+    step, zero = runner.get_input_details()["in_0"]["quantization"]
+    x = ((np.arange(-128, 128) - zero) * step).astype("float32")[None]
+    ((values, scale, _),), _ = run_lite(content, x)
+    return np.rint(qat(x, training=False)[0] / scale), np.rint(values[0] / scale)
+
+
+# On phones, arm64-v8a, level 93 of the last but one and 74 of the last are as the model
+# has them: half-way between two levels NEON goes up, and x86 away from 0.
+@pytest.mark.parametrize(
+    ("lowest", "highest", "only_on_phones"),
+    [
+        *[(-3.0, 2.5, []), (-8.0, 8.0, []), (-1.0, 6.0, []), (-1.5, 2.8, [])],
+        *[(-20.0, 30.0, []), (0.0, 10.0, []), (-0.05, 0.02, []), (-100.0, 2.0, [])],
+        *[(-1.0, 0.2, [93]), (-1.356, 0.074, [74])],
+    ],
+)
+def test_a_hard_swish_is_its_kernel_to_the_bit(
+    lowest, highest, only_on_phones, tmp_path
+) -> None:
+    layer = layers.Activation("hard_silu")
+    rounded, values = of_each_level(layer, lowest, highest, tmp_path)
+    (off,) = np.nonzero(rounded != values)
+    assert set(off) <= set(only_on_phones)
+    assert np.abs(rounded - values).max() <= 1
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+@pytest.mark.parametrize("in_float", [None, "second"])
+def test_hard_swishes_between_convolutions(in_float, recipe, tmp_path, rng) -> None:
+    inputs = x = keras.Input((8, 8, 3))
+    for name in ("first", "second", "third"):
+        kind = {"padding": "same", "activation": "hard_silu", "name": name}
+        x = layers.Conv2D(8, 3, **kind)(x)
+    student = keras.Model(inputs, layers.Dense(4)(layers.GlobalMaxPooling2D()(x)))
+    randomize(student, rng)
+    x = rng.normal(size=(64, 8, 8, 3)).astype("float32")
+    overrides = in_float and {in_float: "float32"}
+    qat = quantize_aware(student, recipe, overrides=overrides)
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    ((values, scale, _),), _ = run_lite(content, x)
+    off = np.abs(values - qat(x, training=False)) / scale
+    assert np.mean(off < 0.5) > 0.98
+    assert off.max() < 1.01
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4"])

@@ -1,4 +1,4 @@
-"""Operations of 16 bits: the Keras layers give what LiteRT gives, to the bit."""
+"""Operations on levels: the Keras layers give what LiteRT gives, to the bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantizing import calibrate, convert, randomize, run_lite
 
 from kdlite.compress.fake_quant import floor_log2
 from kdlite.compress.qat import for_export, quantize_aware
-from kdlite.compress.wide_operations import In16Bits
+from kdlite.compress.wide_operations import In8Bits, In16Bits
 
 LEVELS = np.arange(-(2**15), 2**15)
 # From an input that is all but constant to one that is far beyond the table, and in
@@ -126,6 +126,8 @@ def test_saved_and_loaded(tmp_path, rng) -> None:
 def test_other_functions_have_no_table() -> None:
     with pytest.raises(ValueError, match="sigmoid, tanh, softmax, Multiply.*Maximum"):
         In16Bits(layers.Maximum())
+    with pytest.raises(ValueError, match="8 bits .*: hard swish, LeakyReLU.*Maximum"):
+        In8Bits(layers.Maximum())
 
 
 def of_two(layer):

@@ -15,8 +15,8 @@ from kdlite.compress.integer_graph import ONE_RANGE, WITH_RELU, IntegerGraph, Op
 from kdlite.compress.integer_layers import Range, clone
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.wide_operations import (
+    In8Bits,
     In16Bits,
-    LeakyReLUIn8Bits,
     has_operation,
     table_name,
 )
@@ -213,9 +213,7 @@ class RoundedModel:
 
     def _is_followed(self, op: Op, inputs: list[Tensor]) -> bool:
         """Whether an operation is computed on levels, as its kernel does."""
-        wide = self._recipe.activation_bits == 16
-        leaky = type(op.layer) is keras.layers.LeakyReLU
-        known = has_operation(op.layer) if wide else leaky
+        known = has_operation(op.layer, self._recipe.activation_bits)
         # A ReLU that is part of the operation before it has no rounding of its own.
         return known and all(self._group[x] in self._quantizers for x in op.inputs)
 
@@ -224,7 +222,7 @@ class RoundedModel:
         name = self._name(op.name, unrounded and op.output in self._graph.outputs)
         exact = unrounded or not table
         wide = self._recipe.activation_bits == 16
-        kind = In16Bits if wide else LeakyReLUIn8Bits
+        kind = In16Bits if wide else In8Bits
         layer = kind(clone(op.layer), exact_in_training=exact, name=name)
         steps = [
             self._quantizers[self._group[x]](value, site=None, step=True)

@@ -1,9 +1,10 @@
-"""Operations of 16 bits: what TFLite's kernels give, to the bit.
+"""Operations on levels: what TFLite's kernels give, to the bit.
 
-They do not compute sigmoid, tanh and softmax: they go straight from one entry of a
-table to the next, of 256 or 512, which is off by up to 3 steps of 1/32768. Products,
-sums and means are rounded twice or more on the way. A model that computed the functions
-themselves would not be the file's.
+With 16 bits they do not compute sigmoid, tanh and softmax: they go straight from one
+entry of a table to the next, of 256 or 512, which is off by up to 3 steps of 1/32768.
+Products, sums and means are rounded twice or more on the way, and so are some
+operations of 8 bits. A model that computed the functions themselves would not be the
+file's.
 """
 
 from __future__ import annotations
@@ -66,22 +67,21 @@ class In16Bits(layers.Wrapper):
         are rounded once less than the reference's.
     """
 
+    _bits = 16
+
     def __init__(
         self, layer: keras.Layer, exact_in_training: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(layer, **kwargs)
         self.exact_in_training = exact_in_training
-        found = self._find(layer)
+        found = _operation(layer, self._bits)
         if found is None:
             raise ValueError(
-                "`layer` must be an operation that 16 bits have a rounding of their "
-                f"own for: {', '.join(_TABLES)}, {_names()}. Received: layer={layer!r}."
-                " Other layers are called as they are."
+                f"`layer` must be an operation that {self._bits} bits have a rounding "
+                f"of their own for: {_names(self._bits)}. Received: layer={layer!r}. "
+                "Other layers are called as they are."
             )
         self._operation = found
-
-    def _find(self, layer: keras.Layer) -> Any:
-        return _operation(layer)
 
     def _is_level(self, x: Tensor, level: Tensor) -> Tensor:
         """Whether values are on levels, and not from before a range was measured."""
@@ -135,19 +135,19 @@ class In16Bits(layers.Wrapper):
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
-class LeakyReLUIn8Bits(In16Bits):
-    """A LeakyReLU with the values of XNNPACK's 8-bit operation.
+class In8Bits(In16Bits):
+    """A layer with the values of the 8-bit operation that phones run.
 
-    XNNPACK keeps 8 bits behind the point of the two numbers that it multiplies levels
-    by, where TFLite's own kernel keeps 31:
+    It is XNNPACK's where XNNPACK has one for integers, and else TFLite's own:
 
-        y = floor(x * round(256 * ratio) / 256 + 1/2)
-
-    with `ratio` the input's step by the output's, times the slope below 0. What has no
-    such number, as less than 1/256, is left to TFLite's.
+        LeakyReLU   floor(x * round(256 * ratio) / 256 + 1/2), with `ratio` the input's
+                    step by the output's, times the slope below 0. TFLite's own kernel
+                    keeps 31 bits of it, and has what is less than 1/256.
+        hard swish  TFLite's own: x in steps of 2^-6 to 2^-3 of the output's, times the
+                    gate (x + 3) / 6 in steps of 2^-15, each of them rounded before.
 
     Args:
-        layer: A `keras.layers.LeakyReLU`.
+        layer: What `has_operation(layer, 8)` says yes to.
         **kwargs: Arguments of `In16Bits`.
 
     Call arguments:
@@ -157,17 +157,20 @@ class LeakyReLUIn8Bits(In16Bits):
         training: Whether the model is training.
 
     Raises:
-        ValueError: If `layer` is none.
+        ValueError: If `layer` is none of these.
 
     Example:
-        >>> leaky = LeakyReLUIn8Bits(keras.layers.LeakyReLU(0.3))
+        >>> leaky = In8Bits(keras.layers.LeakyReLU(0.3))
         >>> x = np.array([-50.0, 0.0, 50.0], "float32")
         >>> leaky(x, input_steps=[1.0], output_step=0.5).numpy().tolist()
         [-15.0, 0.0, 50.0]
+
+    Reference:
+        XNNPACK's and TFLite's sources, held against LiteRT 2.3 on x86, and against the
+        library of TFLite 2.16.1 for phones (arm64-v8a).
     """
 
-    def _find(self, layer: keras.Layer) -> Any:
-        return _leaky_relu_of_xnnpack if type(layer) is layers.LeakyReLU else None
+    _bits = 8
 
     def _is_level(self, x: Tensor, level: Tensor) -> Tensor:
         # A range that is not known is 1: levels as coarse are no matter of chance.
@@ -218,21 +221,23 @@ def widest_step(layer: keras.Layer) -> float | None:
     return None if name is None else 2**16 / (_ENTRIES_OF_ONE * 2**9)
 
 
-def has_operation(layer: Any) -> bool:
-    """Whether `In16Bits` has the operation of a layer.
+def has_operation(layer: Any, bits: int) -> bool:
+    """Whether `In16Bits` or `In8Bits` has the operation of a layer.
 
     Args:
         layer: Any layer.
+        bits: 16 or 8.
 
     Returns:
-        True for sigmoid, tanh, softmax, products, sums and differences of two tensors,
-        ReLU, LeakyReLU and global means.
+        True with 16 bits for sigmoid, tanh, softmax, products, sums and differences of
+        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU and hard
+        swish.
 
     Example:
-        >>> [has_operation(kind()) for kind in (layers.Multiply, layers.Maximum)]
+        >>> [has_operation(kind(), 16) for kind in (layers.Multiply, layers.Maximum)]
         [True, False]
     """
-    return _operation(layer) is not None
+    return _operation(layer, bits) is not None
 
 
 # Tables
@@ -367,18 +372,18 @@ def _sum(
         total = first - second
     else:
         total = ops.where(
-            _in_vectors(first),
+            _in_vectors(first, 16),
             sum(map(_scaled_at_once, levels, factors)),
             first + second,
         )
     return _scaled(total, common / (2.0**15 * step))
 
 
-def _in_vectors(values: Tensor) -> Tensor:
-    """Returns which values of a sample NEON computes, sixteen at once: not the last."""
+def _in_vectors(values: Tensor, width: int) -> Tensor:
+    """Returns which values of a sample NEON computes, `width` at once: not the last."""
     shape = ops.shape(values)[1:]
     count = ops.prod(shape)
-    return ops.reshape(ops.arange(count) < count // 16 * 16, shape)
+    return ops.reshape(ops.arange(count) < count // width * width, shape)
 
 
 def _scaled_at_once(values: Tensor, factor: Tensor) -> Tensor:
@@ -416,8 +421,27 @@ def _leaky_relu_of_xnnpack(
         ops.minimum(*ends) >= 2.0**-8, ops.maximum(*ends) <= 127.996
     )
     factor = ops.where(x >= 0, ops.round(256.0 * rising), ops.round(256.0 * falling))
-    found = _shifted(x * ops.cast(factor, "int64"), ops.cast(8, "int64"))
+    found = _shifted(x * ops.cast(factor, "int64"), 8)
     return ops.where(taken, found, _leaky_relu(layer, levels, steps, step))
+
+
+def _hard_swish(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    x = ops.left_shift(levels[0], 7)
+    factor, shift = _mantissa_of_16_bits(_as_float32(steps[0] / 128.0 / step))
+    scaled = _shifted(x * factor, 15)
+    # x / 3 is cut off at 1 and -1, which are 2^15, by the last doubling alone.
+    factor, doubled = _mantissa_of_16_bits(_as_float32(steps[0] * 256.0 / 3.0))
+    part = _cut_off(ops.left_shift(x, ops.clip(doubled - 1, 0, 32)))
+    part = _shifted(part * factor, 15)
+    part = _cut_off(ops.left_shift(part, ops.clip(doubled, 0, 1)))
+    # Halves go up where NEON has eight at once, and for the rest away from 0.
+    turned = ops.logical_and(x < 0, ops.logical_not(_in_vectors(x, 8)))
+    sign = ops.where(turned, -ops.ones_like(x), ops.ones_like(x))
+    part = sign * _shifted(sign * part, -doubled)
+    gate = ops.right_shift(part + (1 << 15), 1)
+    return sign * _shifted(ops.right_shift(sign * gate * scaled, 15), -shift)
 
 
 def _mean(
@@ -444,7 +468,13 @@ _ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tens
 }
 
 
-def _operation(layer: Any) -> Any:
+_OF_8_BITS = {layers.LeakyReLU: _leaky_relu_of_xnnpack}
+
+
+def _operation(layer: Any, bits: int) -> Any:
+    if bits == 8:
+        hard_swish = getattr(layer, "activation", None) is keras.activations.hard_silu
+        return _hard_swish if hard_swish else _OF_8_BITS.get(type(layer))
     if (name := table_name(layer)) is not None:
         table = _TABLES[name]
         return lambda layer, levels, steps, step: table(levels[0], steps[0])
@@ -454,8 +484,11 @@ def _operation(layer: Any) -> Any:
     return _ARITHMETIC.get(type(layer))
 
 
-def _names() -> str:
-    return ", ".join(kind.__name__ for kind in _ARITHMETIC)
+def _names(bits: int) -> str:
+    functions, kinds = (
+        (["hard swish"], _OF_8_BITS) if bits == 8 else (_TABLES, _ARITHMETIC)
+    )
+    return ", ".join([*functions, *(kind.__name__ for kind in kinds)])
 
 
 def _scaled(values: Tensor, factor: Tensor) -> Tensor:
@@ -472,6 +505,15 @@ def _mantissa(factor: Tensor) -> tuple[Tensor, Tensor]:
     return ops.where(full, 1 << 30, mantissa), ops.where(full, shift + 1, shift)
 
 
+def _mantissa_of_16_bits(factor: Tensor) -> tuple[Tensor, Tensor]:
+    mantissa, shift = _mantissa(factor)
+    return ops.minimum(_shifted(mantissa, 16), _HIGHEST_LEVEL), shift
+
+
+def _cut_off(values: Tensor) -> Tensor:
+    return ops.clip(values, -(2**15), _HIGHEST_LEVEL)
+
+
 def _times(values: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
     """Returns `values * mantissa / 2^31 * 2^shift`, rounded after each product."""
     below = values < 0
@@ -482,9 +524,9 @@ def _times(values: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
     return ops.where(below, -sizes, sizes)
 
 
-def _shifted(values: Tensor, bits: Tensor) -> Tensor:
+def _shifted(values: Tensor, bits: Tensor | int) -> Tensor:
     """Returns integers divided by a power of two, half up; negative bits are none."""
-    bits = ops.clip(bits, 0, 62)
+    bits = ops.clip(ops.cast(bits, "int64"), 0, 62)
     half = ops.right_shift(ops.left_shift(ops.ones_like(bits), bits), 1)
     return ops.right_shift(values + half, bits)
 
