@@ -573,6 +573,40 @@ def test_a_hard_swish_is_its_kernel_to_the_bit(
     assert np.abs(rounded - values).max() <= 1
 
 
+@pytest.mark.parametrize(("lowest", "highest"), [(-3.0, 2.5), (-1.0, 0.2)])
+@pytest.mark.parametrize(
+    "slopes",
+    [
+        *(keras.initializers.Constant(slope) for slope in (0.0, 0.25, -0.3)),
+        keras.initializers.RandomUniform(-0.2, 0.6, seed=3),
+        keras.initializers.RandomNormal(0.0, 2.0, seed=3),
+    ],
+)
+def test_a_prelu_is_its_kernel_to_the_bit(slopes, lowest, highest, tmp_path) -> None:
+    # Each level has a slope of its own.
+    rounded, values = of_each_level(layers.PReLU(slopes), lowest, highest, tmp_path)
+    np.testing.assert_array_equal(rounded, values)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_prelus_between_convolutions(recipe, tmp_path, rng) -> None:
+    inputs = x = keras.Input((8, 8, 3))
+    for shared in [(1, 2), (1,), None]:
+        slopes = keras.initializers.RandomUniform(0.0, 0.4, seed=len(shared or ()))
+        x = layers.PReLU(slopes, shared_axes=shared)(layers.Conv2D(8, 3)(x))
+    student = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+    randomize(student, rng)
+    x = rng.normal(size=(64, 8, 8, 3)).astype("float32")
+    qat = quantize_aware(student, recipe)
+    np.testing.assert_allclose(qat(x), student(x), atol=1e-5)
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    ((values, scale, _),), _ = run_lite(content, x)
+    off = np.abs(values - qat(x, training=False)) / scale
+    assert np.mean(off < 0.5) > 0.98
+    assert off.max() < 1.01
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int4"])
 @pytest.mark.parametrize("in_float", [None, "second"])
 def test_hard_swishes_between_convolutions(in_float, recipe, tmp_path, rng) -> None:

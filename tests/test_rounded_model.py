@@ -9,6 +9,7 @@ from keras import layers, ops
 from quantizing import calibrate, convert, run_lite
 
 from kdlite.compress.qat import for_export, quantize_aware
+from kdlite.compress.wide_operations import In8Bits
 
 
 def test_gates_have_the_range_of_their_function() -> None:
@@ -38,12 +39,24 @@ def test_a_probability_at_the_end_is_not_rounded_and_one_inside_is(rng) -> None:
     assert np.abs(ops.round(last * 256) - last * 256).max() > 1e-3
 
 
-def test_prelu_is_shared_between_calls() -> None:
+def test_prelu_is_shared_between_calls(rng, tmp_path) -> None:
     inputs = keras.Input((4,))
-    prelu = layers.PReLU(name="prelu")
+    prelu = layers.PReLU(keras.initializers.Constant(0.3), name="prelu")
     qat = quantize_aware(keras.Model(inputs, prelu(layers.Dense(4)(prelu(inputs)))))
-    assert sum(isinstance(layer, layers.PReLU) for layer in qat.layers) == 1
+    assert sum(isinstance(layer, In8Bits) for layer in qat.layers) == 1
     assert len(qat.trainable_variables) == 3
+    x = rng.normal(size=(64, 4)).astype("float32")
+    qat.compile("adam", "mse")
+    qat.fit(x, x, verbose=0)
+    (slopes,) = [v for v in qat.trainable_variables if v.path.endswith("alpha")]
+    assert (slopes.numpy() != np.float32(0.3)).all()
+    qat.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    assert len(again.trainable_variables) == 3
+    np.testing.assert_array_equal(again(x), qat(x))
+    content = convert(for_export(again), str(tmp_path))
+    ((values, scale, _),), _ = run_lite(content, x)
+    np.testing.assert_allclose(values, qat(x), atol=1.01 * scale)
 
 
 @pytest.mark.parametrize(

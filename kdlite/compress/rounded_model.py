@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -202,11 +203,13 @@ class RoundedModel:
         )
         return self._copies[id(op.layer)](*args, **kwargs)
 
-    def _copy(self, op: Op, final: bool) -> keras.Layer:
-        """Returns a new layer; one with weights for all its calls."""
+    def _copy(self, op: Op, final: bool, around: Any = None) -> keras.Layer:
+        """Returns a new layer, or one around it; with weights, one for all calls."""
         if id(op.layer) in self._copies:
             return self._copies[id(op.layer)]
-        copy = clone(op.layer, name=self._name(op.name, final))
+        name = self._name(op.name, final)
+        inner = clone(op.layer, **({} if around else {"name": name}))
+        copy = around(inner, name=name) if around else inner
         if any(op.layer is layer for layer, _ in self._graph.weights):
             self._copies[id(op.layer)] = copy
         return copy
@@ -219,11 +222,10 @@ class RoundedModel:
 
     def _on_levels(self, op: Op, inputs: list[Tensor]) -> Tensor:
         unrounded, table = op.output in self._unrounded, table_name(op.layer)
-        name = self._name(op.name, unrounded and op.output in self._graph.outputs)
-        exact = unrounded or not table
         wide = self._recipe.activation_bits == 16
         kind = In16Bits if wide else In8Bits
-        layer = kind(clone(op.layer), exact_in_training=exact, name=name)
+        around = functools.partial(kind, exact_in_training=unrounded or not table)
+        layer = self._copy(op, unrounded and op.output in self._graph.outputs, around)
         steps = [
             self._quantizers[self._group[x]](value, site=None, step=True)
             for x, value in zip(op.inputs, inputs, strict=True)

@@ -28,6 +28,8 @@ _STRETCHES = 512
 # Below it softmax takes the exponential to be that of this.
 _LOWEST = -10.0
 _HIGHEST_LEVEL = 2**15 - 1
+# The end of the range that the converter gives slopes of 0.
+_LEAST_SLOPE = 5e-7
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -143,6 +145,7 @@ class In8Bits(In16Bits):
         LeakyReLU   floor(x * round(256 * ratio) / 256 + 1/2), with `ratio` the input's
                     step by the output's, times the slope below 0. TFLite's own kernel
                     keeps 31 bits of it, and has what is less than 1/256.
+        PReLU       TFLite's own, with slopes of 8 bits in one range.
         hard swish  TFLite's own: x in steps of 2^-6 to 2^-3 of the output's, times the
                     gate (x + 3) / 6 in steps of 2^-15, each of them rounded before.
 
@@ -230,8 +233,8 @@ def has_operation(layer: Any, bits: int) -> bool:
 
     Returns:
         True with 16 bits for sigmoid, tanh, softmax, products, sums and differences of
-        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU and hard
-        swish.
+        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU, PReLU and
+        hard swish.
 
     Example:
         >>> [has_operation(kind(), 16) for kind in (layers.Multiply, layers.Maximum)]
@@ -425,6 +428,19 @@ def _leaky_relu_of_xnnpack(
     return ops.where(taken, found, _leaky_relu(layer, levels, steps, step))
 
 
+def _prelu(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    (x,) = levels
+    slopes = _wide(layer.alpha)
+    # The converter gives all of them one range, which has 0 in its middle.
+    unit = ops.maximum(ops.max(ops.abs(slopes)), _LEAST_SLOPE) / 127.0
+    slopes = ops.cast(ops.round(slopes / unit), "int64")
+    falling = _as_float32(_as_float32(steps[0] * _as_float32(unit)) / step)
+    rising = _as_float32(steps[0] / step)
+    return ops.where(x >= 0, _scaled(x, rising), _scaled(x * slopes, falling))
+
+
 def _hard_swish(
     layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
 ) -> Tensor:
@@ -468,7 +484,7 @@ _ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tens
 }
 
 
-_OF_8_BITS = {layers.LeakyReLU: _leaky_relu_of_xnnpack}
+_OF_8_BITS = {layers.LeakyReLU: _leaky_relu_of_xnnpack, layers.PReLU: _prelu}
 
 
 def _operation(layer: Any, bits: int) -> Any:
