@@ -706,6 +706,52 @@ def test_bilinear_sizes_take_ties_as_their_kernels_do(recipe, tmp_path) -> None:
         assert np.mean(np.abs(values - y) > scale / 2) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("before", "layer"),
+    [
+        ((8, 8), lambda: layers.Resizing(5, 5)),
+        ((7, 9), lambda: layers.Resizing(13, 4)),
+        ((10, 10), lambda: layers.Resizing(7, 23)),
+        ((1, 4), lambda: layers.Resizing(3, 8)),
+        ((32, 32), lambda: layers.Resizing(28, 28)),
+        ((None, None), lambda: layers.Resizing(5, 6)),
+        ((6, 5), lambda: layers.UpSampling2D((3, 2), interpolation="bilinear")),
+    ],
+)
+def test_a_bilinear_size_is_its_kernel_to_the_bit(before, layer, tmp_path, rng) -> None:
+    qat = quantize_aware(one_of(layer(), (*before, 3)), "int8", input_range=(-3, 2.5))
+    x = rng.uniform(-3, 2.5, (16, *(size or 9 for size in before), 3))
+    calibrate(qat, x := x.astype("float32"))
+    content = convert(for_export(qat), str(tmp_path))
+    ((values, scale, _),), _ = run_lite(content, x)
+    for rounded in (qat(x, training=False), qat.predict(x, verbose=0)):
+        np.testing.assert_allclose(values, rounded, atol=scale / 100)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_sizes_between_convolutions(recipe, tmp_path, rng) -> None:
+    inputs = x = keras.Input((9, 9, 3))
+    for size in (7, 10, 6):
+        x = layers.Resizing(size, size)(layers.Conv2D(8, 3, padding="same")(x))
+    ratio = {"crop_to_aspect_ratio": True}
+    outputs = [layers.Dense(4)(layers.Flatten()(x)), layers.Resizing(4, 7, **ratio)(x)]
+    student = keras.Model(inputs, outputs)
+    randomize(student, rng)
+    x = rng.normal(size=(64, 9, 9, 3)).astype("float32")
+    qat = quantize_aware(student, recipe)
+    calibrate(qat, x)
+    known = [variable.numpy() for variable in qat.variables]
+    exact, cropped = qat(x)
+    for variable, value in zip(qat.variables, known, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    content = convert(for_export(qat), str(tmp_path), recipe=recipe)
+    (first, second), _ = run_lite(content, x)
+    for rounded, (values, scale, _) in ((exact, first), (cropped, second)):
+        off = np.abs(values - rounded) / scale
+        assert np.mean(off < 0.5) > 0.95
+        assert off.max() < 1.01
+
+
 def one_of(layer, shape=IMAGE, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), layer])
 
@@ -762,11 +808,16 @@ def test_what_stays_in_float_is_an_error_that_says_why(make, text) -> None:
         quantize_aware(model)
 
 
-def test_an_interpolation_that_is_none_of_tflites() -> None:
-    model = keras.Sequential(
-        [keras.Input(IMAGE), layers.Resizing(4, 4, "lanczos3", name="size")]
-    )
-    with pytest.raises(ValueError, match="'size' cannot.*'lanczos3'. Use 'bilinear'"):
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ({"interpolation": "lanczos3"}, "'lanczos3'. Use 'bilinear'"),
+        ({"antialias": True}, "antialias=True, which TFLite does not have"),
+    ],
+)
+def test_a_resizing_that_is_none_of_tflites(kind, text) -> None:
+    model = one_of(layers.Resizing(4, 4, name="size", **kind))
+    with pytest.raises(ValueError, match=f"'size' cannot.*{text}"):
         quantize_aware(model)
 
 

@@ -340,6 +340,8 @@ def _problem(layer: Any) -> str | None:
     if isinstance(layer, layers.UpSampling2D | layers.Resizing):
         if layer.interpolation not in ("nearest", "bilinear"):
             return f"interpolation={layer.interpolation!r}. Use 'bilinear'"
+        if layer.interpolation == "bilinear" and getattr(layer, "antialias", False):
+            return "antialias=True, which TFLite does not have. Leave it out"
     return None
 
 

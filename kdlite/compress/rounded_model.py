@@ -20,6 +20,7 @@ from kdlite.compress.wide_operations import (
     In16Bits,
     has_operation,
     table_name,
+    without_default,
 )
 
 Tensor = Any
@@ -181,7 +182,8 @@ class RoundedModel:
         else:
             unrounded = moved or op.output in self._unrounded
             layer = self._copy(op, unrounded and op.output in self._graph.outputs)
-            outputs = layer(inputs if len(inputs) > 1 else inputs[0])
+            told = without_default(layer)
+            outputs = layer(inputs if len(inputs) > 1 else inputs[0], **told)
         if moved or op.output in self._unrounded or self._in_next(op):
             return outputs
         following: dict[str, Any] = {}

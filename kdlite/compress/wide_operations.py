@@ -9,6 +9,7 @@ file's.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ _LOWEST = -10.0
 _HIGHEST_LEVEL = 2**15 - 1
 # The end of the range that the converter gives slopes of 0.
 _LEAST_SLOPE = 5e-7
+# Of XNNPACK's places between two values.
+_BITS_OF_PLACE = 11
 
 
 @keras.saving.register_keras_serializable(package="kdlite")
@@ -103,7 +106,7 @@ class In16Bits(layers.Wrapper):
         training: bool | None = None,
     ) -> Tensor:
         """Computes what the operation does."""
-        exact = self.layer(inputs)
+        exact = self.layer(inputs, **without_default(self.layer, training))
         if training and self.exact_in_training:
             return exact
         values = [ops.stop_gradient(x) for x in keras.tree.flatten(inputs)]
@@ -146,6 +149,7 @@ class In8Bits(In16Bits):
                     step by the output's, times the slope below 0. TFLite's own kernel
                     keeps 31 bits of it, and has what is less than 1/256.
         PReLU       TFLite's own, with slopes of 8 bits in one range.
+        bilinear    XNNPACK's: places in steps of 2^-11, and one rounding, half up.
         hard swish  TFLite's own: x in steps of 2^-6 to 2^-3 of the output's, times the
                     gate (x + 3) / 6 in steps of 2^-15, each of them rounded before.
 
@@ -178,6 +182,25 @@ class In8Bits(In16Bits):
     def _is_level(self, x: Tensor, level: Tensor) -> Tensor:
         # A range that is not known is 1: levels as coarse are no matter of chance.
         return ops.all(ops.logical_or(ops.abs(x - level) < 1e-2, ops.isnan(x)))
+
+
+def without_default(layer: keras.Layer, training: bool | None = None) -> dict[str, Any]:
+    """Returns what to call a layer with, so that it tells nobody to be training.
+
+    Args:
+        layer: Any layer.
+        training: Whether the model is training, if that is known.
+
+    Returns:
+        Arguments of a `Resizing`, which takes itself to be training where nothing is
+        said, and with it all layers behind it: a call of the model would measure. None
+        of other layers.
+
+    Example:
+        >>> without_default(layers.Resizing(2, 2)), without_default(layers.ReLU())
+        ({'training': None}, {})
+    """
+    return {"training": training} if isinstance(layer, layers.Resizing) else {}
 
 
 def table_name(layer: keras.Layer) -> str | None:
@@ -233,8 +256,8 @@ def has_operation(layer: Any, bits: int) -> bool:
 
     Returns:
         True with 16 bits for sigmoid, tanh, softmax, products, sums and differences of
-        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU, PReLU and
-        hard swish.
+        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU, PReLU,
+        hard swish and bilinear resizing.
 
     Example:
         >>> [has_operation(kind(), 16) for kind in (layers.Multiply, layers.Maximum)]
@@ -441,6 +464,33 @@ def _prelu(
     return ops.where(x >= 0, _scaled(x, rising), _scaled(x * slopes, falling))
 
 
+def _resized(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    (x,) = levels
+    if isinstance(layer, layers.UpSampling2D):
+        height, width = map(operator.mul, ops.shape(x)[1:3], layer.size)
+    else:
+        height, width = layer.height, layer.width
+    return _shifted(_along(_along(x, 1, height), 2, width), 2 * _BITS_OF_PLACE)
+
+
+def _along(x: Tensor, axis: int, size: Tensor | int) -> Tensor:
+    """Goes straight between the values along an axis, times 2^11."""
+    last = ops.shape(x)[axis] - 1
+    ratio = _as_float32(_wide(last + 1) / _wide(size))
+    places = _as_float32(_wide(ops.arange(size)) * ratio)
+    places = _as_float32(places + _as_float32(0.5 * ratio - 0.5))
+    places = ops.clip(places, 0.0, _wide(last))
+    before = ops.floor(places)
+    part = ops.cast(ops.round((places - before) * 2.0**_BITS_OF_PLACE), "int64")
+    before = ops.cast(before, "int64")
+    low = ops.take(x, before, axis)
+    high = ops.take(x, ops.minimum(before + 1, last), axis)
+    part = ops.reshape(part, [-1] + [1] * (len(x.shape) - axis - 1))
+    return ops.left_shift(low, _BITS_OF_PLACE) + part * (high - low)
+
+
 def _hard_swish(
     layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
 ) -> Tensor:
@@ -484,11 +534,21 @@ _ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tens
 }
 
 
-_OF_8_BITS = {layers.LeakyReLU: _leaky_relu_of_xnnpack, layers.PReLU: _prelu}
+_OF_8_BITS = {
+    layers.LeakyReLU: _leaky_relu_of_xnnpack,
+    layers.PReLU: _prelu,
+    layers.Resizing: _resized,
+    layers.UpSampling2D: _resized,
+}
+# With it a resizing is two operations.
+_TO_ASPECT_RATIO = ("crop_to_aspect_ratio", "pad_to_aspect_ratio")
 
 
 def _operation(layer: Any, bits: int) -> Any:
     if bits == 8:
+        bilinear = getattr(layer, "interpolation", "bilinear") == "bilinear"
+        if not bilinear or any(getattr(layer, x, False) for x in _TO_ASPECT_RATIO):
+            return None
         hard_swish = getattr(layer, "activation", None) is keras.activations.hard_silu
         return _hard_swish if hard_swish else _OF_8_BITS.get(type(layer))
     if (name := table_name(layer)) is not None:
