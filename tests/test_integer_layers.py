@@ -573,6 +573,18 @@ def test_a_hard_swish_is_its_kernel_to_the_bit(
     assert np.abs(rounded - values).max() <= 1
 
 
+# The steps of the last are to each other as 3 to 2: each other value is a tie.
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [(-3.0, 2.5), (-1.0, 0.2), (-8.0, 8.0), (-3.0, 6.001)]
+)
+@pytest.mark.parametrize("max_value", [None, 6.0])
+def test_a_relu_of_its_own_is_its_kernel_to_the_bit(
+    max_value, lowest, highest, tmp_path
+) -> None:
+    rounded, values = of_each_level(layers.ReLU(max_value), lowest, highest, tmp_path)
+    np.testing.assert_array_equal(rounded, values)
+
+
 @pytest.mark.parametrize(("lowest", "highest"), [(-3.0, 2.5), (-1.0, 0.2)])
 @pytest.mark.parametrize(
     "slopes",

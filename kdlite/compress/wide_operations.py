@@ -148,6 +148,7 @@ class In8Bits(In16Bits):
         LeakyReLU   floor(x * round(256 * ratio) / 256 + 1/2), with `ratio` the input's
                     step by the output's, times the slope below 0. TFLite's own kernel
                     keeps 31 bits of it, and has what is less than 1/256.
+        ReLU        TFLite's own, with 31 bits of the ratio.
         PReLU       TFLite's own, with slopes of 8 bits in one range.
         bilinear    XNNPACK's: places in steps of 2^-11, and one rounding, half up.
         hard swish  TFLite's own: x in steps of 2^-6 to 2^-3 of the output's, times the
@@ -256,8 +257,8 @@ def has_operation(layer: Any, bits: int) -> bool:
 
     Returns:
         True with 16 bits for sigmoid, tanh, softmax, products, sums and differences of
-        two tensors, ReLU, LeakyReLU and global means; with 8 for LeakyReLU, PReLU,
-        hard swish and bilinear resizing.
+        two tensors, ReLU, LeakyReLU and global means; with 8 for ReLU, LeakyReLU,
+        PReLU, hard swish and bilinear resizing.
 
     Example:
         >>> [has_operation(kind(), 16) for kind in (layers.Multiply, layers.Maximum)]
@@ -423,7 +424,10 @@ def _scaled_at_once(values: Tensor, factor: Tensor) -> Tensor:
 def _relu(
     layer: keras.Layer, levels: list[Tensor], steps: list[Tensor], step: Tensor
 ) -> Tensor:
-    return ops.maximum(_scaled(levels[0], _as_float32(steps[0] / step)), 0)
+    found = ops.maximum(_scaled(levels[0], _as_float32(steps[0] / step)), 0)
+    if layer.max_value is None:
+        return found
+    return ops.minimum(found, ops.cast(ops.round(layer.max_value / step), "int64"))
 
 
 def _leaky_relu(
@@ -535,6 +539,7 @@ _ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tens
 
 
 _OF_8_BITS = {
+    layers.ReLU: _relu,
     layers.LeakyReLU: _leaky_relu_of_xnnpack,
     layers.PReLU: _prelu,
     layers.Resizing: _resized,
