@@ -376,6 +376,40 @@ def test_a_normalization_on_its_own_can_be_shared(bits, shape, rng, tmp_path):
     assert_same_within_one_step(qat, content, x)
 
 
+def _dense_behind_convolution(x):
+    return layers.Dense(4)(layers.Conv1D(4, 3, padding="same")(x)), x
+
+
+def _dense_behind_mean(x):
+    images = layers.Reshape((3, 4, 4))(x)
+    mean = layers.GlobalAveragePooling2D(keepdims=True)(images)
+    row = layers.Dense(4)(layers.GlobalAveragePooling1D()(x))
+    return mean, layers.Reshape((1, 1, 4))(row)
+
+
+def _itself_in_one_row(x):
+    row = layers.Reshape((1, 12, 4))(x)
+    return row, row
+
+
+@pytest.mark.parametrize(
+    "parts", [_dense_behind_convolution, _dense_behind_mean, _itself_in_one_row]
+)
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_sums_of_16_bits_are_not_broadcast(parts, activation, rng, tmp_path):
+    """The converter leaves out reshapes before them, and has no sum then."""
+    inputs = keras.Input((12, 4))
+    total = layers.Add()(list(parts(inputs)))
+    student = keras.Model(inputs, layers.Activation(activation)(total))
+    randomize(student, rng)
+    x = rng.normal(size=(64, 12, 4)).astype("float32")
+    qat = quantize_aware(student, "int16x8")
+    calibrate(qat, x)
+    content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+    assert "float32" not in operations(content)[1]
+    assert_same_within_one_step(qat, content, x)
+
+
 def test_tensors_that_meet_in_a_concatenation_have_one_range():
     inputs = keras.Input((4,))
     a, b = layers.Dense(4, name="a")(inputs), layers.Dense(4, name="b")(inputs)

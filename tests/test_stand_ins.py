@@ -46,7 +46,12 @@ def test_what_needs_one(layer, name) -> None:
 
 @pytest.mark.parametrize(
     "shapes",
-    [((1, 3), (1, 3)), ((1, 3, 3), (1, 3, 1)), ((1, 4, 4, 2), (1, 1, 4, 1))],
+    [
+        ((1, 3), (1, 3)),
+        ((2, 1, 3), (2, 1, 3)),
+        ((1, 3, 3), (1, 3, 1)),
+        ((1, 4, 4, 2), (1, 1, 4, 1)),
+    ],
 )
 def test_a_sum_is_along_its_own_axes(shapes, rng) -> None:
     first, second = (rng.normal(size=shape).astype("float32") for shape in shapes)

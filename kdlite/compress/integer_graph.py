@@ -485,7 +485,9 @@ class IntegerGraph:
                 reshaped.add(op.output)
             if op.kind == "arithmetic":
                 first, x = op.inputs
-                moved = x in reshaped or len(self._shapes[x]) != 4
+                shape = self._shapes[x]
+                row = self._bits == 16 and shape[1:2] == (1,)
+                moved = x in reshaped or len(shape) != 4 or row
                 if moved and ranges[x] == ranges[first]:
                     parted.append(self._same(f"{op.name}_in", x))
                     op.inputs = [first, parted[-1].output]

@@ -5,7 +5,8 @@ definition, and refuses to quantize them where activations have 16 bits, though 
 has these operations. A leaky ReLU of the same shape and ranges stands in for each while
 the model is converted; its slope says for which, and the finished file gets the
 operation itself (`kdlite.lite.stored_types`). Concatenations of 16 bits it refuses as
-well: they are sums of padded tensors. What runtimes do not have, dense layers of 4
+well: they are sums of padded tensors; and sums where it broadcasts them: they are sums
+of rows. What runtimes do not have, dense layers of 4
 bits, are convolutions. And where integers meet layers that are left in float, there is
 what it has no integers of.
 """
@@ -99,6 +100,33 @@ class PaddedSum(keras.layers.Layer):
             x = ops.pad(x, around)
             total = x if total is None else self.rounding(total + x)
         return total
+
+
+class RowSum(Sum):
+    """A sum of 16 bits: of tensors of one shape the values are put in a row.
+
+    The converter leaves out a reshape that only puts axes of length 1 before others, as
+    behind many a dense layer: a sum broadcasts. With 16 bits it then has no such sum.
+
+    Args:
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: List of tensors whose shapes broadcast.
+
+    Example:
+        >>> RowSum()([keras.ops.ones((2, 5, 4)), keras.ops.ones((2, 5, 4))]).shape
+        TensorShape([2, 5, 4])
+    """
+
+    def _merge_function(self, inputs: list[Tensor]) -> Tensor:
+        shape, *others = [tuple(x.shape[1:]) for x in inputs]
+        alike = all(other == shape for other in others) and None not in shape
+        # To images such a reshape is of those of one row alone.
+        if not alike or (len(shape) == 3 and shape[0] != 1):
+            return super()._merge_function(inputs)
+        rows = [ops.reshape(x, (-1, math.prod(shape))) for x in inputs]
+        return ops.reshape(super()._merge_function(rows), (-1, *shape))
 
 
 class PointwiseDense(keras.layers.Layer):
@@ -276,7 +304,7 @@ def stand_in(layer: keras.Layer, bits: int) -> keras.Layer | None:
     """
     inner = layer.layer if isinstance(layer, In16Bits) else layer
     if isinstance(inner, keras.layers.Add):
-        return Sum(name=layer.name)
+        return Sum(name=layer.name) if bits == 8 else RowSum(name=layer.name)
     if bits == 8:
         return None
     if isinstance(layer, keras.layers.Concatenate):
