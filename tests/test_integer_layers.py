@@ -727,6 +727,8 @@ def test_bilinear_sizes_take_ties_as_their_kernels_do(recipe, tmp_path) -> None:
         ((1, 4), lambda: layers.Resizing(3, 8)),
         ((32, 32), lambda: layers.Resizing(28, 28)),
         ((None, None), lambda: layers.Resizing(5, 6)),
+        ((9, 9), lambda: layers.Resizing(3, 6, crop_to_aspect_ratio=True)),
+        ((8, 7), lambda: layers.Resizing(3, 6, pad_to_aspect_ratio=True)),
         ((6, 5), lambda: layers.UpSampling2D((3, 2), interpolation="bilinear")),
     ],
 )
@@ -784,6 +786,11 @@ def one_of(layer, shape=IMAGE, dtype="float32"):
         (
             lambda: one_of(layers.Resizing(5, 5)),
             r"from \(8, 8\) to \(5, 5\), which.*1/1024. Double",
+        ),
+        (
+            # From 9 to 3 it would be exact.
+            lambda: one_of(layers.Resizing(3, 6, crop_to_aspect_ratio=True), (9, 9, 4)),
+            r"from \(4, 9\) to \(3, 6\), which.*1/1024. Double",
         ),
         (
             lambda: one_of(layers.Resizing(4, 8, pad_to_aspect_ratio=True)),

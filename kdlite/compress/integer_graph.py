@@ -25,6 +25,7 @@ from kdlite.compress.integer_layers import (
     KINDS,
     Range,
     as_layer,
+    aspect_frame,
     check_supported,
     clone,
     einsum_axes,
@@ -247,6 +248,16 @@ class IntegerGraph:
                 kind = "pass" if layer.interpolation == "nearest" else "average"
                 return self._emit(kind, same, name, inputs, shape)
             case layers.UpSampling2D | layers.Resizing:
+                inside = self._shapes[inputs[0]]
+                if (frame := aspect_frame(layer, inside[1:3])) is not None:
+                    kept = {"crop_to_aspect_ratio": False, "pad_to_aspect_ratio": False}
+                    layer, inside = (
+                        clone(layer, **kept),
+                        frame.compute_output_shape(inside),
+                    )
+                    inputs = [
+                        self._emit("pass", frame, f"{name}_frame", inputs, inside)
+                    ]
                 moved = layer.interpolation == "nearest"
                 kind = "pass" if moved else "average"
                 return self._emit(kind, layer, name, inputs, shape)

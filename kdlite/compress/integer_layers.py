@@ -262,6 +262,31 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
+def aspect_frame(layer: Any, size: tuple[int | None, ...]) -> keras.Layer | None:
+    """Returns what a `Resizing` does before it resizes, to keep the aspect ratio.
+
+    Args:
+        layer: Any layer that resizes.
+        size: Height and width of what it is given, None where open.
+
+    Returns:
+        The layer that crops or pads; None where it does neither, or in a way that no
+        other layer has: to an open size, or with other values than 0.
+    """
+    crops = getattr(layer, "crop_to_aspect_ratio", False)
+    pads = getattr(layer, "pad_to_aspect_ratio", False) and not layer.fill_value
+    if not (crops or pads) or None in size:
+        return None
+    given: Any = np.array(size)
+    after = np.array([layer.height, layer.width])
+    # As Keras has it, bits and all.
+    wanted = (np.float32(given[::-1] * after) / np.float32(after[::-1])).astype(int)
+    if pads:
+        return layers.ZeroPadding2D((np.maximum(wanted - given, 0) // 2).tolist())
+    cut = given - np.clip(wanted, 1, given)
+    return layers.Cropping2D(np.stack([cut // 2, cut - cut // 2], -1).tolist())
+
+
 def check_supported(layer: Any, bits: int = 8) -> None:
     """Raises ValueError unless a layer can be quantized.
 
@@ -373,6 +398,8 @@ def _problem_of_16_bits(layer: Any) -> str | None:
         before, after = (tensor.shape[1:3] for tensor in (layer.input, layer.output))
         if None in before or None in after:
             return "16-bit activations and an open size. Give its input a size"
+        if (frame := aspect_frame(layer, before)) is not None:
+            before = frame.compute_output_shape((None, *before, None))[1:3]
         # TFLite's kernel has places in steps of 1/1024.
         rough = any(512 * a % b for a, b in zip(before, after, strict=True))
         if layer.interpolation == "bilinear" and rough:

@@ -18,7 +18,8 @@ Array = np.ndarray[Any, Any]
 
 # What is behind the name of a layer that becomes several.
 _PARTS = frozenset(
-    "linear float sigmoid gate up relu6 pad flat in sum depthwise image minus".split()
+    "linear float sigmoid gate up relu6 pad frame flat in sum depthwise image "
+    "minus".split()
 )
 
 # What a ReLU that follows is a part of.
