@@ -259,6 +259,30 @@ def test_inputs_that_a_table_does_not_take(layer, wide, rng) -> None:
             for_export(qat)
 
 
+@pytest.mark.parametrize("kind", [layers.Add, layers.Subtract])
+def test_a_sum_is_not_too_narrow_for_its_kernel(kind, rng, tmp_path) -> None:
+    inputs = [keras.Input((8,), name=name) for name in "ab"]
+    model = keras.Model(inputs, kind(name="rest")(inputs))
+    first = rng.integers(-32000, 32000, (64, 8))
+    first[0, :2] = -32767, 32767
+    sign = -1 if kind is layers.Add else 1
+    for steps in (4, 1):
+        # Some 8,192 and 32,767 times narrower.
+        rest = rng.integers(-steps, steps + 1, first.shape)
+        rest[0, :2] = 0
+        x = [y.astype("float32") / 32767 for y in (first, sign * (first + rest))]
+        qat = quantize_aware(model, "int16x8")
+        calibrate(qat, x)
+        if steps == 1:
+            with pytest.raises(ValueError, match="less than 16,384.*'rest'.*as 1 and"):
+                for_export(qat)
+            continue
+        content = convert(for_export(qat), str(tmp_path), recipe="int16x8")
+        ((values, scale, _),), _ = run_lite(content, *x)
+        expected = qat(x, training=False)
+        assert np.abs(values - expected).max() <= 1.01 * scale
+
+
 def test_what_is_not_a_number_stays_with_its_sample(rng) -> None:
     model = of_one((6,), layers.Activation("tanh"))
     x = rng.normal(size=(8, 6)).astype("float32")

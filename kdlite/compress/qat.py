@@ -34,6 +34,10 @@ Tensor = Any
 # Of weights and activations: what TFLite has kernels for.
 _BITS = ((8, 8), (8, 16), (4, 8))
 _RANGES = ("ema", "learned")
+_SUMS = (keras.layers.Add, keras.layers.Subtract)
+# TFLite's kernel brings inputs to a step of which 2^15 are twice the widest input's,
+# and multiplies sums of these by less than 1.
+_NARROWEST_SUM = 2**14
 _FOLLOWING = ("input_step", "input_steps", "output_step", "half_away", "half_up")
 
 
@@ -407,18 +411,34 @@ def _require_kernels(model: keras.Model) -> None:
                         f"{step * 2**15:,.0f}. Scale them down, leave the layer in "
                         "float with overrides, or use recipe='int8'."
                     )
+        elif isinstance(layer, In16Bits) and isinstance(layer.layer, _SUMS):
+            widest = max(_input_steps(layer))
+            step = _step(layer._inbound_nodes[0].arguments.kwargs["output_step"])
+            if widest >= _NARROWEST_SUM * step:
+                raise ValueError(
+                    "With 16-bit activations the inputs of a sum or difference are "
+                    f"less than {_NARROWEST_SUM:,} times as wide as it. Received: "
+                    f"layer {layer.name.removesuffix('_float')!r} with inputs as far "
+                    f"as {widest * 2**15:.3g} and results within {step * 2**15:.3g}. "
+                    "Take it out if it is always 0, leave the layer in float with "
+                    "overrides, or use recipe='int8'."
+                )
 
 
 def _input_steps(layer: keras.Layer) -> list[float]:
     """Returns how wide a step is of the inputs of each call of a layer."""
-    quantizers = []
+    found = []
     for node in layer._inbound_nodes:
         given = node.arguments.kwargs
         steps = given.get("input_steps") or [given.get("input_step")]
-        quantizers += [s._keras_history.operation for s in steps if s is not None]
-    return [
-        float(quantizer(keras.ops.zeros(()), step=True)) for quantizer in quantizers
-    ]
+        found += [_step(step) for step in steps if step is not None]
+    return found
+
+
+def _step(symbolic: keras.KerasTensor) -> float:
+    """Returns the step that a `FakeQuant` has given a layer in a model."""
+    quantizer = symbolic._keras_history.operation
+    return float(quantizer(keras.ops.zeros(()), step=True))
 
 
 def _input_ranges(
