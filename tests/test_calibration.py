@@ -120,6 +120,10 @@ def test_random_samples_lie_in_the_range_and_repeat() -> None:
     assert set(np.unique(first["ids"])) == {0, 1} and first["ids"].dtype == np.int32
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
+    spec = InputSpec("pixels", (9,), low_high=(0.0, 255.0), whole=True)
+    pixels = random_samples([spec], 20)["pixels"]
+    assert pixels.dtype == np.float32 and pixels.max() > 200
+    np.testing.assert_array_equal(pixels, np.rint(pixels))
     # Of an even draw no sample's mean comes near an end; a fault may show only there.
     spec = InputSpec("far", (500,), low_high=(-1.0, 3.0))
     far = random_samples([spec], 20, ends=True)["far"].astype(float)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -1064,11 +1067,89 @@ def test_wrong_overrides(overrides, error, text) -> None:
         quantize_aware(transformer(), overrides=overrides)
 
 
-def test_an_operation_of_keras_is_no_layer_to_leave() -> None:
+def test_operations_of_keras_stay_in_float_by_name(tmp_path, rng) -> None:
+    """Slices, operators, functions: they are called with what is no tensor as well."""
+    inputs = keras.Input((6, 6, 4), name="image")
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    made = [
+        *(x[..., :2], x[:, 1:-1, ::2], -x, x**2, x * x[:, :1]),
+        *(ops.exp(x), ops.mean(x, axis=[1, 2]), ops.stack([x, 2.0 * x], axis=-1)),
+        *(ops.where(x > 0, x, 0.1 * x), ops.einsum("bhwc,bhwd->bcd", x, x)),
+    ]
+    outputs = [layers.Dense(3)(layers.Flatten()(y)) for y in made]
+    student = keras.Model(inputs, outputs)
+    randomize(student, rng)
+    left: dict[str, str] = {}
+    while True:  # the advice is followed until it is taken
+        try:
+            qat = quantize_aware(student, overrides=left)
+            break
+        except ValueError as err:
+            (advised,) = re.findall(r"overrides=({.*?})", str(err))
+            advice = ast.literal_eval(advised)
+            assert not left.keys() & advice.keys()
+            left |= advice
+    x = rng.normal(0, 1, (64, 6, 6, 4)).astype("float32")
+    for y, z in zip(student(x), qat(x), strict=True):  # no ranges yet
+        np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-4)
+    calibrate(qat, x)
+    qat.save(tmp_path / "qat.keras")
+    qat = keras.saving.load_model(tmp_path / "qat.keras")
+    assert set(float_layers(qat)) == set(left)
+    result = export(qat, tmp_path / "m.tflite", "int8", verify_data=x)
+    for output in result.verification.outputs:
+        assert output.within_one_step >= 0.99, output.name
+    kept = {op.name for op in result.ops if op.float_compute}
+    assert kept >= {"STRIDED_SLICE", "EXP", "MEAN", "PACK", "BATCH_MATMUL"}
+
+
+def test_random_samples_of_pixels_are_whole(tmp_path, rng) -> None:
+    """Of an input of bytes Keras cuts fractions off, and the file rounds them."""
+    image = keras.Input((8, 8, 3), dtype="uint8", name="image")
+    x = layers.Rescaling(1 / 255)(image)
+    for _ in range(3):
+        x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    student = keras.Model(image, layers.Conv2D(4, 1)(x))
+    randomize(student, rng)
+    qat = quantize_aware(student)
+    calibrate(qat, rng.integers(0, 256, (64, 8, 8, 3)).astype("uint8"))
+    report = export(qat, tmp_path / "m.tflite", "int8").verification
+    assert report.outputs[0].within_one_step >= 0.99
+
+
+def test_only_what_has_one_output_is_left_in_float() -> None:
     inputs = keras.Input((4,))
-    x = layers.Dense(4)(ops.add(inputs, 1.0))
-    with pytest.raises(ValueError, match="Only a layer with one output can be left"):
-        quantize_aware(keras.Model(inputs, x), overrides={"add*": "float32"})
+    first, second = ops.split(layers.Dense(4)(inputs), 2, axis=-1)
+    student = keras.Model(inputs, layers.Add()([first, second]))
+    with pytest.raises(ValueError, match="one output.*'split.*' of class Split with 2"):
+        quantize_aware(student, overrides={"split*": "float32"})
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_masks_go_into_layers_in_float_alone(recipe, tmp_path, rng) -> None:
+    inputs = keras.Input((8, 3), name="x")
+    x = layers.Dense(4, activation="relu")(layers.Masking(name="mask")(inputs))
+    x = layers.GlobalAveragePooling1D(name="mean")(x)
+    student = keras.Model(inputs, layers.Dense(2)(x))
+    left = dict.fromkeys(("mask", "not_equal*", "any*"), "float32")
+    with pytest.raises(ValueError, match="no mask.*'mean'.*{'mean': 'float32'}"):
+        quantize_aware(student, recipe, overrides=left)
+    qat = quantize_aware(student, recipe, overrides={**left, "mean": "float32"})
+    x = rng.normal(0, 1, (64, 8, 3)).astype("float32")
+    x[:, 5:] = 0.0
+    calibrate(qat, x)
+    (output,) = export(
+        qat, tmp_path / "m.tflite", recipe, verify_data=x
+    ).verification.outputs
+    assert output.within_one_step >= 0.99
+    np.testing.assert_allclose(qat(x), student(x), atol=0.05)
+
+
+def test_a_layer_with_lora_is_refused_before_training() -> None:
+    student = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="head")])
+    student.get_layer("head").enable_lora(2)
+    with pytest.raises(ValueError, match="'head'.*LoRA"):
+        quantize_aware(student)
 
 
 def test_a_dead_tensor_beside_one_that_hardly_lives(tmp_path, rng) -> None:

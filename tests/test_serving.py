@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kdlite.compress.qat import quantize_aware
+from kdlite.lite.calibration import load_samples
 from kdlite.lite.names import identifier
 from kdlite.lite.serving import as_float32, serve
 
@@ -20,6 +21,22 @@ def test_nested_outputs_get_unique_names() -> None:
     assert list(serve(keras.Model(inputs, [one, two]))(x)) == ["shared", "shared_1"]
     nested = keras.Model(inputs, {"b": [one, two], "a": {"c": two}})
     assert list(serve(nested)(x)) == ["a_c", "b_0", "b_1"]
+
+
+def test_ids_are_told_of_by_the_smallest_embedding_that_takes_them(rng) -> None:
+    ids, pixel = keras.Input((3,), dtype="int32", name="ids"), keras.Input((3,))
+    small = keras.Sequential([keras.Input((3,)), layers.Embedding(5, 2, name="few")])
+    x = [small(ids), layers.Embedding(9, 2)(ids), layers.Reshape((3, 1))(pixel)]
+    model = keras.Model([ids, pixel], layers.Concatenate()(x))
+    for net in (model, quantize_aware(model)):
+        first, second = serve(net).input_specs
+        assert first.vocabulary == ("few", 5) and second.vocabulary is None
+    data = [rng.integers(-5, 5, (7, 3)), rng.random((7, 3))]
+    load_samples(data, [first, second])
+    for wrong in (5, -6):
+        data[0][3, 1] = wrong
+        with pytest.raises(ValueError, match=f"{wrong} in sample 3.*'ids'.* 5 rows"):
+            load_samples(data, [first, second])
 
 
 def test_mixed_precision_becomes_a_float32_clone() -> None:

@@ -221,6 +221,19 @@ def test_statistics_of_the_data_stay_and_frozen_layers_train(rng) -> None:
     assert len(student.trainable_variables) == 4
 
 
+def test_layers_that_cannot_be_told_to_train_are_copied() -> None:
+    """SpatialDropout takes no `trainable`; and LoRA is of the teacher alone."""
+    x = inputs = keras.Input((8, 8, 4))
+    for drop in (layers.SpatialDropout2D, layers.GaussianDropout, layers.Dropout):
+        x = drop(0.5)(layers.Conv2D(32, 3, padding="same", trainable=False)(x))
+    x = layers.Dense(5, lora_rank=2)(layers.GlobalAveragePooling2D()(x))
+    student = shrunken(keras.Model(inputs, x), 0.25)
+    assert len(student.trainable_variables) == 8
+    assert [layer.rate for layer in student.layers if hasattr(layer, "rate")] == [
+        0.5
+    ] * 3
+
+
 def test_mixed_precision_becomes_float32() -> None:
     teacher = keras.Sequential(
         [keras.Input((4,)), layers.Dense(32, dtype="mixed_float16"), layers.Dense(2)]

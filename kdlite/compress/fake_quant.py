@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.masking import set_keras_mask
 
 Tensor = Any
 
@@ -417,7 +418,11 @@ class InFloat(keras.layers.Wrapper):
 
     def call(self, *args: Any, **kwargs: Any) -> Tensor:
         """Calls the layer."""
-        return self.layer(*args, **kwargs)
+        outputs = self.layer(*args, **kwargs)
+        # A mask is among what a layer is called with, wherever the student has one.
+        for x in keras.tree.flatten(outputs):
+            set_keras_mask(x, None)
+        return outputs
 
 
 def checked_range(bounds: Any) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
+from keras.src.ops.symbolic_arguments import SymbolicArguments
 
 from kdlite.compress.graph import IN_TRAINING_ALONE, Call, CallGraph, Shape
 from kdlite.compress.integer_layers import (
@@ -30,6 +31,7 @@ from kdlite.compress.integer_layers import (
     clone,
     einsum_axes,
     fixed_range,
+    override,
     scale_and_offset,
     separated,
 )
@@ -161,6 +163,13 @@ class IntegerGraph:
                 tensors.update(self._float(call, inputs, graph))
                 continue
             layer = as_layer(call)
+            if call.arguments.kwargs.get("mask") is not None:
+                raise ValueError(
+                    "Integer operations take no mask. Received: layer "
+                    f"{layer.name!r} of class {type(layer).__name__}, called with "
+                    f"one. Leave it in float, {override(layer.name)}, or call it "
+                    "without."
+                )
             check_supported(layer, self._bits)
             if call.training:
                 raise ValueError(
@@ -181,22 +190,24 @@ class IntegerGraph:
 
     def _float(self, call: Call, inputs: list[int], graph: CallGraph) -> dict[int, int]:
         """Reads a layer that is left as it is; returns the number of its output."""
-        layer = call.operation
-        if not isinstance(layer, keras.Layer) or len(call.outputs) != 1:
+        layer, arguments = call.operation, call.arguments
+        if len(call.outputs) != 1:
             raise ValueError(
                 "Only a layer with one output can be left in float. Received: "
-                f"{call.path!r} of class {type(layer).__name__}. Name another layer."
+                f"{call.path!r} of class {type(call.operation).__name__} with "
+                f"{len(call.outputs)}. Build it of several with one each (for parts of "
+                "a tensor, slices: `x[..., :8]`), or export the student with 'dynamic'."
             )
+        if not isinstance(layer, keras.Layer):
+            layer, arguments = _as_model(call)
         new = clone(layer)
         if (shapes := layer.get_build_config()) is not None:
             new.build_from_config(shapes)
         new = self._copy(layer, new, layer.get_weights())
         (result,) = call.outputs
-        arguments = {"arguments": call.arguments}
         shape = graph.shapes[result]
-        return {
-            result: self._emit("float", new, layer.name, inputs, shape, **arguments)
-        }
+        called = {"arguments": arguments, "margin": _RESCALED_MARGIN}
+        return {result: self._emit("float", new, layer.name, inputs, shape, **called)}
 
     def _call(
         self, layer: Any, inputs: list[int], shape: Shape, inference: bool
@@ -401,7 +412,7 @@ class IntegerGraph:
                 f"Quantization-aware training has the activations {known}, 'silu', "
                 "'hard_sigmoid' and 'linear'. Received: activation="
                 f"{getattr(function, '__name__', function)!r} in layer {name!r}. "
-                "Use one of these, or quantize after training."
+                f"Use one of these, or leave the layer in float, {override(name)}."
             )
         kind, make = ACTIVATIONS[function]
         fixed = fixed_range(function, self._bits)
@@ -670,6 +681,17 @@ class IntegerGraph:
                         f"neighbours. Received: layer {new.name!r} called twice, "
                         f"{_difference(owner, op)}. Give each call a layer of its own."
                     )
+
+
+def _as_model(call: Call) -> tuple[keras.Model, SymbolicArguments]:
+    """Returns an operation of `keras.ops` as a model, and how that is called."""
+    tensors = call.arguments.keras_tensors
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors]
+    given = {id(x): new for x, new in zip(tensors, inputs, strict=True)}
+    args, kwargs = call.arguments.fill_in(given)
+    outputs = call.operation(*args, **kwargs)
+    model = keras.Model(inputs, outputs, name=call.operation.name)
+    return model, SymbolicArguments(tensors)
 
 
 def _difference(first: Op, second: Op) -> str:

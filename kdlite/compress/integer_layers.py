@@ -308,9 +308,9 @@ def check_supported(layer: Any, bits: int = 8) -> None:
             "Quantization-aware training does not have this layer. Received: layer "
             f"{layer.name!r} of class {type(layer).__name__}. "
             + (f"{why}. " if why else "")
-            + f"Leave it in float, overrides={{{layer.name!r}: 'float32'}}, or export "
-            "the student with 'dynamic', which has 8-bit weights of any layer. Or "
-            f"build the student from {names}, and what acts in training alone: "
+            + f"Leave it in float, {override(layer.name)}, or export the "
+            "student with 'dynamic', which has 8-bit weights of any layer. Or build "
+            f"the student from {names}, and what acts in training alone: "
             "dropout, noise, augmentation."
         )
     if layer.dtype_policy.name != "float32":
@@ -327,17 +327,31 @@ def check_supported(layer: Any, bits: int = 8) -> None:
         )
 
 
+def override(name: str) -> str:
+    """Returns the argument of `quantize_aware` that leaves a layer in float."""
+    return f"overrides={{{name!r}: 'float32'}}"
+
+
 def _problem(layer: Any) -> str | None:
     """Returns what about a supported layer cannot be quantized, and what can."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return "data_format='channels_first'. Use 'channels_last'"
+    if getattr(layer, "lora_enabled", False):
+        return (
+            "LoRA, whose two factors no kernel has. Build it without, and give it "
+            f"the sum, `model.get_layer({layer.name!r}).kernel`"
+        )
+    or_float = f", or leave it in float, {override(layer.name)}"
     regularized = layer.activity_regularizer is not None
     if regularized and not isinstance(layer, layers.ActivityRegularization):
         return "an activity regularizer. Remove it"
     if isinstance(layer, layers.BatchNormalization) and (
         layer.axis not in (-1, layer.input_spec.ndim - 1) or layer.renorm
     ):
-        return f"axis={layer.axis}, renorm={layer.renorm}. Use the last axis, plain"
+        return (
+            f"axis={layer.axis}, renorm={layer.renorm}. Use the last axis, plain"
+            f"{or_float}"
+        )
     if isinstance(layer, layers.Normalization) and (
         layer.invert or any(size != 1 for size in layer.mean.shape[:-1])
     ):
@@ -345,7 +359,10 @@ def _problem(layer: Any) -> str | None:
     if isinstance(layer, layers.ReLU) and (
         layer.max_value not in (None, 6.0) or layer.negative_slope or layer.threshold
     ):
-        return f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+        return (
+            f"max_value={layer.max_value}, a slope or a threshold. Use ReLU or ReLU6"
+            f"{or_float}"
+        )
     if isinstance(layer, layers.Conv1DTranspose | layers.Conv2DTranspose) and (
         set(np.atleast_1d(layer.dilation_rate)) != {1}
     ):
@@ -359,6 +376,7 @@ def _problem(layer: Any) -> str | None:
         return (
             f"equation={layer.equation!r}, bias_axes={layer.bias_axes!r}. Sum over the "
             "last axes, as in 'abc,cd->abd', with a bias for each that is made"
+            f"{or_float}"
         )
     if isinstance(layer, layers.Embedding) and layer.mask_zero:
         return "mask_zero=True. Leave it out, and take the mean over all places"

@@ -21,7 +21,7 @@ from kdlite.compress.fake_quant import (
 )
 from kdlite.compress.folded_layer import FoldedLayer
 from kdlite.compress.integer_graph import IntegerGraph
-from kdlite.compress.integer_layers import Range, clone
+from kdlite.compress.integer_layers import Range, clone, override
 from kdlite.compress.recipes import Recipe
 from kdlite.compress.recipes import recipe as find_recipe
 from kdlite.compress.rounded_model import RoundedModel
@@ -398,7 +398,7 @@ def _require_kernels(model: keras.Model) -> None:
                         f"{channels[:8]} of layer {name!r}, with weights that are too "
                         "small beside it, or 0. Take them out, train towards a mean of "
                         "0 and add that behind the model, leave the layer in float, "
-                        f"overrides={{{name!r}: 'float32'}}, or use recipe='int8'."
+                        f"{override(name)}, or use recipe='int8'."
                     )
         elif isinstance(layer, In16Bits) and (widest := widest_step(layer.layer)):
             for step in _input_steps(layer):

@@ -304,7 +304,10 @@ class _Builder:
     ) -> dict[str, Any]:
         """Returns the configuration of a layer with what depends on the widths."""
         layer = call.operation
-        config = {**config, "trainable": True}
+        # The student trains as a whole: no layer is frozen, or adapted with LoRA.
+        config = {
+            k: v for k, v in config.items() if k not in ("trainable", "lora_rank")
+        }
         if _full(layer.compute_dtype) != layer.compute_dtype:
             config["dtype"] = "float32"
         made = self._widths.made_by(layer, self._width)

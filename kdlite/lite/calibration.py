@@ -55,12 +55,17 @@ class InputSpec:
             do.
         dtype: The name of its NumPy dtype.
         low_high: The least and the greatest value it is made for, if known.
+        whole: Whether the model takes whole numbers, whatever the dtype here.
+        vocabulary: Of ids, the Embedding with the fewest rows that takes them, and how
+            many it has.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
     low_high: tuple[float, float] | None = None
+    whole: bool = False
+    vocabulary: tuple[str, int] | None = None
 
 
 def load_samples(
@@ -257,9 +262,8 @@ def random_samples(
         if ends:
             values[1::4] -= 0.75 * (values[1::4] - low)
             values[3::4] += 0.75 * (high - values[3::4])
-        samples[spec.name] = (values if dtype.kind == "f" else np.rint(values)).astype(
-            dtype
-        )
+        whole = spec.whole or dtype.kind != "f"
+        samples[spec.name] = (np.rint(values) if whole else values).astype(dtype)
     return samples
 
 
@@ -385,6 +389,17 @@ class _Reader:
                     "these have."
                 )
             _check_units(array, spec, role)
+        if spec.vocabulary is not None:
+            embedding, rows = spec.vocabulary
+            # From -1 on they count from the end, as indices of Python do.
+            bad = _first((array < -rows) | (array >= rows))
+            if bad is not None:
+                raise ValueError(
+                    f"`{role}` must be ids of the vocabulary. Received: {array[bad]} "
+                    f"in sample {bad[0]} of {at}, which goes into the {rows:,} rows of "
+                    f"{embedding!r}. Give those that are not known an id of their own, "
+                    "below that."
+                )
         if dtype.kind != "f":
             with np.errstate(invalid="ignore"):
                 cast = array.astype(dtype)

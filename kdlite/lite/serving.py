@@ -488,10 +488,35 @@ def _input_specs(model: keras.Model) -> list[InputSpec]:
                 f"model {model.name!r}. Keep the vocabulary outside the model, and "
                 "give it the ids."
             )
+    vocabularies = _vocabularies(model)
     return [
-        InputSpec(name, shape, dtype, (0.0, 255.0) if name in pixels else None)
+        InputSpec(name, shape, dtype, (0.0, 255.0), whole=True)
+        if name in pixels
+        else InputSpec(name, shape, dtype, vocabulary=vocabularies.get(name))
         for name, shape, dtype in listed
     ]
+
+
+def _vocabularies(model: keras.Model) -> dict[str, tuple[str, int]]:
+    """Returns by input the smallest Embedding that takes it: its name and rows."""
+    try:
+        graph = CallGraph(model, "Looking for embeddings")
+    except ValueError:
+        return {}  # a `call` of one's own hides them
+    found = {}
+    for name, x in zip(_input_names(model), graph.inputs, strict=True):
+        takers = [
+            getattr(call.operation, "layer", call.operation) for call in graph.users(x)
+        ]
+        sizes = [
+            (taker.input_dim, taker.name)
+            for taker in takers
+            if isinstance(taker, keras.layers.Embedding)
+        ]
+        if sizes:
+            rows, embedding = min(sizes)
+            found[name] = (embedding, rows)
+    return found
 
 
 def _input_names(model: keras.Model) -> list[str]:

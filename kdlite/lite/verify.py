@@ -289,7 +289,7 @@ def _spec_of(
     known = tuple(
         a if a is not None else b for a, b in zip(shape, spec.shape, strict=True)
     )
-    return InputSpec(spec.name, known, spec.dtype)
+    return replace(spec, shape=known, low_high=None)
 
 
 def _predict(serving: ServingModel, samples: Mapping[str, Array]) -> dict[str, Array]:
