@@ -203,7 +203,8 @@ def in_integers(x, kernel, bias, step_in, step_out, bits, kept=31):
     ],
 )
 def test_the_integer_operation_is_followed_where_it_is_coarse(bits, make, kept, rng):
-    layer = FoldedLayer(make(5), keras.layers.BatchNormalization(), bits=bits)
+    norm, wide = keras.layers.BatchNormalization(), 8 if bits == 4 else 16
+    layer = FoldedLayer(make(5), norm, bits=bits, activation_bits=wide)
     levels = 128 if bits == 4 else 32768
     step_in, step_out = np.float32(2.0 / levels), np.float32(9.0 / levels)
     x = (rng.integers(-levels, levels, (20, 20, 12)) * step_in).astype("float32")

@@ -919,6 +919,53 @@ def test_a_relu6_behind_a_product_of_16_bits(tmp_path, rng) -> None:
     assert_same_within_one_step(qat, content, x)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernels"),
+    [
+        (
+            (9, 9, 8),
+            [
+                *(layers.Conv2D(12, 3, padding="same"), layers.Conv2D(1, 2)),
+                *(
+                    layers.Conv2D(8, 3, 2, groups=4),
+                    layers.Conv2D(8, 3, dilation_rate=2),
+                ),
+                layers.DepthwiseConv2D(3, padding="same"),
+                layers.DepthwiseConv2D(3, depth_multiplier=2),
+                layers.Conv2DTranspose(5, 3, 2, padding="same"),
+                *(layers.BatchNormalization(), layers.Dense(7)),
+            ],
+        ),
+        (
+            (20, 6),
+            [
+                *(layers.Conv1D(8, 3), layers.Conv1D(8, 3, padding="causal")),
+                *(layers.DepthwiseConv1D(3), layers.Conv1DTranspose(5, 3, 2)),
+                layers.EinsumDense("abc,cde->abde", (None, 4, 3), bias_axes="de"),
+            ],
+        ),
+        # Sums of 4,608 products.
+        ((4, 4, 512), [layers.Conv2D(8, 3), layers.Dense(8, use_bias=False)]),
+    ],
+)
+def test_kernels_of_8_bits_are_xnnpacks_to_the_bit(shape, kernels, tmp_path, rng):
+    """In float a sum is off by its last bits: one value in 50,000 at every layer."""
+    inputs = keras.Input(shape, name="x")
+    outputs = [kernel(inputs) for kernel in kernels]
+    again = type(kernels[0]).from_config({**kernels[0].get_config(), "name": "again"})
+    outputs.append(layers.ReLU()(layers.BatchNormalization()(again(inputs))))
+    student = keras.Model(inputs, outputs)
+    randomize(student, rng)
+    qat = quantize_aware(student)
+    x = rng.normal(0, 1, (96, *shape)).astype("float32")
+    calibrate(qat, x)
+    x = keras.Model(qat.input, qat.layers[1].output).predict(x, verbose=0)
+    predicted = qat.predict(x, verbose=0)
+    found, _ = run_lite(convert(for_export(qat), str(tmp_path)), x)
+    for y, (values, scale, _) in zip(predicted, found, strict=True):
+        np.testing.assert_allclose(values, y, atol=0.01 * scale, rtol=1e-6)
+
+
 # --- layers that are left in float
 
 

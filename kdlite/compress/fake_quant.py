@@ -391,8 +391,28 @@ def floor_log2(values: Tensor) -> Tensor:
     return ops.floor(ops.log2(ops.cast(values, "float64")) + 1e-12)
 
 
+class Unmasked(keras.layers.Wrapper):
+    """A wrapper that hands on no mask.
+
+    Of a Functional model each mask is among what a layer is called with.
+
+    Args:
+        layer: Any layer with one output.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        """Has none, whatever came in."""
+
+    def unmasked(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls the layer, and takes away the mask that it makes."""
+        outputs = self.layer(*args, **kwargs)
+        set_keras_mask(outputs, None)
+        return outputs
+
+
 @keras.saving.register_keras_serializable(package="kdlite")
-class InFloat(keras.layers.Wrapper):
+class InFloat(Unmasked):
     """A layer of a quantization-aware model that is left in float.
 
     It computes what `layer` does; that it is one of these says so to the export.
@@ -418,11 +438,7 @@ class InFloat(keras.layers.Wrapper):
 
     def call(self, *args: Any, **kwargs: Any) -> Tensor:
         """Calls the layer."""
-        outputs = self.layer(*args, **kwargs)
-        # A mask is among what a layer is called with, wherever the student has one.
-        for x in keras.tree.flatten(outputs):
-            set_keras_mask(x, None)
-        return outputs
+        return self.unmasked(*args, **kwargs)
 
 
 def checked_range(bounds: Any) -> tuple[float, float]:

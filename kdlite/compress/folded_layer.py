@@ -68,23 +68,24 @@ class FoldedLayer(keras.layers.Layer):
         frozen_statistics: Whether batch normalization uses its moving statistics in
             training too.
         learned: Whether the steps of a kernel that trains are trained.
+        activation_bits: Bits of inputs and outputs, 8 or 16.
         **kwargs: Arguments of `keras.layers.Layer`.
 
-    Given `input_step`, the integer operation is followed closer, wherever the
-    statistics of the batch are not used: the bias is rounded to the steps of the sum,
-    `S_c = input_step * s_c` (with the factor of batch normalization). That moves a sum
-    by a thousandth of a level, and so one value in a thousand to another one, which in
-    deep networks makes others of the values behind it. With 4 bits the sum is rounded
-    twice besides, as TFLite's kernels do. With 16-bit activations, whose biases have 64
-    bits, it is scaled by the 15 bits that convolutions keep of `S_c / output_step`; and
-    in inference the sum is that of the integers, in float64.
+    Given the steps, the integer operation is followed closer, wherever the statistics
+    of the batch are not used. With 8 bits the bias is rounded to the steps of the sum,
+    `S_c = input_step * s_c` (with the factor of batch normalization); in inference the
+    sum is that of the integers, scaled and rounded in float32 as by XNNPACK. With 4
+    bits it is rounded twice, as by TFLite's kernels. With 16-bit activations, whose
+    biases have 64 bits, it is scaled by the 15 bits that convolutions keep of
+    `S_c / output_step`; and in inference the sum is that of the integers, in float64.
+    A value in a thousand on another level makes others of those behind it, and in deep
+    networks of all.
 
     Call arguments:
         inputs: What `layer` takes, before the rescaling.
         input_step: How wide a step of `inputs` is, float64, if the operation is to be
             followed.
-        output_step: How wide a step of the output is; with 4 bits, and with 16-bit
-            activations.
+        output_step: How wide a step of the output is, likewise.
         training: Whether batch normalization uses the batch's statistics.
 
     Raises:
@@ -113,6 +114,7 @@ class FoldedLayer(keras.layers.Layer):
         bits: int = 8,
         frozen_statistics: bool = False,
         learned: bool = False,
+        activation_bits: int = 8,
         **kwargs: Any,
     ) -> None:
         # Steps are float64, and stay it.
@@ -129,6 +131,7 @@ class FoldedLayer(keras.layers.Layer):
         self.bits = bits
         self.frozen_statistics = frozen_statistics
         self.learned = learned
+        self.activation_bits = activation_bits
 
     def build(self, input_shape: Any) -> None:
         """Builds the inner layers."""
@@ -169,6 +172,8 @@ class FoldedLayer(keras.layers.Layer):
             kernel = self._rounded(kernel)
         else:
             kernel = ops.where(self.rounding, self._rounded(kernel), kernel)
+            if output_step is not None and self._bytes_alone():
+                return self._on_levels(inputs, kernel, input_step, output_step)
         if np.any(self._shift()):
             inputs = inputs + self._shift()
         outputs = self._apply(inputs, kernel)
@@ -184,7 +189,7 @@ class FoldedLayer(keras.layers.Layer):
         if output_step is not None:
             output_step = ops.cast(output_step, "float32")
         followed = self._as_integers(outputs, kernel, input_step, output_step)
-        if not training and self.bits == 8 and output_step is not None:
+        if not training and self.activation_bits == 16 and output_step is not None:
             integers = self._in_integers(inputs, kernel, *exact)
             followed = outputs + ops.stop_gradient(integers - outputs)
         return ops.where(self.rounding, followed, outputs)
@@ -199,7 +204,7 @@ class FoldedLayer(keras.layers.Layer):
         """Returns the outputs with the bias and the scale of the integer operation."""
         _, bias, steps = self._of_channels(kernel, ops.convert_to_tensor)
         steps = steps * input_step
-        if self.bits == 8 and output_step is not None:
+        if self.activation_bits == 16 and output_step is not None:
             if isinstance(self.layer, keras.layers.Dense):
                 return outputs
             return outputs * _in_15_bits(steps / output_step)
@@ -210,10 +215,68 @@ class FoldedLayer(keras.layers.Layer):
         rounded = ops.round(ops.round(bias / known * finer) / finer) * known
         # A channel of zeros has no steps, and its bias all bits.
         outputs = outputs + ops.where(steps > 0.0, rounded - bias, 0.0)
-        if output_step is None:
+        if output_step is None or self.bits == 8:
             return outputs
         grouped = getattr(self.layer, "groups", 1) > 1
         return rounded_once(outputs, known, output_step, half_away=grouped)
+
+    def _bytes_alone(self) -> bool:
+        return self.bits == self.activation_bits == 8
+
+    def _on_levels(
+        self, inputs: Tensor, kernel: Tensor, input_step: Tensor, output_step: Tensor
+    ) -> Tensor:
+        """Returns what inference gives with 8 bits, as XNNPACK's kernels compute it.
+
+        Levels and their products are whole numbers, whose sums float32 holds: a sum of
+        what they stand for is off by its last bits, and where it is halfway between two
+        levels that takes it to the other one. The sum is scaled and rounded in float32.
+        """
+        rounding = self.rounding
+
+        def levels(values: Tensor, step: Tensor) -> Tensor:
+            values = values / step
+            rounded = ops.stop_gradient(ops.round(values) - values)
+            return values + ops.where(rounding, rounded, 0.0)
+
+        largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
+        of_weights = ops.where(largest > 0.0, _step_of(largest, 8), 1.0)
+        of_weights = ops.stop_gradient(ops.where(rounding, of_weights, 1.0))
+        of_inputs = ops.where(rounding, ops.cast(input_step, "float32"), 1.0)
+        sums = self._apply(levels(inputs, of_inputs), levels(kernel, of_weights))
+        outputs = sums * (ops.reshape(of_weights, (-1,)) * of_inputs)
+        shifted = ops.sum(kernel * self._by_input(self._shift()), self._reduced_axes())
+        outputs = outputs + ops.reshape(shifted, (-1,))
+        if self.layer.use_bias:
+            outputs = outputs + self.layer.bias
+        if self.batch_norm is not None:
+            outputs = self.batch_norm(outputs, training=False)
+        sign, bias, steps = self._in_file(kernel, input_step, output_step)
+        scale = steps * of_inputs / ops.cast(output_step, "float32")
+        integers = ops.round((sums * sign + ops.cast(bias, "float32")) * scale)
+        followed = integers * ops.cast(output_step, "float32")
+        followed = outputs + ops.stop_gradient(followed - outputs)
+        return ops.where(rounding, followed, outputs)
+
+    def _in_file(
+        self, kernel: Tensor, input_step: Tensor, output_step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns signs, bias on its levels and steps of weights, as a file has them.
+
+        The bias is float64; steps are float32, in which files have them.
+        """
+
+        def wide(values: Tensor) -> Tensor:
+            return ops.cast(values, "float64")
+
+        factor, bias, steps = self._of_channels(wide(kernel), wide)
+        # The kernel is float32, and in the file so are its steps; but not when the bias
+        # is rounded to those of the sum.
+        steps = wide(ops.cast(steps * _highest(8), "float32")) / _highest(8)
+        steps = ops.where(steps > 0.0, steps, wide(output_step) / wide(input_step))
+        bias = ops.round(wide(ops.cast(bias, "float32")) / (steps * wide(input_step)))
+        sign = ops.cast(ops.sign(factor), "float32")
+        return sign, bias, ops.cast(steps, "float32")
 
     def _in_integers(
         self, inputs: Tensor, kernel: Tensor, input_step: Tensor, output_step: Tensor
@@ -226,21 +289,16 @@ class FoldedLayer(keras.layers.Layer):
         def wide(values: Tensor) -> Tensor:
             return ops.cast(values, "float64")
 
-        factor, bias, steps = self._of_channels(wide(kernel), wide)
-        # The kernel is float32, and in the file so are its steps; but not when the bias
-        # is rounded to those of the sum.
-        steps = wide(ops.cast(steps * _highest(8), "float32")) / _highest(8)
-        steps = ops.where(steps > 0.0, steps, wide(output_step) / wide(input_step))
-        bias = ops.round(wide(ops.cast(bias, "float32")) / (steps * wide(input_step)))
+        sign, bias, steps = self._in_file(kernel, input_step, output_step)
         input_step, output_step = (
             ops.cast(step, "float32") for step in (input_step, output_step)
         )
-        steps = wide(ops.cast(steps, "float32")) * wide(input_step)
+        steps = wide(steps) * wide(input_step)
         largest = ops.max(ops.abs(kernel), axis=self._reduced_axes(), keepdims=True)
         largest = ops.where(largest > 0.0, largest, 1.0)
         weights = wide(ops.round(kernel / largest * _highest(8)))
         levels = wide(ops.round((inputs - self._shift()) / input_step))
-        sums = self._apply(levels, weights) * ops.sign(factor) + bias
+        sums = self._apply(levels, weights) * wide(sign) + bias
         scale = steps / wide(output_step)
         if isinstance(self.layer, keras.layers.Dense):
             # It keeps all bits of the scale, since after TFLite 2.16.
@@ -393,6 +451,7 @@ class FoldedLayer(keras.layers.Layer):
             "bits": self.bits,
             "frozen_statistics": self.frozen_statistics,
             "learned": self.learned,
+            "activation_bits": self.activation_bits,
         }
 
     @classmethod

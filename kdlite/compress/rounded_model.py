@@ -246,18 +246,18 @@ class RoundedModel:
                 bits=self._kernel_bits(op.layer),
                 frozen_statistics=op.frozen_statistics,
                 learned=self._learned,
+                activation_bits=self._recipe.activation_bits,
                 name=self._name(op.name),
             )
         return self._folded[id(op.layer)]
 
     def _steps(self, op: Op, value: Tensor) -> dict[str, Tensor]:
         """Returns the steps that an integer operation is followed in."""
-        wide = self._recipe.activation_bits == 16
         before = self._quantizers[self._group[op.inputs[0]]]
-        steps = {"input_step": before(value, site=None, step=True)}
-        if not wide and self._kernel_bits(op.layer) == 8:
-            return steps
-        return {**steps, "output_step": self._output_step(op, value)}
+        return {
+            "input_step": before(value, site=None, step=True),
+            "output_step": self._output_step(op, value),
+        }
 
     def _output_step(self, op: Op, value: Tensor) -> Tensor:
         end = self._graph.sole_user(op.output) if self._in_next(op) else None

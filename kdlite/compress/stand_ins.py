@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdlite.compress.fake_quant import FakeQuant
+from kdlite.compress.fake_quant import FakeQuant, Unmasked
 from kdlite.compress.sums import Sum
 from kdlite.compress.wide_operations import In16Bits, table_name
 
@@ -229,7 +229,7 @@ class OfOneRow(keras.layers.Layer):
         return ops.squeeze(self.layer(ops.expand_dims(inputs, 1)), 1)
 
 
-class Apart(keras.layers.Wrapper):
+class Apart(Unmasked):
     """A layer that the converter leaves in float beside integers as well.
 
     It computes in integers what it can, of a layer as well as of parts of it, wherever
@@ -270,7 +270,7 @@ class Apart(keras.layers.Wrapper):
         """Calls the layer."""
         if self.before:
             args, kwargs = keras.tree.map_structure(_negated_twice, (args, kwargs))
-        outputs = self.layer(*args, **kwargs)
+        outputs = self.unmasked(*args, **kwargs)
         return _negated_twice(outputs) if self.behind else outputs
 
 

@@ -19,7 +19,8 @@ _NEEDS = {
     "top1_agreement": "an output of scores (samples, classes)",
     "max_steps": "an output that is quantized",
     "share_within_one_step": "an output that is quantized",
-    "max_drop_points": "class indices, as verify(..., (x, y)) takes them",
+    "max_drop_points": "class indices (of one-hot rows their argmax), as verify(..., "
+    "(x, y)) takes them",
 }
 
 
