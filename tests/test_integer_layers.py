@@ -966,6 +966,21 @@ def test_kernels_of_8_bits_are_xnnpacks_to_the_bit(shape, kernels, tmp_path, rng
         np.testing.assert_allclose(values, y, atol=0.01 * scale, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_global_means_have_no_ties(size, tmp_path, rng) -> None:
+    """Of constant maps a mean has the range of its input, and halves are on a tie."""
+    inputs = keras.Input((size, size, 32), name="x")
+    student = keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs))
+    qat = quantize_aware(student, input_range=(-1.0, 1.0))
+    calibrate(qat, np.ones((1, size, size, 32), "float32") * [[[[-1.0]]], [[[1.0]]]])
+    levels = rng.integers(-120, 120, (64, 1, 1, 32)) + rng.integers(
+        -4, 5, (64, size, size, 32)
+    )
+    x = (levels * np.float32(2.0 / 255.0)).astype("float32")
+    (values, scale, _), *_ = run_lite(convert(for_export(qat), str(tmp_path)), x)[0]
+    np.testing.assert_allclose(values, qat.predict(x, verbose=0), atol=0.01 * scale)
+
+
 # --- layers that are left in float
 
 

@@ -49,6 +49,9 @@ _BEFORE_RELU = (*WITH_RELU, "affine", "batch_norm")
 # all of them at once, and there float and integer arithmetic round to different sides.
 # A range that is wider by one level in 254 keeps them apart.
 _RESCALED_MARGIN = 1.0 / 254.0
+# Of a mean, which has levels between those of what it is of, no ratio of whole numbers
+# keeps all apart.
+_MEAN_MARGIN = (5.0**0.5 - 1.0) / 2.0 * _RESCALED_MARGIN
 
 
 @dataclasses.dataclass
@@ -279,6 +282,11 @@ class IntegerGraph:
                 return self._emit("value", new, name, inputs, shape)
             case made if made in IN_TRAINING_ALONE and inference:
                 return inputs[0]
+            case made if KINDS[made] == "mean" and self._bits == 8:
+                # Of a range like that of its input every other mean is on a tie, which
+                # runtimes take to different sides.
+                apart = {"margin": _MEAN_MARGIN}
+                return self._emit("mean", layer, name, inputs, shape, **apart)
             case made:
                 return self._emit(KINDS[made], layer, name, inputs, shape)
 

@@ -49,7 +49,7 @@ class VerificationError(RuntimeError):
             f"that ranges were found with. The comparison:\n{report}"
         )
         if layers:
-            text += f"\n{_advice(report, layers)} The layers:\n"
+            text += f"\n{_advice(report, layers)} The layers, by built-in kernels:\n"
             text += "\n".join(f"  {error}" for error in layers)
         super().__init__(text)
 
