@@ -966,6 +966,23 @@ def test_kernels_of_8_bits_are_xnnpacks_to_the_bit(shape, kernels, tmp_path, rng
         np.testing.assert_allclose(values, y, atol=0.01 * scale, rtol=1e-6)
 
 
+def test_products_of_8_bits_are_xnnpacks_on_ties(tmp_path, rng) -> None:
+    """127 * 191 / 254 is 95.5 but for the last bits of what levels stand for."""
+    inputs = [keras.Input((8, 8, 4), name="x"), keras.Input((1, 1, 4), name="gate")]
+    student = keras.Model(inputs, layers.Multiply(name="product")(inputs))
+    levels = rng.integers(0, 256, (256, 8, 8, 4)), rng.integers(0, 256, (256, 1, 1, 4))
+    levels[0][:, 0], levels[1][:64] = 127, 191
+    for top in (0.37, 0.75, 1.31, 2.0, 3.03):
+        x = [(n * np.float32(top / 255)).astype("float32") for n in levels]
+        qat = quantize_aware(student, input_range=(0.0, top))
+        calibrate(qat, [y * (254 / 255) for y in x])
+        (values, scale, _), *_ = run_lite(convert(for_export(qat), str(tmp_path)), *x)[
+            0
+        ]
+        found = qat.predict(x, verbose=0)
+        np.testing.assert_allclose(values, found, atol=0.01 * scale)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
 def test_global_means_have_no_ties(size, tmp_path, rng) -> None:
     """Of constant maps a mean has the range of its input, and halves are on a tie."""

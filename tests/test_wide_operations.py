@@ -126,7 +126,7 @@ def test_saved_and_loaded(tmp_path, rng) -> None:
 def test_other_functions_have_no_table() -> None:
     with pytest.raises(ValueError, match="sigmoid, tanh, softmax, Multiply.*Maximum"):
         In16Bits(layers.Maximum())
-    with pytest.raises(ValueError, match="8 bits .*: hard swish, ReLU.*Maximum"):
+    with pytest.raises(ValueError, match="8 bits .*: hard swish, Multiply.*Maximum"):
         In8Bits(layers.Maximum())
 
 

@@ -284,8 +284,9 @@ class IntegerGraph:
                 return inputs[0]
             case made if KINDS[made] == "mean" and self._bits == 8:
                 # Of a range like that of its input every other mean is on a tie, which
-                # runtimes take to different sides.
-                apart = {"margin": _MEAN_MARGIN}
+                # runtimes take to different sides. That of one place is none.
+                alone = math.prod(n or 2 for n in self._shapes[inputs[0]][1:-1]) == 1
+                apart = {"margin": 0.0 if alone else _MEAN_MARGIN}
                 return self._emit("mean", layer, name, inputs, shape, **apart)
             case made:
                 return self._emit(KINDS[made], layer, name, inputs, shape)

@@ -145,6 +145,8 @@ class In8Bits(In16Bits):
 
     It is XNNPACK's where XNNPACK has one for integers, and else TFLite's own:
 
+        product     round(a * b * ratio) in float32, half to even, with `ratio` the
+                    product of the inputs' steps by the output's.
         LeakyReLU   floor(x * round(256 * ratio) / 256 + 1/2), with `ratio` the input's
                     step by the output's, times the slope below 0. TFLite's own kernel
                     keeps 31 bits of it, and has what is less than 1/256.
@@ -159,8 +161,8 @@ class In8Bits(In16Bits):
         **kwargs: Arguments of `In16Bits`.
 
     Call arguments:
-        inputs: Tensor on levels of 8 bits.
-        input_steps: How wide a step of it is, one number.
+        inputs: Tensor on levels of 8 bits, or both that a product is of.
+        input_steps: How wide a step of each is, numbers.
         output_step: How wide a step of the output is.
         training: Whether the model is training.
 
@@ -257,8 +259,8 @@ def has_operation(layer: Any, bits: int) -> bool:
 
     Returns:
         True with 16 bits for sigmoid, tanh, softmax, products, sums and differences of
-        two tensors, ReLU, LeakyReLU and global means; with 8 for ReLU, LeakyReLU,
-        PReLU, hard swish and bilinear resizing.
+        two tensors, ReLU, LeakyReLU and global means; with 8 for products, ReLU,
+        LeakyReLU, PReLU, hard swish and bilinear resizing.
 
     Example:
         >>> [has_operation(kind(), 16) for kind in (layers.Multiply, layers.Maximum)]
@@ -440,6 +442,14 @@ def _leaky_relu(
     return ops.where(x >= 0, _scaled(x, rising), _scaled(x, falling))
 
 
+def _product_of_xnnpack(
+    layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
+) -> Tensor:
+    first, second = levels
+    scale = _as_float32(_as_float32(steps[0] * steps[1]) / step)
+    return ops.round(_as_float32(_wide(first * second) * scale))
+
+
 def _leaky_relu_of_xnnpack(
     layer: Any, levels: list[Tensor], steps: list[Tensor], step: Tensor
 ) -> Tensor:
@@ -539,6 +549,7 @@ _ARITHMETIC: dict[type, Callable[[Any, list[Tensor], list[Tensor], Tensor], Tens
 
 
 _OF_8_BITS = {
+    layers.Multiply: _product_of_xnnpack,
     layers.ReLU: _relu,
     layers.LeakyReLU: _leaky_relu_of_xnnpack,
     layers.PReLU: _prelu,
